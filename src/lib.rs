@@ -1,0 +1,39 @@
+//! `pgha-image` builds appliance images in which a highly available PostgreSQL cluster assembles itself.
+//!
+//! Two programs share this library: `pgha-image` (feature `builder`) runs on the builder's machine, `pgha-node`
+//! (feature `node`) runs inside every image.
+//!
+//! # The house
+//!
+//! Imports go down only, and neither program's rooms lean on the other's; `tests/it/floors.rs` proves it.
+//!
+//! ```text
+//!            builder                                                        node
+//! 7 doors    cli/                                                           node/
+//! 6 stories  build.rs
+//! 5 engines  base/  image/  engine.rs
+//! 4 plan     plan/  archive.rs
+//! 3 nouns    recipe/  overlay/  debian/  disk/
+//! 2 trees    rootfs/  sandbox/
+//! 1 hands    store/  http.rs  progress.rs  interrupt.rs    files.rs  render.rs  exec/   both
+//! 0 words    spec/  error.rs                                                             both
+//! ```
+//!
+//! `rootfs` stands below the other nouns because `disk`, `base` and `image` all speak of trees.
+
+#[cfg(feature = "builder")]
+pub mod cli;
+#[cfg(feature = "builder")]
+pub mod debian;
+pub mod error;
+pub mod exec;
+pub mod files;
+#[cfg(feature = "node")]
+pub mod node;
+#[cfg(feature = "builder")]
+pub mod progress;
+#[cfg(feature = "builder")]
+pub mod rootfs;
+pub mod spec;
+#[cfg(feature = "builder")]
+pub mod store;

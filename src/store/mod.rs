@@ -1,0 +1,272 @@
+//! The content-addressed store: every expensive result, kept under the digest of what it was made from.
+//!
+//! ```text
+//! STORE/CACHEDIR.TAG          tells backup programs to pass by
+//! STORE/blobs/HEX             content, named by its own SHA-256
+//! STORE/actions/KIND/HEX      JSON: what came of the work whose inputs have this digest
+//! STORE/scratch/…             work in progress; swept by the next program that finds itself alone here
+//! STORE/in-use                locked shared by every program that works here, exclusively by garbage collection
+//! STORE/locks/KIND-HEX        held while one program does work that another one may want too
+//! ```
+//!
+//! Everything appears by rename, so a program killed at any moment leaves whole objects and scratch only. Nothing is
+//! synced to the disk: a power cut can leave a torn blob behind, and a blob that no longer matches its name is dropped
+//! and made again, exactly as one that rotted. Deleting the whole folder is always safe.
+
+mod blob;
+mod gc;
+
+pub use blob::{BlobReader, BlobWriter};
+pub use gc::{Collected, Usage};
+
+use crate::spec::Digest;
+use anyhow::{Context as _, Result};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+use tempfile::TempDir;
+
+/// A store on disk; clones share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: Arc<Path>,
+    /// Held shared as long as any clone lives, so that garbage collection takes nothing that is being used.
+    _in_use: Arc<File>,
+}
+
+/// What [`Store::action`] keeps: a result that may name blobs.
+pub trait Outcome: Serialize + DeserializeOwned {
+    /// The folder below `actions/` for results of this kind.
+    const KIND: &'static str;
+
+    /// The blobs without which the result is worth nothing.
+    fn blobs(&self) -> Vec<Digest>;
+}
+
+/// The exclusive right to do one piece of work; given back on drop.
+#[derive(Debug)]
+pub struct WorkLock(#[allow(dead_code, reason = "held for its lock")] File);
+
+impl Store {
+    /// Opens the store at `root`, making it if it is not there, and sweeps what killed programs left.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or locked.
+    pub fn open(root: &Path) -> Result<Store> {
+        for folder in ["blobs", "actions", "scratch", "locks"] {
+            let folder = root.join(folder);
+            fs::create_dir_all(&folder).with_context(|| format!("making the store's folder {}", folder.display()))?;
+        }
+        // https://bford.info/cachedir/
+        let tag = root.join("CACHEDIR.TAG");
+        if !tag.exists() {
+            fs::write(&tag, "Signature: 8a477f597d28d172789f06886806bc55\n# Made by pgha-image; safe to delete.\n")
+                .with_context(|| format!("writing {}", tag.display()))?;
+        }
+        let in_use = open_lock(&root.join("in-use"))?;
+        if in_use.try_lock().is_ok() {
+            // Nobody else is here, so what is in scratch was left by a program that was killed.
+            sweep(&root.join("scratch"));
+            in_use.unlock().with_context(|| format!("unlocking the store {}", root.display()))?;
+        }
+        in_use.lock_shared().with_context(|| format!("locking the store {}", root.display()))?;
+        let root = fs::canonicalize(root).with_context(|| format!("resolving the store {}", root.display()))?;
+        Ok(Store { root: root.into(), _in_use: Arc::new(in_use) })
+    }
+
+    /// The store's folder, absolute.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Makes an empty folder for work in progress; it goes when the value goes.
+    ///
+    /// # Errors
+    /// When no folder can be made.
+    pub fn scratch(&self, label: &str) -> Result<TempDir> {
+        tempfile::Builder::new()
+            .prefix(&format!("{label}-"))
+            .tempdir_in(self.scratch_root())
+            .with_context(|| format!("making a folder in the store {}", self.root.display()))
+    }
+
+    /// The folder for work in progress, on the same file system as the blobs.
+    pub fn scratch_root(&self) -> PathBuf {
+        self.root.join("scratch")
+    }
+
+    /// The path of a blob's file, whether it is there or not.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs").join(digest.hex())
+    }
+
+    /// A blob's size in bytes, or `None` if the store does not have it.
+    pub fn blob_size(&self, digest: &Digest) -> Option<u64> {
+        fs::metadata(self.blob_path(digest)).ok().map(|metadata| metadata.len())
+    }
+
+    /// Starts a new blob.
+    ///
+    /// # Errors
+    /// When no file can be made.
+    pub fn write_blob(&self) -> Result<BlobWriter> {
+        BlobWriter::new(self)
+    }
+
+    /// Keeps `bytes` as a blob.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn put_blob(&self, bytes: &[u8]) -> Result<Digest> {
+        let mut writer = self.write_blob()?;
+        io::Write::write_all(&mut writer, bytes).context("writing to the store")?;
+        Ok(writer.finish()?.0)
+    }
+
+    /// Opens a blob to be read from its beginning, checked against its name as it is read. `None` if it is not there.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be opened.
+    pub fn read_blob(&self, digest: &Digest) -> Result<Option<BlobReader>> {
+        BlobReader::open(self, digest)
+    }
+
+    /// A whole blob in memory, checked. A blob that does not match its name is dropped and counts as not there.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read.
+    pub fn get_blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
+        let path = self.blob_path(digest);
+        match fs::read(&path) {
+            Ok(bytes) if Digest::of(&bytes) == *digest => {
+                touch(&path);
+                Ok(Some(bytes))
+            }
+            Ok(_) => {
+                self.drop_blob(digest);
+                Ok(None)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// Whether a blob is there and matches its name; drops it if it does not match.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read.
+    pub fn verify_blob(&self, digest: &Digest) -> Result<bool> {
+        let Some(mut blob) = self.read_blob(digest)? else { return Ok(false) };
+        match io::copy(&mut blob, &mut io::sink()) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("reading {}", self.blob_path(digest).display())),
+        }
+    }
+
+    /// Forgets a blob.
+    pub fn drop_blob(&self, digest: &Digest) {
+        let _ = fs::remove_file(self.blob_path(digest));
+    }
+
+    /// What came of the work whose inputs have the digest `key`; `None` if it was never done, or if a blob of it is gone.
+    pub fn action<T: Outcome>(&self, key: &Digest) -> Option<T> {
+        let path = self.action_path::<T>(key);
+        // An unreadable or outdated record is as good as none: the work is done again.
+        let outcome: T = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        let blobs = outcome.blobs();
+        if blobs.iter().any(|blob| self.blob_size(blob).is_none()) {
+            return None;
+        }
+        touch(&path);
+        blobs.iter().for_each(|blob| touch(&self.blob_path(blob)));
+        Some(outcome)
+    }
+
+    /// Keeps what came of the work whose inputs have the digest `key`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_action<T: Outcome>(&self, key: &Digest, outcome: &T) -> Result<()> {
+        let path = self.action_path::<T>(key);
+        let folder = self.root.join("actions").join(T::KIND);
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let mut file = tempfile::NamedTempFile::new_in(self.scratch_root()).context("making a file in the store")?;
+        serde_json::to_writer(&mut file, outcome).with_context(|| format!("writing {}", path.display()))?;
+        file.persist(&path).with_context(|| format!("writing {}", path.display()))?;
+        Ok(())
+    }
+
+    /// Forgets what came of the work whose inputs have the digest `key`.
+    pub fn drop_action<T: Outcome>(&self, key: &Digest) {
+        let _ = fs::remove_file(self.action_path::<T>(key));
+    }
+
+    /// Does `work` unless its outcome is known; of several programs that want it at once, one does it and the others wait.
+    ///
+    /// Returns the outcome and whether it was known.
+    ///
+    /// # Errors
+    /// What `work` fails with, and when the store cannot be written.
+    pub fn memoise<T: Outcome>(&self, key: &Digest, work: impl FnOnce() -> Result<T>) -> Result<(T, bool)> {
+        if let Some(outcome) = self.action(key) {
+            return Ok((outcome, true));
+        }
+        let _lock = self.lock(T::KIND, key)?;
+        if let Some(outcome) = self.action(key) {
+            return Ok((outcome, true));
+        }
+        let outcome = work()?;
+        self.put_action(key, &outcome)?;
+        Ok((outcome, false))
+    }
+
+    /// Waits for the exclusive right to do the work of `kind` on `key`.
+    ///
+    /// # Errors
+    /// When the lock file cannot be made.
+    pub fn lock(&self, kind: &str, key: &Digest) -> Result<WorkLock> {
+        let path = self.root.join("locks").join(format!("{kind}-{}", key.hex()));
+        let file = open_lock(&path)?;
+        file.lock().with_context(|| format!("locking {}", path.display()))?;
+        Ok(WorkLock(file))
+    }
+
+    fn action_path<T: Outcome>(&self, key: &Digest) -> PathBuf {
+        self.root.join("actions").join(T::KIND).join(key.hex())
+    }
+}
+
+/// Opens a lock file, making it if needed.
+fn open_lock(path: &Path) -> Result<File> {
+    File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("opening the lock {}", path.display()))
+}
+
+/// Empties the scratch folder as far as this user may; what stays is in nobody's way.
+fn sweep(scratch: &Path) {
+    for entry in fs::read_dir(scratch).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+    }
+}
+
+/// Notes that a file was used, for garbage collection; that it could not be noted does no harm.
+fn touch(path: &Path) {
+    if let Ok(file) = File::open(path) {
+        let _ = file.set_modified(SystemTime::now());
+    }
+}
+
+#[cfg(test)]
+mod tests;
