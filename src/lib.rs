@@ -15,7 +15,7 @@
 //! 4 plan     plan/  archive.rs
 //! 3 nouns    recipe/  overlay/  debian/  disk/
 //! 2 trees    rootfs/  sandbox/
-//! 1 hands    store/  http.rs  progress.rs  interrupt.rs    files.rs  render.rs  exec/   both
+//! 1 hands    store/  http.rs  progress.rs  interrupt.rs    document.rs  files.rs  render.rs  exec/   both
 //! 0 words    spec/  error.rs                                                             both
 //! ```
 //!
@@ -25,6 +25,7 @@
 pub mod cli;
 #[cfg(feature = "builder")]
 pub mod debian;
+pub mod document;
 pub mod error;
 pub mod exec;
 pub mod files;

@@ -20,6 +20,7 @@ fn rooms() -> BTreeMap<&'static str, (u8, Program)> {
     [
         ("error", 0, Both),
         ("spec", 0, Both),
+        ("document", 1, Both),
         ("exec", 1, Both),
         ("files", 1, Both),
         ("render", 1, Both),
