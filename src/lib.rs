@@ -32,7 +32,14 @@ pub mod files;
 #[cfg(feature = "node")]
 pub mod node;
 #[cfg(feature = "builder")]
+pub mod overlay;
+#[cfg(feature = "builder")]
+pub mod plan;
+#[cfg(feature = "builder")]
 pub mod progress;
+#[cfg(feature = "builder")]
+pub mod recipe;
+pub mod render;
 #[cfg(feature = "builder")]
 pub mod rootfs;
 pub mod spec;
