@@ -29,6 +29,8 @@ pub mod document;
 pub mod error;
 pub mod exec;
 pub mod files;
+#[cfg(feature = "builder")]
+pub mod interrupt;
 #[cfg(feature = "node")]
 pub mod node;
 #[cfg(feature = "builder")]
