@@ -30,6 +30,8 @@ pub mod error;
 pub mod exec;
 pub mod files;
 #[cfg(feature = "builder")]
+pub mod image;
+#[cfg(feature = "builder")]
 pub mod interrupt;
 #[cfg(feature = "node")]
 pub mod node;
