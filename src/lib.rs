@@ -26,6 +26,8 @@ pub mod cli;
 #[cfg(feature = "builder")]
 pub mod debian;
 pub mod document;
+#[cfg(feature = "builder")]
+pub mod engine;
 pub mod error;
 pub mod exec;
 pub mod files;
