@@ -6,6 +6,7 @@
 pub mod compose;
 pub mod compress;
 pub mod oci;
+pub mod sbom;
 
 /// A time as RFC 3339 writes it, in UTC: `2026-11-22T23:13:00Z`; `seconds` since 1970.
 fn rfc3339(seconds: i64) -> String {
