@@ -26,9 +26,13 @@ pub mod cli;
 #[cfg(feature = "builder")]
 pub mod debian;
 pub mod document;
+#[cfg(feature = "builder")]
+pub mod engine;
 pub mod error;
 pub mod exec;
 pub mod files;
+#[cfg(feature = "builder")]
+pub mod image;
 #[cfg(feature = "builder")]
 pub mod interrupt;
 #[cfg(feature = "node")]
