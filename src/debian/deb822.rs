@@ -86,11 +86,8 @@ pub fn paragraphs(text: &str) -> impl Iterator<Item = Paragraph<'_>> {
             line += 1;
         }
         let rest = &text[offset..];
-        let length = rest
-            .split_inclusive('\n')
-            .take_while(|line| !line.trim_ascii().is_empty())
-            .map(str::len)
-            .sum::<usize>();
+        let length =
+            rest.split_inclusive('\n').take_while(|line| !line.trim_ascii().is_empty()).map(str::len).sum::<usize>();
         let paragraph = Paragraph { text: rest[..length].trim_end_matches(['\n', '\r']), line };
         offset += length;
         line += rest[..length].matches('\n').count();

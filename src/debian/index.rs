@@ -45,6 +45,7 @@ pub enum MultiArch {
 pub struct Index {
     text: String,
     slots: Vec<Slot>,
+    arch: Arch,
     origin: usize,
 }
 
@@ -108,7 +109,7 @@ impl Index {
         while at < text.len() {
             at = read_paragraph(&text, at, arch, &mut slots)?;
         }
-        Ok(Index { text, slots, origin })
+        Ok(Index { text, slots, arch, origin })
     }
 
     /// How many packages there are.
@@ -121,13 +122,17 @@ impl Index {
         self.slots.is_empty()
     }
 
+    /// The architecture that it was read for.
+    pub fn arch(&self) -> Arch {
+        self.arch
+    }
+
     /// The packages, in the order of the text.
     pub fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
         self.slots.iter().map(|slot| Entry { index: self, slot })
     }
 
     /// The whole text.
-    #[allow(dead_code)]
     pub(super) fn text(&self) -> &str {
         &self.text
     }
@@ -191,7 +196,8 @@ impl<'a> Entry<'a> {
         let needed = |field: &str| {
             self.get(field).ok_or_else(|| Fault::work(format!("`{}` has no field `{field}` in the index", self.name())))
         };
-        let wrong = |field: &str| Fault::work(format!("the field `{field}` of `{}` is wrong in the index", self.name()));
+        let wrong =
+            |field: &str| Fault::work(format!("the field `{field}` of `{}` is wrong in the index", self.name()));
         // `Source: name (version)`, each part only where it differs.
         let source = self.get("Source").unwrap_or(self.name());
         let (source, source_version) = match source.split_once(" (") {
@@ -325,10 +331,10 @@ mod tests {
     fn an_index_keeps_what_fits_the_architecture() {
         let index = Index::parse(TEXT.into(), Arch::Amd64, 7).unwrap();
         let entries: Vec<_> = index.entries().collect();
-        assert_eq!(entries.iter().map(|entry| (entry.name(), entry.version())).collect::<Vec<_>>(), [
-            ("a", "1.0+b1"),
-            ("b", "2")
-        ]);
+        assert_eq!(
+            entries.iter().map(|entry| (entry.name(), entry.version())).collect::<Vec<_>>(),
+            [("a", "1.0+b1"), ("b", "2")]
+        );
         let a = entries[0];
         assert!(a.essential() && !a.protected() && entries[1].protected());
         assert_eq!((a.priority(), a.multi_arch(), a.origin()), (Priority::Required, MultiArch::Foreign, 7));

@@ -67,20 +67,17 @@ impl Release {
         let names: Vec<&str> = [&self.suite, &self.codename].into_iter().flatten().map(String::as_str).collect();
         // `trixie/updates`, as the security archive's suites were once named, has the codename `trixie`.
         let folder = asked.trim_matches('/');
-        if !names.contains(&folder) && !names.iter().any(|name| folder.strip_prefix(name).is_some_and(|rest| rest.starts_with('/')))
+        if !names.contains(&folder)
+            && !names.iter().any(|name| folder.strip_prefix(name).is_some_and(|rest| rest.starts_with('/')))
         {
             return Err(Fault::work(format!("`{asked}` was asked for, but it is of the suite {}", quoted(&names)))
                 .hint("check the suite's name, and that the mirror has it")
                 .into());
         }
         if self.date > now + CLOCK_SKEW {
-            return Err(Fault::work(format!(
-                "it is of {}, but here it is {}",
-                show_time(self.date),
-                show_time(now)
-            ))
-            .hint("set this machine's clock")
-            .into());
+            return Err(Fault::work(format!("it is of {}, but here it is {}", show_time(self.date), show_time(now)))
+                .hint("set this machine's clock")
+                .into());
         }
         if let Some(end) = self.valid_until.filter(|&end| end < now && !may_be_old) {
             return Err(Fault::work(format!("it is outdated: it was valid until {}", show_time(end)))
@@ -130,8 +127,7 @@ fn parse_sum(line: &str) -> Result<(String, (Digest, u64))> {
     read().ok_or_else(|| Fault::work(format!("`{}` is no SHA-256 sum", line.trim())).into())
 }
 
-const MONTHS: [&str; 12] =
-    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /// Reads a time such as `Sat, 12 Sep 2026 07:55:41 UTC` (RFC 1123); the result is in seconds since 1970.
 ///
@@ -196,7 +192,8 @@ mod tests {
         assert_eq!(release.components, ["main", "contrib"]);
         assert!(release.by_hash);
         assert_eq!(release.files["main/binary-amd64/Packages.xz"], (Digest::of(""), 0));
-        for wrong in [TEXT.replace("Date:", "Dote:"), TEXT.replace("SHA256:", "SHA1:"), TEXT.replace("main/b", "../b")] {
+        for wrong in [TEXT.replace("Date:", "Dote:"), TEXT.replace("SHA256:", "SHA1:"), TEXT.replace("main/b", "../b")]
+        {
             assert!(Release::parse(&wrong).is_err(), "{wrong}");
         }
     }

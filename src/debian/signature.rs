@@ -280,9 +280,9 @@ fn subkey_of(subkey: &SignedPublicSubKey, primary: &PublicKey, owner: String) ->
         Some(binding) if !may_sign(binding, false) => Some("the key is not meant for signing"),
         // A signing key must agree to belong here, or anybody could claim another's signatures.
         Some(binding) => {
-            let agrees = binding.embedded_signature().is_some_and(|back| {
-                strong(back) && back.verify_primary_key_binding(&subkey.key, primary).is_ok()
-            });
+            let agrees = binding
+                .embedded_signature()
+                .is_some_and(|back| strong(back) && back.verify_primary_key_binding(&subkey.key, primary).is_ok());
             (!agrees).then_some("the key does not vouch for itself")
         }
     };

@@ -1,5 +1,6 @@
 //! Tests of the two programs and of the project as a whole. One binary: linking is most of what tests cost.
 
 #[cfg(feature = "builder")]
+mod apt;
 mod engines;
 mod floors;

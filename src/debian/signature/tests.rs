@@ -54,9 +54,8 @@ impl TestKey {
             let lifetime = Duration::from_secs((expires - self.created) as u32);
             config.hashed_subpackets.push(Subpacket::regular(SubpacketData::KeyExpirationTime(lifetime)).unwrap());
         }
-        let signature = config
-            .sign_certification(&self.secret.primary_key, &public, &Password::empty(), Tag::UserId, &id)
-            .unwrap();
+        let signature =
+            config.sign_certification(&self.secret.primary_key, &public, &Password::empty(), Tag::UserId, &id).unwrap();
         let details = SignedKeyDetails::new(vec![], vec![], vec![SignedUser::new(id, vec![signature])], vec![]);
         SignedPublicKey::new(public, details, vec![])
     }
