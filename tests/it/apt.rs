@@ -54,8 +54,8 @@ impl Apt {
             format!("Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {signed_by}\n\n")
         };
         let security = format!("{}-security", mirror.trim_end_matches('/'));
-        let sources = stanza(mirror, &format!("{SUITE} {SUITE}-updates"))
-            + &stanza(&security, &format!("{SUITE}-security"));
+        let sources =
+            stanza(mirror, &format!("{SUITE} {SUITE}-updates")) + &stanza(&security, &format!("{SUITE}-security"));
         fs::create_dir_all(root.join("etc/sources.list.d")).unwrap();
         fs::write(root.join("etc/sources.list.d/debian.sources"), sources).unwrap();
         let apt = Apt(root);
@@ -67,7 +67,12 @@ impl Apt {
         if !fresh || apt.lists().len() < 3 {
             apt.run().arg("update").limit(Duration::from_secs(120)).capture().map_err(|error| error.to_string())?;
             for list in apt.lists() {
-                fs::File::options().append(true).open(list).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+                fs::File::options()
+                    .append(true)
+                    .open(list)
+                    .unwrap()
+                    .set_modified(std::time::SystemTime::now())
+                    .unwrap();
             }
         }
         if apt.lists().len() < 3 { Err(format!("the mirror has not all of {SUITE}")) } else { Ok(apt) }
@@ -91,7 +96,11 @@ impl Apt {
     fn choose(&self, packages: &[String], recommends: bool) -> BTreeSet<String> {
         let said = self
             .run()
-            .args(["--simulate", "install", if recommends { "--install-recommends" } else { "--no-install-recommends" }])
+            .args([
+                "--simulate",
+                "install",
+                if recommends { "--install-recommends" } else { "--no-install-recommends" },
+            ])
             .args(packages.to_vec())
             .limit(Duration::from_secs(120))
             .text()
@@ -131,13 +140,12 @@ fn the_solver_chooses_what_apt_chooses() {
         .enumerate()
         .map(|(origin, list)| Index::parse(fs::read_to_string(list).unwrap(), Arch::HOST, origin).unwrap())
         .collect();
-    let essential: Vec<String> =
-        solve(&indices, &Request { packages: vec![], ..Request::default() })
-            .unwrap()
-            .iter()
-            .filter(|choice| choice.reason.to_string() == "essential")
-            .map(|choice| choice.package.name.clone())
-            .collect();
+    let essential: Vec<String> = solve(&indices, &Request { packages: vec![], ..Request::default() })
+        .unwrap()
+        .iter()
+        .filter(|choice| choice.reason.to_string() == "essential")
+        .map(|choice| choice.package.name.clone())
+        .collect();
     assert!(essential.len() > 15, "{essential:?}");
     let mut faults = Vec::new();
     for wanted in [

@@ -1,6 +1,10 @@
 //! Why there is no solution, in lines that people can follow.
 
-use super::sat::{Provider, id_of};
+use super::{
+    sat::{Provider, id_of},
+    universe::Universe,
+};
+use crate::debian::depends;
 use resolvo::{
     Solver,
     conflict::{ConflictCause, ConflictEdge, ConflictGraph, ConflictNode},
@@ -18,6 +22,10 @@ pub(super) fn explain(graph: &ConflictGraph, solver: &Solver<Provider<'_, '_>>) 
         }
         _ => None,
     };
+    let why = |node: usize| match nodes[node].weight {
+        ConflictNode::Solvable(solvable) if universe.entry(id_of(solvable)).essential() => "essential",
+        _ => "requested",
+    };
     let mut lines: Vec<String> = Vec::new();
     let mut refusals: Vec<String> = Vec::new();
     let mut seen = vec![graph.root_node.index()];
@@ -32,9 +40,9 @@ pub(super) fn explain(graph: &ConflictGraph, solver: &Solver<Provider<'_, '_>>) 
                     let what = provider.text(*requirement);
                     let line = match who {
                         Some(who) => format!("{who} depends on {what}"),
-                        None => format!("{} is wanted", name(target).unwrap_or(what)),
+                        None => format!("{} is {}", name(target).unwrap_or(what), why(target)),
                     };
-                    if missing { format!("{line}, which nothing here satisfies") } else { line }
+                    if missing { format!("{line}, {}", instead(universe, &provider.text(*requirement))) } else { line }
                 }
                 (ConflictEdge::Conflict(cause), who) => {
                     let line = match (cause, who, name(target)) {
@@ -66,4 +74,11 @@ pub(super) fn explain(graph: &ConflictGraph, solver: &Solver<Provider<'_, '_>>) 
     }
     lines.extend(refusals);
     lines
+}
+
+/// What there is in the place of a dependency that nothing satisfies.
+fn instead(universe: &Universe<'_>, group: &str) -> String {
+    let names = depends::alternatives(group).unwrap_or_default();
+    let there: Vec<String> = names.iter().flat_map(|wanted| universe.versions_of(wanted.name)).collect();
+    if there.is_empty() { "which there is not".into() } else { format!("but there is only {}", there.join(", ")) }
 }

@@ -90,7 +90,7 @@ pub fn solve(indices: &[Index], request: &Request) -> Result<Vec<Choice>> {
         Err(reasons) => return Err(contradiction(&reasons)),
     };
     // Where the walk went wrong, what it recommends hangs on choices that were dropped: walk again from firm ground.
-    let solution = if preferred.iter().all(|id| solution.contains(id)) {
+    let solution = if solution.iter().eq(&preferred) {
         solution
     } else {
         let firm = sat::solve(&universe, &roots, &[]).unwrap_or(solution);
@@ -105,23 +105,28 @@ pub fn solve(indices: &[Index], request: &Request) -> Result<Vec<Choice>> {
 
 /// The packages that are asked for by name, with their versions settled.
 fn requested(universe: &mut Universe<'_>, request: &Request) -> Result<Vec<Id>> {
-    let mut unknown = Vec::new();
+    let mut wrong: Vec<(String, String)> = Vec::new();
     let mut found = Vec::new();
     for text in &request.packages {
         let wanted = Dependency::parse(text).map_err(|_| {
             Fault::request(format!("`{text}` is no package name")).hint("write `name` or `name (>= 1.2)`")
         })?;
+        if request.exclude.iter().any(|name| name == wanted.name) {
+            let hint = "take it off one of the two lists".to_owned();
+            wrong.push((format!("`{}` is both asked for and excluded", wanted.name), hint));
+            continue;
+        }
         match universe.request(&wanted) {
             Ok(id) if found.contains(&id) => {}
             Ok(id) => found.push(id),
-            Err(reason) => unknown.push(reason),
+            Err(reason) => wrong.push(reason),
         }
     }
-    if unknown.is_empty() {
+    if wrong.is_empty() {
         return Ok(found);
     }
-    let lines: Vec<String> = unknown.iter().map(|(line, _)| line.clone()).collect();
-    let hints: BTreeSet<String> = unknown.into_iter().map(|(_, hint)| hint).collect();
+    let lines: Vec<String> = wrong.iter().map(|(line, _)| line.clone()).collect();
+    let hints: BTreeSet<String> = wrong.into_iter().map(|(_, hint)| hint).collect();
     Err(Fault::request(lines.join("\n")).hint(hints.into_iter().collect::<Vec<_>>().join("\n")).into())
 }
 

@@ -10,8 +10,9 @@ use crate::{
 };
 use std::{
     cell::{OnceCell, RefCell},
-    cmp::Reverse,
+    cmp::{Ordering, Reverse},
     collections::{BTreeSet, HashMap},
+    hash::{BuildHasherDefault, Hasher},
     rc::Rc,
 };
 
@@ -57,19 +58,38 @@ pub(super) struct Universe<'a> {
     entries: Vec<Entry<'a>>,
     versions: Vec<OnceCell<Option<Version>>>,
     name_of: Vec<Name>,
-    names: HashMap<&'a str, Name>,
+    names: Map<'a, Name>,
     /// By name: its packages, the candidate first.
     by_name: Vec<Vec<Id>>,
     /// By name provided.
-    providers: HashMap<&'a str, Vec<Provider<'a>>>,
+    providers: Map<'a, Vec<Provider<'a>>>,
     relations: RefCell<HashMap<Id, Rc<Relations<'a>>>>,
     mentions: RefCell<HashMap<&'a str, Mention>>,
 }
 
-#[derive(Debug)]
-struct Provider<'a> {
-    id: Id,
-    provided: Dependency<'a>,
+/// A package, and what it says of a name that it provides, such as `name (= 1.2)`.
+type Provider<'a> = (Id, &'a str);
+
+/// A map from names. They come from a signed index, so nobody can choose them to collide.
+type Map<'a, T> = HashMap<&'a str, T, BuildHasherDefault<QuickHasher>>;
+
+/// Takes in eight bytes at a time by rotation, exclusive or and multiplication.
+#[derive(Debug, Default)]
+struct QuickHasher(u64);
+
+impl Hasher for QuickHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 = (self.0.rotate_left(5) ^ u64::from_le_bytes(word)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        // The high bits are the well mixed ones, the table looks at the low ones too.
+        self.0 ^ (self.0 >> 32)
+    }
 }
 
 /// Where a name is first mentioned: index, paragraph, field in apt's order, place in the field.
@@ -85,9 +105,9 @@ impl<'a> Universe<'a> {
             entries: Vec::with_capacity(count),
             versions: Vec::new(),
             name_of: Vec::with_capacity(count),
-            names: HashMap::with_capacity(count),
+            names: Map::with_capacity_and_hasher(count, Default::default()),
             by_name: Vec::with_capacity(count),
-            providers: HashMap::new(),
+            providers: Map::default(),
             relations: RefCell::default(),
             mentions: RefCell::default(),
         };
@@ -104,9 +124,8 @@ impl<'a> Universe<'a> {
             universe.name_of.push(name);
             universe.entries.push(entry);
             for provided in depends::groups(entry.provides()) {
-                // What cannot be read can satisfy nothing.
-                let Ok(provided) = Dependency::parse(provided) else { continue };
-                universe.providers.entry(provided.name).or_default().push(Provider { id, provided });
+                let end = provided.find([' ', '(', ':', '\n', '\t']).unwrap_or(provided.len());
+                universe.providers.entry(&provided[..end]).or_default().push((id, provided));
             }
         }
         universe.versions.resize_with(universe.entries.len(), OnceCell::new);
@@ -172,14 +191,17 @@ impl<'a> Universe<'a> {
                 self.by_name[name as usize][..=at].rotate_right(1);
                 Ok(self.by_name[name as usize][0])
             }
-            None => {
-                let versions: Vec<_> = self.named(name).iter().map(|&id| self.entry(id).version()).collect();
-                Err((
-                    format!("there is no package `{wanted}`, only {} {}", wanted.name, versions.join(", ")),
-                    "ask for a version that there is, or add a source that has the other".into(),
-                ))
-            }
+            None => Err((
+                format!("there is no package `{wanted}`, only {}", self.versions_of(wanted.name).join(", ")),
+                "ask for a version that there is, or add a source that has the other".into(),
+            )),
         }
+    }
+
+    /// Name and version of each package of a name.
+    pub(super) fn versions_of(&self, name: &str) -> Vec<String> {
+        let ids = self.names.get(name).map_or(&[][..], |&name| self.named(name));
+        ids.iter().map(|&id| format!("{name} {}", self.entry(id).version())).collect()
     }
 
     /// What stands for a name that no package has: the only one that provides it.
@@ -218,19 +240,23 @@ impl<'a> Universe<'a> {
                 self.qualifies(wanted.qualifier, id) && self.version(id).is_some_and(|version| wanted.takes(version))
             }));
         }
-        for provider in self.providers.get(wanted.name).into_iter().flatten() {
-            // An unversioned provision satisfies no versioned dependency (policy 7.5).
-            let takes = match &provider.provided.version {
-                Some((_, version)) => wanted.takes(version),
-                None => wanted.version.is_none(),
-            };
-            let qualifies =
-                provider.provided.qualifier == wanted.qualifier || self.qualifies(wanted.qualifier, provider.id);
-            if takes && qualifies && !found.contains(&provider.id) && self.takes_part(provider.id) {
-                found.push(provider.id);
+        for &(id, provided) in self.providers.get(wanted.name).into_iter().flatten() {
+            if !found.contains(&id) && self.provides(id, provided, wanted) && self.takes_part(id) {
+                found.push(id);
             }
         }
         found
+    }
+
+    fn provides(&self, id: Id, provided: &str, wanted: &Dependency<'_>) -> bool {
+        // What cannot be read satisfies nothing.
+        let Ok(provided) = Dependency::parse(provided) else { return false };
+        // An unversioned provision satisfies no versioned dependency (policy 7.5).
+        let takes = match &provided.version {
+            Some((_, version)) => wanted.takes(version),
+            None => wanted.version.is_none(),
+        };
+        takes && (provided.qualifier == wanted.qualifier || self.qualifies(wanted.qualifier, id))
     }
 
     /// Whether the package was not left out for one of equal version from an earlier index.
@@ -284,19 +310,16 @@ impl<'a> Universe<'a> {
     /// What satisfies one alternative, the best first: the rules by which apt ranks packages that provide a name.
     pub(super) fn ranked(&self, wanted: &Dependency<'_>) -> Vec<Id> {
         let mut found = self.solutions(wanted);
-        if found.len() > 1 {
-            found.sort_by_cached_key(|&id| {
-                let entry = self.entry(id);
-                (
-                    entry.name() != wanted.name,
-                    !entry.essential(),
-                    !entry.protected(),
-                    entry.priority(),
-                    Reverse(self.first_mention(entry.name())),
-                    !self.is_candidate(id),
-                )
-            });
-        }
+        let rank = |id: Id| {
+            let entry = self.entry(id);
+            (entry.name() != wanted.name, !entry.essential(), !entry.protected(), entry.priority())
+        };
+        found.sort_by(|&a, &b| {
+            let by_mention = || self.first_mention(self.entry(b).name()).cmp(&self.first_mention(self.entry(a).name()));
+            // Of one name, the candidate comes first already.
+            let by_mention = || if self.name(a) == self.name(b) { Ordering::Equal } else { by_mention() };
+            rank(a).cmp(&rank(b)).then_with(by_mention)
+        });
         found
     }
 
@@ -352,7 +375,7 @@ fn find_mention(text: &str, name: &str) -> Option<(usize, usize, usize)> {
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.' | b':' | b'_');
     let bytes = text.as_bytes();
     let mut best: Option<(usize, usize, usize)> = None;
-    for (at, _) in text.match_indices(name) {
+    for at in memchr::memmem::find_iter(bytes, name) {
         let before = at.checked_sub(1).map_or(b'\n', |before| bytes[before]);
         let after = bytes.get(at + name.len()).copied().unwrap_or(b'\n');
         if is_part(before) || is_part(after) {
