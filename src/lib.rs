@@ -22,6 +22,8 @@
 //! `rootfs` stands below the other nouns because `disk`, `base` and `image` all speak of trees.
 
 #[cfg(feature = "builder")]
+pub mod archive;
+#[cfg(feature = "builder")]
 pub mod cli;
 #[cfg(feature = "builder")]
 pub mod debian;
@@ -31,6 +33,8 @@ pub mod engine;
 pub mod error;
 pub mod exec;
 pub mod files;
+#[cfg(feature = "builder")]
+pub mod http;
 #[cfg(feature = "builder")]
 pub mod image;
 #[cfg(feature = "builder")]

@@ -172,7 +172,10 @@ fn inflate<R: BufRead>(
             Box::new(decoder)
         }
         _ => {
-            return Err(hostile(format!("the member `{}` is compressed in a way that dpkg does not know", member.name)));
+            return Err(hostile(format!(
+                "the member `{}` is compressed in a way that dpkg does not know",
+                member.name
+            )));
         }
     };
     copy(source, limit, scan, out).with_context(|| format!("in its member `{}`", member.name))?;

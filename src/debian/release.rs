@@ -21,6 +21,8 @@ pub struct Release {
     pub valid_until: Option<i64>,
     /// The architectures it has packages for.
     pub architectures: Vec<String>,
+    /// Whether packages for all architectures have indices of their own, `binary-all`.
+    pub all_apart: bool,
     /// Its components, such as `main`.
     pub components: Vec<String>,
     /// Whether files can be had under the name of their digest.
@@ -51,6 +53,8 @@ impl Release {
             date: time("Date")?.context(Fault::work("the field `Date` is missing"))?,
             valid_until: time("Valid-Until")?,
             architectures: words("Architectures"),
+            all_apart: words("Architectures").iter().any(|arch| arch == "all")
+                && !words("No-Support-for-Architecture-all").iter().any(|index| index == "Packages"),
             // The security archive names them `updates/main`, but in paths they are plain.
             components: words("Components").iter().map(|name| plain_component(name)).collect(),
             by_hash: get("Acquire-By-Hash").is_some_and(|text| text.eq_ignore_ascii_case("yes")),

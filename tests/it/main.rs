@@ -2,5 +2,6 @@
 
 #[cfg(feature = "builder")]
 mod apt;
+#[cfg(feature = "builder")]
 mod engines;
 mod floors;
