@@ -251,7 +251,7 @@ impl Trouble {
     fn hint(&self) -> &'static str {
         match self {
             Trouble::Status(404 | 410, _) => {
-                "the package index may be outdated: try again with --refresh, or check the mirror's URI"
+                "the package index may be outdated: try again with --refresh; else check the mirror's URI and the suite's name"
             }
             Trouble::Status(401 | 403 | 407, _) => "check the mirror's URI, and what the proxy allows",
             Trouble::Status(..) => "the server is busy or broken: try again later, or name another mirror",
@@ -476,4 +476,4 @@ fn parse_content_range(text: &str) -> Option<(u64, Option<u64>)> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -102,6 +102,18 @@ pub fn releases(
     progress: &Progress,
 ) -> Result<Releases> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
+    releases_at(now, store, http, sources, policy, progress)
+}
+
+/// As [`releases`], at the time `now`, in seconds since 1970.
+pub(super) fn releases_at(
+    now: i64,
+    store: &Store,
+    http: &Client,
+    sources: &[Source],
+    policy: &Policy,
+    progress: &Progress,
+) -> Result<Releases> {
     let known: Vec<Option<Kept>> = sources.iter().map(|source| store.action(&kept_key(source))).collect();
     let fresh = |kept: &Kept| {
         let age = now - kept.fetched;
@@ -238,7 +250,7 @@ impl Releases {
                     scope.spawn(move || {
                         let source = &self.sources[file.source];
                         self.index(store, http, source, file, step)
-                            .with_context(|| format!("reading `{}` of {source}", file.path))
+                            .with_context(|| format!("reading `{}` of {source}", file.name))
                     })
                 })
                 .collect();

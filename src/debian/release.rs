@@ -85,7 +85,7 @@ impl Release {
         }
         if let Some(end) = self.valid_until.filter(|&end| end < now && !may_be_old) {
             return Err(Fault::work(format!("it is outdated: it was valid until {}", show_time(end)))
-                .hint("the mirror is no longer updated, so take another; if the clock here is wrong, set it; for an archive of a past day, say `check_valid_until: false` in the recipe")
+                .hint("the mirror is no longer updated, so take another; if the clock here is wrong, set it")
                 .into());
         }
         Ok(())
@@ -224,8 +224,7 @@ mod tests {
         assert_eq!(
             report(&release.check("trixie", release.date + 8 * DAY, false).unwrap_err()),
             "error: it is outdated: it was valid until 2026-09-19 07:55:41 UTC\n\n\
-             hint: the mirror is no longer updated, so take another; if the clock here is wrong, set it; for an archive \
-             of a past day, say `check_valid_until: false` in the recipe"
+             hint: the mirror is no longer updated, so take another; if the clock here is wrong, set it"
         );
     }
 

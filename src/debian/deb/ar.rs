@@ -144,7 +144,7 @@ pub(super) fn write_magic(out: &mut impl Write) -> Result<()> {
 
 /// Writes a member of `size` bytes and returns how many bytes it takes up.
 pub(super) fn write_member(out: &mut impl Write, name: &str, size: u64, content: &mut impl Read) -> Result<u64> {
-    write!(out, "{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`\n", 0, 0, 0, "100644").context("writing")?;
+    writeln!(out, "{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`", 0, 0, 0, "100644").context("writing")?;
     let mut buffer = vec![0; CHUNK.min(size as usize)];
     let mut left = size;
     while left > 0 {

@@ -230,3 +230,22 @@ fn a_file_without_keys_is_refused() {
         assert!(Keyring::read([file]).is_err());
     }
 }
+
+#[test]
+fn the_keys_that_come_along_are_those_that_their_description_names() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/keys");
+    let described = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    let mut count = 0;
+    for path in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.extension().is_none_or(|extension| extension != "asc") {
+            continue;
+        }
+        let keyring = ring(&[std::fs::read(&path).unwrap()]);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let line = format!("| `{name}` | `{}` |", keyring.keys[0].fingerprint());
+        assert!(described.contains(&line), "{line}");
+        assert!(keyring.keys.iter().any(|key| key.refused.is_none()), "{name}");
+        count += 1;
+    }
+    assert_eq!(count, 6);
+}

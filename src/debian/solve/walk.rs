@@ -142,7 +142,7 @@ impl<'a> Walk<'_, 'a> {
         choices.dedup();
         choices.retain(|&id| {
             let State { installed, firm, out } = self.states[id as usize];
-            self.universe.is_candidate(id) && !out && !(firm && !installed)
+            self.universe.is_candidate(id) && !out && (installed || !firm)
         });
         choices
     }
