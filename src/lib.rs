@@ -22,6 +22,8 @@
 //! `rootfs` stands below the other nouns because `disk`, `base` and `image` all speak of trees.
 
 #[cfg(feature = "builder")]
+pub mod base;
+#[cfg(feature = "builder")]
 pub mod cli;
 #[cfg(feature = "builder")]
 pub mod debian;
@@ -48,6 +50,8 @@ pub mod recipe;
 pub mod render;
 #[cfg(feature = "builder")]
 pub mod rootfs;
+#[cfg(feature = "builder")]
+pub mod sandbox;
 pub mod spec;
 #[cfg(feature = "builder")]
 pub mod store;
