@@ -144,8 +144,7 @@ fn entries(text: &str) -> impl Iterator<Item = (&str, u32, u32)> {
 
 /// A range that nobody has, above 100000 as useradd(8) begins.
 fn unused(text: &str) -> (u64, u64) {
-    let first =
-        entries(text).map(|(_, first, count)| u64::from(first) + u64::from(count)).fold(100_000, std::cmp::max);
+    let first = entries(text).map(|(_, first, count)| u64::from(first) + u64::from(count)).fold(100_000, std::cmp::max);
     (first, first + u64::from(IDS) - 1)
 }
 

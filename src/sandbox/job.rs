@@ -159,8 +159,10 @@ fn work(name: &str, request: serde_json::Value, jobs: &[Job]) -> Result<serde_js
             Ok(serde_json::Value::Null)
         }
         _ => {
-            let job =
-                jobs.iter().find(|job| job.name == name).with_context(|| format!("there is no sandboxed job `{name}`"))?;
+            let job = jobs
+                .iter()
+                .find(|job| job.name == name)
+                .with_context(|| format!("there is no sandboxed job `{name}`"))?;
             (job.work)(request, &Teller(()))
         }
     }
