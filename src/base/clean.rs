@@ -74,6 +74,11 @@ const TRACES: &[Trace] = &[
     Trace { at: Ending(".dpkg-dist"), reason: BACKUP },
     Trace { at: Ending(".dpkg-tmp"), reason: BACKUP },
     Trace { at: Ending(".dpkg-bak"), reason: BACKUP },
+    Trace { at: Ending(".ucf-new"), reason: BACKUP },
+    Trace { at: Ending(".ucf-old"), reason: BACKUP },
+    Trace { at: Ending(".ucf-dist"), reason: BACKUP },
+    Trace { at: Named("/var/lib/ucf", "hashfile.", ""), reason: BACKUP },
+    Trace { at: Named("/var/lib/ucf", "registry.", ""), reason: BACKUP },
     Trace { at: Path(POLICY), reason: LEFTOVER },
     Trace { at: Path("/root/.rnd"), reason: SECRET },
     Trace { at: In("/tmp"), reason: LEFTOVER },
@@ -85,6 +90,7 @@ const TRACES: &[Trace] = &[
 pub const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 const MACHINE_ID: &str = "/etc/machine-id";
+const DEBCONF_ANSWERS: &str = "/var/cache/debconf/config.dat";
 
 /// Whether a link there is well: it leads to a file that the running system makes.
 const LINKS_ARE_WELL: [&str; 1] = ["/var/lib/dbus/machine-id"];
@@ -127,7 +133,21 @@ pub fn clean(root: &Root) -> Result<()> {
     if root.exists(&machine_id)? {
         root.write(&machine_id, Attributes::root(0o444), &b""[..])?;
     }
+    rewrite(root, &guest(DEBCONF_ANSWERS)?, without_temporary_names)
+}
+
+/// Rewrites a text file that is there.
+fn rewrite(root: &Root, path: &GuestPath, change: fn(&str) -> String) -> Result<()> {
+    if let (Some(stat), Some(text)) = (root.stat(path)?, root.read(path)?) {
+        let attributes = Attributes { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, mtime: None };
+        root.write(path, attributes, change(&text).as_bytes())?;
+    }
     Ok(())
+}
+
+/// The answers to debconf's questions, without the random names of files that were compared when ucf(1) asked.
+fn without_temporary_names(answers: &str) -> String {
+    answers.split_inclusive('\n').filter(|line| !(line.starts_with(' ') && line.contains(" = /tmp/"))).collect()
 }
 
 fn guest(path: &str) -> Result<GuestPath> {
@@ -261,6 +281,13 @@ mod tests {
         let mut link = tree(&[]);
         link.entries.insert("/var/lib/dbus/machine-id".parse().unwrap(), Entry::symlink("/etc/machine-id", 0));
         assert!(lint(&link).is_empty());
+    }
+
+    #[test]
+    fn answers_keep_everything_but_random_names() {
+        let answers = "Name: ucf/changeprompt\nFlags: seen\nVariables:\n FILE = /etc/x\n NEW = /tmp/x.aBc\n\nName: y\n";
+        let expected = "Name: ucf/changeprompt\nFlags: seen\nVariables:\n FILE = /etc/x\n\nName: y\n";
+        assert_eq!(without_temporary_names(answers), expected);
     }
 
     #[test]

@@ -14,19 +14,36 @@ const TAIL: usize = 30;
 ///
 /// Nothing waits for the disk; a configuration file that was put in place before its package stays; the first failure
 /// ends the run, so that the last words are those of what failed.
-const OPTIONS: [&str; 9] = [
-    "/bin/sh",
-    "-c",
-    // Reports and words are one stream, in order. dpkg keeps the descriptor of its reports from its children, so that
-    // it must be another one than that of their words.
-    "exec dpkg \"$@\" 3>&1",
-    "dpkg",
-    "--status-fd=3",
-    "--force-unsafe-io",
-    "--force-confold",
-    "--force-confdef",
-    "--abort-after=1",
-];
+const OPTIONS: [&str; 6] =
+    ["dpkg", "--status-fd=3", "--force-unsafe-io", "--force-confold", "--force-confdef", "--abort-after=1"];
+
+/// Runs dpkg. Reports and words are one stream, in order; dpkg keeps the descriptor of its reports from its children,
+/// so that it must be another one than that of their words.
+const PLAIN: &str = r#"exec dpkg "$@" 3>&1"#;
+
+/// Runs dpkg while what [`DEFER_COMPILING`] puts off is done beside it, in turn. Nobody needs compiled Python to go
+/// on, and compiling it is a quarter of the time that configuring takes.
+const WITH_COMPILER: &str = r#"
+mkfifo /run/py3compile
+{
+    status=0
+    while read -r arguments && [ "$arguments" != end ]; do
+        /usr/bin/py3compile $arguments || { echo "py3compile $arguments failed"; status=1; }
+    done
+    exit $status
+} <>/run/py3compile &
+PATH="$STAND_INS:$PATH" dpkg "$@" 3>&1
+status=$?
+echo end >/run/py3compile
+wait $! || exit 1
+exit $status
+"#;
+
+/// The variable with the folder where programs lie that stand in for others.
+pub const STAND_INS: &str = "STAND_INS";
+
+/// Stands in for py3compile(1) while packages are configured.
+pub const DEFER_COMPILING: &str = "#!/bin/sh\n[ ! -x /usr/bin/py3compile ] || echo \"$*\" >/run/py3compile\n";
 
 /// Runs programs of the root and remembers what they were at.
 pub struct Dpkg<'a> {
@@ -54,7 +71,16 @@ impl<'a> Dpkg<'a> {
 
     /// Runs dpkg with `arguments` besides what it is always told.
     pub fn run(&mut self, arguments: &[&str]) -> Result<()> {
-        let arguments: Vec<&str> = OPTIONS.iter().chain(arguments).copied().collect();
+        self.scripted(PLAIN, arguments)
+    }
+
+    /// Configures every package that is unpacked and processes every trigger.
+    pub fn configure_pending(&mut self) -> Result<()> {
+        self.scripted(WITH_COMPILER, &["--configure", "--pending"])
+    }
+
+    fn scripted(&mut self, script: &str, arguments: &[&str]) -> Result<()> {
+        let arguments: Vec<&str> = ["/bin/sh", "-c", script].iter().chain(&OPTIONS).chain(arguments).copied().collect();
         self.named("dpkg", &arguments)
     }
 

@@ -1,10 +1,10 @@
 //! The job that makes a base layer, inside the namespaces.
 
 use super::{
-    BaseSpec, accounts, bootstrap,
+    BaseSpec, Place, accounts, bootstrap,
     capture::{self, Before, Clamp},
     check_epoch, clean,
-    dpkg::{Dpkg, Progress},
+    dpkg::{self, Dpkg, Progress},
     materialise::materialise,
     order::{Graph, Round, field},
     patterns::Patterns,
@@ -20,10 +20,12 @@ use crate::{
 };
 use anyhow::{Context as _, Result, ensure};
 use rayon::prelude::*;
+use rustix::mount::{MountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
-    fs,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -75,6 +77,8 @@ pub enum Told {
 
 /// Where packages lie inside the root, read-only.
 const MATERIAL: &str = "/run/pgha-image";
+/// The folder there for programs that stand in for others.
+const BIN: &str = "bin";
 /// The file of dpkg's settings that stays, so that packages upgraded in the guest leave out the same paths.
 const DPKG_SETTINGS: &str = "/etc/dpkg/dpkg.cfg.d/pgha-image";
 /// More processes than this at once is no package's configuration.
@@ -86,6 +90,7 @@ pub fn work(request: serde_json::Value, teller: &Teller) -> Result<serde_json::V
     let root = request.scratch.join("root");
     let layer = make(&request, &root, teller);
     // Whoever asked cannot remove files of other ids.
+    let _ = rustix::mount::unmount(&root, UnmountFlags::DETACH);
     let removed = fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()));
     let layer = layer?;
     removed?;
@@ -96,7 +101,7 @@ fn make(request: &Request, folder: &Path, teller: &Teller) -> Result<StoredLayer
     let began = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())?;
     check_epoch(request.spec.epoch, began)?;
     let store = Store::open(&request.store)?;
-    fs::create_dir(folder).with_context(|| format!("making {}", folder.display()))?;
+    make_folder(folder, &request.spec, &request.below)?;
     let root = Root::open(folder)?;
     root.set_top(Attributes::root(0o755))?;
     let material = request.scratch.join("material");
@@ -115,6 +120,36 @@ fn make(request: &Request, folder: &Path, teller: &Teller) -> Result<StoredLayer
     worker.capture(&before, Clamp { epoch: request.spec.epoch, began })
 }
 
+/// Makes the folder for the root: in memory, where there is plenty of it, else in the store.
+///
+/// In memory, nobody else sees it, and nothing of it is left when this process is killed.
+fn make_folder(folder: &Path, spec: &BaseSpec, below: &[StoredLayer]) -> Result<()> {
+    fs::create_dir(folder).with_context(|| format!("making {}", folder.display()))?;
+    let in_memory = match spec.place {
+        Place::Memory => true,
+        Place::Disk => false,
+        Place::Auto => {
+            let kib = |package: &ExpandedDeb| field(package, "Installed-Size").parse().unwrap_or(0_u64);
+            let packages: u64 = spec.packages.iter().map(kib).sum();
+            let root = packages * 1024 + below.iter().map(|layer| layer.size).sum::<u64>();
+            // Twice what the root takes for the packages themselves and the layer, which are in the page cache.
+            available_memory().is_some_and(|available| available >= 4 * root + (1 << 30))
+        }
+    };
+    if in_memory {
+        rustix::mount::mount("tmpfs", folder, "tmpfs", MountFlags::empty(), c"mode=0755")
+            .with_context(|| format!("mounting memory on {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+/// Bytes of memory that can be had without anything being written out (proc_meminfo(5), `MemAvailable`).
+fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
 /// The environment of maintainer scripts besides what every program has.
 fn environment(spec: &BaseSpec) -> Vec<(String, String)> {
     [
@@ -124,16 +159,24 @@ fn environment(spec: &BaseSpec) -> Vec<(String, String)> {
         ("INITRD", "No"),
         // Compiled Python depends on the order of sets otherwise.
         ("PYTHONHASHSEED", "0"),
+        // Compiled Python comes from py3compile alone, which the packages own up to; not from whoever imports first.
+        ("PYTHONDONTWRITEBYTECODE", "1"),
+        (dpkg::STAND_INS, &format!("{MATERIAL}/{BIN}")),
         ("SOURCE_DATE_EPOCH", &spec.epoch.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into()
 }
 
-/// Lays the packages, checked, and the answers for debconf out in a folder that programs in the root see.
+/// Lays the packages, checked, stand-ins for programs, and the answers for debconf out in a folder that programs in the root see.
 fn lay_out(store: &Store, material: &Path, spec: &BaseSpec) -> Result<()> {
     fs::create_dir(material).with_context(|| format!("making {}", material.display()))?;
     fs::write(material.join("preseed"), &spec.preseed).context("writing answers for debconf")?;
+    let stand_in = material.join(BIN).join("py3compile");
+    fs::create_dir(material.join(BIN))
+        .and_then(|()| fs::write(&stand_in, dpkg::DEFER_COMPILING))
+        .and_then(|()| fs::set_permissions(&stand_in, Permissions::from_mode(0o755)))
+        .with_context(|| format!("writing {}", stand_in.display()))?;
     spec.packages.par_iter().enumerate().try_for_each(|(at, package)| {
         let blob = store.blob_path(&package.expanded);
         ensure!(
@@ -208,7 +251,7 @@ impl Worker<'_> {
         }
         self.end(format!("{} packages unpacked", self.spec.packages.len()));
         self.begin(StepName::Configure, self.spec.packages.len() - essential.len());
-        dpkg.run(&["--configure", "--pending"]).context("configuring packages")?;
+        dpkg.configure_pending().context("configuring packages")?;
         self.end(format!("{} packages", self.spec.packages.len()));
         Ok(())
     }

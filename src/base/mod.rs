@@ -66,6 +66,22 @@ pub struct BaseSpec {
     pub epoch: i64,
     /// The longest time that one run of dpkg may take. No part of the key.
     pub limit: Duration,
+    /// Where the root lies while it is made. No part of the key.
+    #[serde(default)]
+    pub place: Place,
+}
+
+/// Where a root lies while it is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// In memory if there is several times as much as the root takes, else in the store.
+    #[default]
+    Auto,
+    /// In the store's folder for work in progress.
+    Disk,
+    /// In memory that is given back when the work ends.
+    Memory,
 }
 
 /// A file that is there before any package is installed; root owns it.

@@ -44,6 +44,7 @@ fn by_hand() {
         groups: vec![Group { name: "postgres".into(), gid: 700 }],
         epoch: 1_790_000_000,
         limit: Duration::from_secs(300),
+        place: if std::env::var("H_DISK").is_ok() { Place::Disk } else { Place::Auto },
     };
     let progress = Progress::new(Style::Plain);
     let sandbox = Sandbox::with_program(env!("CARGO_BIN_EXE_pgha-image"));
