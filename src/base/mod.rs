@@ -126,11 +126,14 @@ pub fn build(
     store.memoise(&spec.key(below), || {
         sweep(store, sandbox);
         let scratch = Scratch::new(store, sandbox)?;
+        let mut spec = spec.clone();
+        // dpkg's records keep the order in which packages came.
+        spec.packages.sort_by_cached_key(order::identity);
         let request = job::Request {
             store: store.root().to_owned(),
             scratch: scratch.folder.clone(),
             below: below.to_vec(),
-            spec: spec.clone(),
+            spec,
         };
         let mut steps = Steps { progress, current: None };
         let layer = sandbox.work(JOB.name, &request, &mut |event| steps.hear(event));

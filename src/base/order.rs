@@ -141,6 +141,12 @@ impl<'a> Graph<'a> {
     }
 }
 
+/// Name, version and architecture of a package.
+pub fn identity(package: &ExpandedDeb) -> (String, String, String) {
+    let own = |name| field(package, name).to_owned();
+    (own("Package"), own("Version"), own("Architecture"))
+}
+
 /// A field of a package's control file, empty if it is not there.
 pub fn field<'a>(package: &'a ExpandedDeb, name: &str) -> &'a str {
     package.control.get(name).map_or("", |value| value.trim())

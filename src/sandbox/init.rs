@@ -64,7 +64,7 @@ const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
 /// Does what the request on standard input says.
 pub(super) fn serve() -> ExitCode {
     match prepare() {
-        Ok((request, filter)) => match launch(&request, &filter) {
+        Ok((request, filters)) => match launch(&request, &filters) {
             Ok(code) => ExitCode::from(code),
             Err(error) => broken(&error),
         },
@@ -82,7 +82,7 @@ fn say(line: &str) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn prepare() -> Result<(Request, BpfProgram)> {
+fn prepare() -> Result<(Request, [BpfProgram; 2])> {
     super::job::die_with_parent()?;
     // From here on this process goes with the job. Had the job gone before, nobody would answer.
     say(READY);
@@ -100,7 +100,7 @@ fn prepare() -> Result<(Request, BpfProgram)> {
     furnish(&request.room)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     limit_resources()?;
-    Ok((request, no_sync()?))
+    Ok((request, filters()?))
 }
 
 /// Mounts what the program sees, and goes there.
@@ -227,29 +227,40 @@ fn limit_resources() -> Result<()> {
     Ok(())
 }
 
-/// Answers calls that wait for the disk with success at once, and refuses those that reach beyond the namespaces.
-fn no_sync() -> Result<BpfProgram> {
-    let filter = |numbers: &[i64], action| -> Result<BpfProgram> {
-        let rules: BTreeMap<i64, Vec<_>> = numbers.iter().map(|number| (*number, Vec::new())).collect();
-        let arch = std::env::consts::ARCH.try_into().context("a filter for this machine")?;
-        let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch).context("a filter of calls")?;
-        filter.try_into().context("a filter of calls")
-    };
-    filter(
-        &[
-            libc::SYS_fsync,
-            libc::SYS_fdatasync,
-            libc::SYS_sync,
-            libc::SYS_syncfs,
-            libc::SYS_sync_file_range,
-            libc::SYS_msync,
-        ],
-        SeccompAction::Errno(0),
-    )
+/// Two filters of system calls: those that wait for the disk succeed at once, and those that no namespace confines are
+/// answered as if the kernel did not have them.
+fn filters() -> Result<[BpfProgram; 2]> {
+    let sync = [
+        libc::SYS_fsync,
+        libc::SYS_fdatasync,
+        libc::SYS_sync,
+        libc::SYS_syncfs,
+        libc::SYS_sync_file_range,
+        libc::SYS_msync,
+    ];
+    let unconfined = [
+        libc::SYS_add_key,
+        libc::SYS_request_key,
+        libc::SYS_keyctl,
+        libc::SYS_bpf,
+        libc::SYS_perf_event_open,
+        libc::SYS_userfaultfd,
+        libc::SYS_io_uring_setup,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_kexec_load,
+    ];
+    Ok([filter(&sync, SeccompAction::Errno(0))?, filter(&unconfined, SeccompAction::Errno(libc::ENOSYS as u32))?])
+}
+
+fn filter(calls: &[i64], action: SeccompAction) -> Result<BpfProgram> {
+    let rules: BTreeMap<i64, Vec<_>> = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let arch = std::env::consts::ARCH.try_into().context("filtering system calls of this machine")?;
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch).context("filtering system calls")?;
+    filter.try_into().context("filtering system calls")
 }
 
 /// Runs the program to its end and returns its status; this process then ends, and with it every other one here.
-fn launch(request: &Request, filter: &BpfProgram) -> Result<u8> {
+fn launch(request: &Request, filters: &[BpfProgram]) -> Result<u8> {
     let [program, arguments @ ..] = &request.arguments[..] else { bail!("no program to run") };
     for capability in CapabilitySet::all().iter().filter(|capability| !CAPABILITIES.contains(*capability)) {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
@@ -258,7 +269,7 @@ fn launch(request: &Request, filter: &BpfProgram) -> Result<u8> {
             Err(error) => return Err(error).context("giving capabilities up"),
         }
     }
-    seccompiler::apply_filter(filter).context("filtering calls")?;
+    filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter)).context("filtering system calls")?;
     say(GO);
     let mut command = Command::new(program);
     command
