@@ -24,6 +24,8 @@
 #[cfg(feature = "builder")]
 pub mod archive;
 #[cfg(feature = "builder")]
+pub mod base;
+#[cfg(feature = "builder")]
 pub mod cli;
 #[cfg(feature = "builder")]
 pub mod debian;
@@ -52,6 +54,8 @@ pub mod recipe;
 pub mod render;
 #[cfg(feature = "builder")]
 pub mod rootfs;
+#[cfg(feature = "builder")]
+pub mod sandbox;
 pub mod spec;
 #[cfg(feature = "builder")]
 pub mod store;

@@ -3,5 +3,7 @@
 #[cfg(feature = "builder")]
 mod apt;
 #[cfg(feature = "builder")]
+mod base;
+#[cfg(feature = "builder")]
 mod engines;
 mod floors;
