@@ -26,6 +26,8 @@ pub mod archive;
 #[cfg(feature = "builder")]
 pub mod base;
 #[cfg(feature = "builder")]
+pub mod build;
+#[cfg(feature = "builder")]
 pub mod cli;
 #[cfg(feature = "builder")]
 pub mod debian;

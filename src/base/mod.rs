@@ -43,7 +43,7 @@ use std::{fs::File, path::Path, time::Duration};
 pub const JOB: Job = Job { name: "base", work: job::work };
 
 /// Changes when the same [`BaseSpec`] gives another layer than before.
-const ENGINE: u32 = 1;
+pub const ENGINE: u32 = 1;
 
 /// What a base layer is made of; its digest is the layer's cache key.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -4,6 +4,12 @@
 mod apt;
 #[cfg(feature = "builder")]
 mod base;
+#[cfg(all(feature = "builder", feature = "node"))]
+mod build;
+#[cfg(feature = "builder")]
+mod container;
 #[cfg(feature = "builder")]
 mod engines;
 mod floors;
+#[cfg(feature = "builder")]
+mod support;
