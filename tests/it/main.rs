@@ -1,4 +1,5 @@
 //! Tests of the two programs and of the project as a whole. One binary: linking is most of what tests cost.
+#![allow(clippy::print_stdout, reason = "tests tell what they skip")]
 
 #[cfg(feature = "builder")]
 mod apt;
