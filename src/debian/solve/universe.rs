@@ -13,6 +13,7 @@ use std::{
     cmp::{Ordering, Reverse},
     collections::{BTreeSet, HashMap},
     hash::{BuildHasherDefault, Hasher},
+    ops::Range,
     rc::Rc,
 };
 
@@ -56,19 +57,67 @@ pub(super) struct Universe<'a> {
     indices: &'a [Index],
     arch: Arch,
     entries: Vec<Entry<'a>>,
-    versions: Vec<OnceCell<Option<Version>>>,
+    versions: Vec<OnceCell<Option<Box<Version>>>>,
     name_of: Vec<Name>,
     names: Map<'a, Name>,
     /// By name: its packages, the candidate first.
-    by_name: Vec<Vec<Id>>,
-    /// By name provided.
-    providers: Map<'a, Vec<Provider<'a>>>,
+    by_name: Lists<Id>,
+    /// Names that are provided, numbered on their own.
+    provided: Map<'a, u32>,
+    providers: Lists<Provider<'a>>,
     relations: RefCell<HashMap<Id, Rc<Relations<'a>>>>,
     mentions: RefCell<HashMap<&'a str, Mention>>,
 }
 
 /// A package, and what it says of a name that it provides, such as `name (= 1.2)`.
 type Provider<'a> = (Id, &'a str);
+
+/// Many short lists in one piece of memory.
+#[derive(Debug, Default)]
+struct Lists<T> {
+    items: Vec<T>,
+    /// Where each list lies among the items.
+    spans: Vec<Range<u32>>,
+}
+
+impl<T: Copy + Default> Lists<T> {
+    /// The lists `0..count` of items that come with the number of their list, in their order.
+    fn new(numbered: &[(u32, T)], count: usize) -> Lists<T> {
+        let mut spans = vec![0..0; count];
+        for &(list, _) in numbered {
+            spans[list as usize].end += 1;
+        }
+        let mut start = 0;
+        for span in &mut spans {
+            let length = span.end;
+            *span = start..start;
+            start += length;
+        }
+        let mut items = vec![T::default(); numbered.len()];
+        for &(list, item) in numbered {
+            let end = &mut spans[list as usize].end;
+            items[*end as usize] = item;
+            *end += 1;
+        }
+        Lists { items, spans }
+    }
+
+    fn get(&self, list: u32) -> &[T] {
+        self.spans.get(list as usize).map_or(&[], |span| &self.items[span.start as usize..span.end as usize])
+    }
+
+    fn get_mut(&mut self, list: u32) -> &mut [T] {
+        let span = &self.spans[list as usize];
+        &mut self.items[span.start as usize..span.end as usize]
+    }
+
+    /// Puts `items`, no more than there were, in the place of a list.
+    fn replace(&mut self, list: u32, items: &[T]) {
+        let span = &mut self.spans[list as usize];
+        span.end = span.start + items.len() as u32;
+        self.get_mut(list).copy_from_slice(items);
+    }
+}
 
 /// A map from names. They come from a signed index, so nobody can choose them to collide.
 type Map<'a, T> = HashMap<&'a str, T, BuildHasherDefault<QuickHasher>>;
@@ -99,45 +148,45 @@ impl<'a> Universe<'a> {
     /// Gathers the packages of all indices but those whose names are excluded.
     pub(super) fn new(indices: &'a [Index], exclude: &[String]) -> Universe<'a> {
         let count = indices.iter().map(Index::len).sum();
-        let mut universe = Universe {
-            indices,
-            arch: indices.first().map_or(Arch::HOST, Index::arch),
-            entries: Vec::with_capacity(count),
-            versions: Vec::new(),
-            name_of: Vec::with_capacity(count),
-            names: Map::with_capacity_and_hasher(count, Default::default()),
-            by_name: Vec::with_capacity(count),
-            providers: Map::default(),
-            relations: RefCell::default(),
-            mentions: RefCell::default(),
-        };
+        let mut entries = Vec::with_capacity(count);
+        let mut names = Map::with_capacity_and_hasher(count, Default::default());
+        let mut ids = Vec::with_capacity(count);
+        let mut provided = Map::with_capacity_and_hasher(count, Default::default());
+        let mut providers = Vec::with_capacity(count);
         for entry in indices.iter().flat_map(Index::entries) {
             if exclude.iter().any(|name| name == entry.name()) {
                 continue;
             }
-            let id = universe.entries.len() as Id;
-            let name = *universe.names.entry(entry.name()).or_insert(universe.by_name.len() as Name);
-            if name as usize == universe.by_name.len() {
-                universe.by_name.push(Vec::with_capacity(1));
-            }
-            universe.by_name[name as usize].push(id);
-            universe.name_of.push(name);
-            universe.entries.push(entry);
-            for provided in depends::groups(entry.provides()) {
-                let end = provided.find([' ', '(', ':', '\n', '\t']).unwrap_or(provided.len());
-                universe.providers.entry(&provided[..end]).or_default().push((id, provided));
+            let id = entries.len() as Id;
+            ids.push((number(&mut names, entry.name()), id));
+            entries.push(entry);
+            for text in depends::groups(entry.provides()) {
+                let end = text.find([' ', '(', ':', '\n', '\t']).unwrap_or(text.len());
+                providers.push((number(&mut provided, &text[..end]), (id, text)));
             }
         }
-        universe.versions.resize_with(universe.entries.len(), OnceCell::new);
-        let mut by_name = std::mem::take(&mut universe.by_name);
-        for ids in by_name.iter_mut().filter(|ids| ids.len() > 1) {
-            // A stable sort: of equal versions, the first index's comes first.
-            ids.sort_by(|&a, &b| universe.version(b).cmp(&universe.version(a)));
-            ids.dedup_by(|&mut b, &mut a| {
-                universe.entries[a as usize].version() == universe.entries[b as usize].version()
-            });
+        let mut universe = Universe {
+            indices,
+            arch: indices.first().map_or(Arch::HOST, Index::arch),
+            versions: std::iter::repeat_with(OnceCell::new).take(entries.len()).collect(),
+            entries,
+            name_of: ids.iter().map(|&(name, _)| name).collect(),
+            by_name: Lists::new(&ids, names.len()),
+            names,
+            providers: Lists::new(&providers, provided.len()),
+            provided,
+            relations: RefCell::default(),
+            mentions: RefCell::default(),
+        };
+        for name in 0..universe.names() as Name {
+            if universe.named(name).len() > 1 {
+                let mut ids = universe.named(name).to_vec();
+                // A stable sort: of equal versions, the first index's comes first.
+                ids.sort_by(|&a, &b| universe.version(b).cmp(&universe.version(a)));
+                ids.dedup_by_key(|id| universe.entry(*id).version());
+                universe.by_name.replace(name, &ids);
+            }
         }
-        universe.by_name = by_name;
         universe
     }
 
@@ -151,12 +200,12 @@ impl<'a> Universe<'a> {
 
     /// The packages of a name, the candidate first.
     pub(super) fn named(&self, name: Name) -> &[Id] {
-        self.by_name.get(name as usize).map_or(&[], Vec::as_slice)
+        self.by_name.get(name)
     }
 
     /// How many names there are.
     pub(super) fn names(&self) -> usize {
-        self.by_name.len()
+        self.names.len()
     }
 
     /// How many packages there are.
@@ -165,7 +214,9 @@ impl<'a> Universe<'a> {
     }
 
     fn version(&self, id: Id) -> Option<&Version> {
-        self.versions[id as usize].get_or_init(|| version::parse(self.entry(id).version()).ok()).as_ref()
+        self.versions[id as usize]
+            .get_or_init(|| version::parse(self.entry(id).version()).ok().map(Box::new))
+            .as_deref()
     }
 
     /// Whether the package is the version of its name that is tried first.
@@ -186,10 +237,10 @@ impl<'a> Universe<'a> {
             None => return self.only_provider(wanted),
         };
         let fits = |id: &Id| self.version(*id).is_some_and(|version| wanted.takes(version));
-        match self.by_name[name as usize].iter().position(fits) {
+        match self.named(name).iter().position(fits) {
             Some(at) => {
-                self.by_name[name as usize][..=at].rotate_right(1);
-                Ok(self.by_name[name as usize][0])
+                self.by_name.get_mut(name)[..=at].rotate_right(1);
+                Ok(self.named(name)[0])
             }
             None => Err((
                 format!("there is no package `{wanted}`, only {}", self.versions_of(wanted.name).join(", ")),
@@ -240,7 +291,8 @@ impl<'a> Universe<'a> {
                 self.qualifies(wanted.qualifier, id) && self.version(id).is_some_and(|version| wanted.takes(version))
             }));
         }
-        for &(id, provided) in self.providers.get(wanted.name).into_iter().flatten() {
+        let providers = self.provided.get(wanted.name).map_or(&[][..], |&name| self.providers.get(name));
+        for &(id, provided) in providers {
             if !found.contains(&id) && self.provides(id, provided, wanted) && self.takes_part(id) {
                 found.push(id);
             }
@@ -370,6 +422,12 @@ const MENTIONING: [&str; 10] = [
     "Enhances",
     "Provides",
 ];
+
+/// The number of a name, a new one if it has none.
+fn number<'a>(names: &mut Map<'a, u32>, name: &'a str) -> u32 {
+    let next = names.len() as u32;
+    *names.entry(name).or_insert(next)
+}
 
 fn find_mention(text: &str, name: &str) -> Option<(usize, usize, usize)> {
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.' | b':' | b'_');
