@@ -165,12 +165,11 @@ fn the_solver_chooses_what_apt_chooses() {
         "default-jdk maven tomcat10",
         "xfce4 lightdm firefox-esr",
         "build-essential cmake gdb debhelper dh-python",
-        "mail-transport-agent-doesnt-matter",
     ] {
         let names: Vec<String> = wanted.split_whitespace().map(str::to_owned).collect();
         for recommends in [false, true] {
             let request = Request { packages: names.clone(), recommends, ..Request::default() };
-            let Ok(ours) = solve(&indices, &request) else { continue };
+            let ours = solve(&indices, &request).unwrap();
             let ours: BTreeSet<String> =
                 ours.iter().map(|choice| format!("{} {}", choice.package.name, choice.package.version)).collect();
             let all: Vec<String> = essential.iter().chain(&names).cloned().collect();
