@@ -7,18 +7,16 @@ use super::{
     root::{Attributes, Root},
 };
 use crate::{
-    debian::deb::ExpandedDeb,
-    spec::GuestPath,
+    spec::{Digest, GuestPath},
     store::{BlobReader, Store},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use std::io::{self, Read};
 
 /// Puts the files of `package` that are not left out into `root`.
-pub fn unpack(store: &Store, root: &Root, package: &ExpandedDeb, patterns: Patterns<'_>) -> Result<()> {
-    let blob = store
-        .read_blob(&package.expanded)?
-        .with_context(|| format!("the store lost the blob {}; build again", package.expanded))?;
+pub fn unpack(store: &Store, root: &Root, package: &Digest, patterns: Patterns<'_>) -> Result<()> {
+    let blob =
+        store.read_blob(package)?.with_context(|| format!("the store lost the blob {}; build again", package))?;
     let mut archive = ::tar::Archive::new(io::BufReader::with_capacity(256 << 10, data(blob)?));
     for entry in archive.entries().context("reading a package's files")? {
         let mut entry = entry.context("reading a package's files")?;

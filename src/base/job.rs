@@ -1,32 +1,31 @@
 //! The job that makes a base layer, inside the namespaces.
 
 use super::{
-    BaseSpec, Place, accounts, bootstrap,
+    BaseSpec, Package, Place, accounts, bootstrap,
     capture::{self, Before, Clamp},
     check_epoch, clean,
     dpkg::{self, Dpkg, Progress},
     materialise::materialise,
-    order::{Graph, Round, field},
+    order::{self, Round, field},
     patterns::Patterns,
     root::{Attributes, Root},
 };
 use crate::{
-    debian::deb::ExpandedDeb,
     progress,
     rootfs::tar::StoredLayer,
     sandbox::{Bind, Room, Teller},
-    spec::GuestPath,
+    spec::{Digest, GuestPath},
     store::Store,
 };
-use anyhow::{Context as _, Result, ensure};
-use rayon::prelude::*;
+use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeSet,
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -105,19 +104,25 @@ fn make(request: &Request, folder: &Path, teller: &Teller) -> Result<StoredLayer
     let root = Root::open(folder)?;
     root.set_top(Attributes::root(0o755))?;
     let material = request.scratch.join("material");
-    lay_out(&store, &material, &request.spec)?;
+    lay_out(&material, &request.spec)?;
     let room = Room {
         root: folder.to_owned(),
-        binds: vec![Bind { host: material, guest: MATERIAL.parse()? }],
+        binds: vec![Bind { host: material.clone(), guest: MATERIAL.parse()? }],
         environment: environment(&request.spec),
         limit: request.spec.limit,
         processes: PROCESSES,
     };
     let before = materialise(&store, &root, &request.below)?;
-    let worker = Worker { spec: &request.spec, store: &store, root: &root, room: &room, teller };
-    worker.install(!request.below.is_empty())?;
-    worker.make_initramfs()?;
-    worker.capture(&before, Clamp { epoch: request.spec.epoch, began })
+    let verifier = Verifier::start(&store);
+    let checks = verifier.send.clone();
+    let worker =
+        Worker { spec: &request.spec, store: &store, root: &root, room: &room, material: &material, checks, teller };
+    let installed = worker.install(request.below.is_empty()).and_then(|()| worker.make_initramfs());
+    let layer = installed.and_then(|()| worker.capture(&before, Clamp { epoch: request.spec.epoch, began }));
+    drop(worker);
+    // A damaged package explains whatever else went wrong.
+    verifier.finish()?;
+    layer
 }
 
 /// Makes the folder for the root: in memory, where there is plenty of it, else in the store.
@@ -129,7 +134,7 @@ fn make_folder(folder: &Path, spec: &BaseSpec, below: &[StoredLayer]) -> Result<
         Place::Memory => true,
         Place::Disk => false,
         Place::Auto => {
-            let kib = |package: &ExpandedDeb| field(package, "Installed-Size").parse().unwrap_or(0_u64);
+            let kib = |package: &Package| field(package, "Installed-Size").parse().unwrap_or(0_u64);
             let packages: u64 = spec.packages.iter().map(kib).sum();
             let root = packages * 1024 + below.iter().map(|layer| layer.size).sum::<u64>();
             // Twice what the root takes for the packages themselves and the layer, which are in the page cache.
@@ -168,28 +173,52 @@ fn environment(spec: &BaseSpec) -> Vec<(String, String)> {
     .into()
 }
 
-/// Lays the packages, checked, stand-ins for programs, and the answers for debconf out in a folder that programs in the root see.
-fn lay_out(store: &Store, material: &Path, spec: &BaseSpec) -> Result<()> {
-    fs::create_dir(material).with_context(|| format!("making {}", material.display()))?;
-    fs::write(material.join("preseed"), &spec.preseed).context("writing answers for debconf")?;
+/// Lays out what programs in the root see besides it: answers for debconf, and stand-ins for programs.
+fn lay_out(material: &Path, spec: &BaseSpec) -> Result<()> {
     let stand_in = material.join(BIN).join("py3compile");
-    fs::create_dir(material.join(BIN))
+    fs::create_dir_all(material.join(BIN))
+        .and_then(|()| fs::write(material.join("preseed"), &spec.preseed))
         .and_then(|()| fs::write(&stand_in, dpkg::DEFER_COMPILING))
         .and_then(|()| fs::set_permissions(&stand_in, Permissions::from_mode(0o755)))
-        .with_context(|| format!("writing {}", stand_in.display()))?;
-    spec.packages.par_iter().enumerate().try_for_each(|(at, package)| {
-        let blob = store.blob_path(&package.expanded);
-        ensure!(
-            store.verify_blob(&package.expanded)?,
-            "the expanded package `{}` was damaged and has been dropped; build again",
-            field(package, "Package")
-        );
-        let target = material.join(file_name(at));
-        // A blob of another user may not be linked.
-        fs::hard_link(&blob, &target)
-            .or_else(|_| fs::copy(&blob, &target).map(drop))
-            .with_context(|| format!("linking {} to {}", blob.display(), target.display()))
-    })
+        .with_context(|| format!("writing in {}", material.display()))
+}
+
+/// Links a package into the folder that programs see.
+fn link(store: &Store, package: &Digest, target: &Path) -> Result<()> {
+    let blob = store.blob_path(package);
+    // A blob of another user may not be linked.
+    fs::hard_link(&blob, target)
+        .or_else(|_| fs::copy(&blob, target).map(drop))
+        .with_context(|| format!("linking {} to {}", blob.display(), target.display()))
+}
+
+/// Checks packages beside everything else: what was made of a damaged one is thrown away.
+struct Verifier {
+    send: mpsc::Sender<(String, Digest)>,
+    thread: thread::JoinHandle<Result<()>>,
+}
+
+impl Verifier {
+    fn start(store: &Store) -> Verifier {
+        let (send, packages) = mpsc::channel::<(String, Digest)>();
+        let store = store.clone();
+        let thread = thread::spawn(move || {
+            for (name, package) in packages {
+                ensure!(
+                    store.verify_blob(&package)?,
+                    "the expanded package `{name}` was damaged and has been dropped; build again"
+                );
+            }
+            Ok(())
+        });
+        Verifier { send, thread }
+    }
+
+    /// Waits until all packages are checked.
+    fn finish(self) -> Result<()> {
+        drop(self.send);
+        self.thread.join().unwrap_or_else(|_| Err(anyhow!("checking packages broke off")))
+    }
 }
 
 fn file_name(at: usize) -> String {
@@ -201,6 +230,8 @@ struct Worker<'a> {
     store: &'a Store,
     root: &'a Root,
     room: &'a Room,
+    material: &'a Path,
+    checks: mpsc::Sender<(String, Digest)>,
     teller: &'a Teller,
 }
 
@@ -217,21 +248,20 @@ impl Worker<'_> {
         self.tell(&Told::End { outcome: outcome.into() });
     }
 
-    fn install(&self, on_a_base: bool) -> Result<()> {
-        let graph = Graph::new(&self.spec.packages);
-        let essential = if on_a_base { BTreeSet::new() } else { graph.essential()? };
+    fn install(&self, into_nothing: bool) -> Result<()> {
+        let plan = order::plan(&self.spec.packages, into_nothing)?;
         let on_progress = |progress: Progress<'_>| self.on_progress(progress);
         let mut dpkg = Dpkg::new(self.room, &on_progress);
-        if !on_a_base {
-            self.begin(StepName::Bootstrap, essential.len());
-            self.bootstrap(&essential)?;
-            self.end(format!("{} essential packages", essential.len()));
+        if into_nothing {
+            self.begin(StepName::Bootstrap, plan.essential.len());
+            self.bootstrap(&plan.essential)?;
+            self.end(format!("{} essential packages", plan.essential.len()));
         }
         self.begin(StepName::Install, self.spec.packages.len());
         self.furnish()?;
-        if !on_a_base {
-            let paths = self.paths(&essential.iter().copied().collect::<Vec<_>>());
-            dpkg.run(&with(&["--force-depends", "--install"], &paths)).context("installing the essential packages")?;
+        if into_nothing {
+            dpkg.run(&with(&["--force-depends", "--install"], &self.paths(&plan.essential)))
+                .context("installing the essential packages")?;
         }
         accounts::add(self.root, self.spec.users.as_slice(), &self.spec.groups, self.spec.epoch)?;
         if !self.spec.preseed.is_empty() {
@@ -239,21 +269,36 @@ impl Worker<'_> {
                 .context("answering debconf's questions")?;
         }
         // Triggers wait for the end: what they make is made once.
-        for round in graph.rounds(&essential)? {
+        for round in &plan.rounds {
             match round {
-                Round::Unpack(packages) => dpkg
-                    .run(&with(&["--no-triggers", "--unpack"], &self.paths(&packages)))
-                    .context("unpacking packages")?,
+                Round::Unpack(packages) => {
+                    self.supply(packages)?;
+                    dpkg.run(&with(&["--no-triggers", "--unpack"], &self.paths(packages)))
+                        .context("unpacking packages")?;
+                }
                 Round::Configure(packages) => dpkg
-                    .run(&with(&["--no-triggers", "--configure"], &self.names(&packages)))
+                    .run(&with(&["--no-triggers", "--configure"], &self.names(packages)))
                     .context("configuring packages that others pre-depend on")?,
             }
         }
         self.end(format!("{} packages unpacked", self.spec.packages.len()));
-        self.begin(StepName::Configure, self.spec.packages.len() - essential.len());
+        self.begin(StepName::Configure, self.spec.packages.len() - plan.essential.len());
         dpkg.configure_pending().context("configuring packages")?;
         self.end(format!("{} packages", self.spec.packages.len()));
         Ok(())
+    }
+
+    /// Waits for packages, and lays them out; returns the blobs of them.
+    fn supply(&self, packages: &[usize]) -> Result<Vec<Digest>> {
+        let reply = self.teller.ask(serde_json::to_value(packages)?)?;
+        let blobs: Vec<Digest> = serde_json::from_value(reply).context("reading which packages there are")?;
+        ensure!(blobs.len() == packages.len(), "{} packages were asked for, {} came", packages.len(), blobs.len());
+        for (&at, blob) in packages.iter().zip(&blobs) {
+            link(self.store, blob, &self.material.join(file_name(at)))?;
+            // The verifier ends early only with an error of its own.
+            let _ = self.checks.send((self.name(at).to_owned(), *blob));
+        }
+        Ok(blobs)
     }
 
     fn on_progress(&self, progress: Progress<'_>) {
@@ -266,17 +311,13 @@ impl Worker<'_> {
     }
 
     /// Puts enough into the empty root for dpkg to run there.
-    fn bootstrap(&self, essential: &BTreeSet<usize>) -> Result<()> {
+    fn bootstrap(&self, essential: &[usize]) -> Result<()> {
         let patterns = Patterns::new(&self.spec.exclude, &self.spec.include);
+        let mut blobs: Vec<_> = essential.iter().map(|&at| self.name(at)).zip(self.supply(essential)?).collect();
         // base-files has the links that merge /bin into /usr/bin; everything else goes through them.
-        let first = |at: &usize| field(&self.spec.packages[*at], "Package") != "base-files";
-        let mut order: Vec<usize> = essential.iter().copied().collect();
-        order.sort_by_key(|at| (first(at), field(&self.spec.packages[*at], "Package")));
-        for at in order {
-            let package = &self.spec.packages[at];
-            let name = field(package, "Package");
-            bootstrap::unpack(self.store, self.root, package, patterns)
-                .with_context(|| format!("unpacking `{name}`"))?;
+        blobs.sort_by_key(|(name, _)| *name != "base-files");
+        for (name, blob) in blobs {
+            bootstrap::unpack(self.store, self.root, &blob, patterns).with_context(|| format!("unpacking `{name}`"))?;
             self.tell(&Told::Advance { count: 1, detail: name.to_owned() });
         }
         for file in ["/var/lib/dpkg/status", "/var/lib/dpkg/available"] {
@@ -299,6 +340,10 @@ impl Worker<'_> {
             put(&DPKG_SETTINGS.parse()?, 0o644, settings.as_bytes())?;
         }
         self.spec.skeleton.iter().try_for_each(|file| put(&file.path, file.mode, &file.bytes))
+    }
+
+    fn name(&self, at: usize) -> &str {
+        field(&self.spec.packages[at], "Package")
     }
 
     fn paths(&self, packages: &[usize]) -> Vec<String> {
@@ -344,7 +389,7 @@ impl Worker<'_> {
 }
 
 /// A package as dpkg names it.
-fn instance(package: &ExpandedDeb) -> String {
+fn instance(package: &Package) -> String {
     let (name, architecture) = (field(package, "Package"), field(package, "Architecture"));
     match field(package, "Multi-Arch") {
         "same" => format!("{name}:{architecture}"),

@@ -31,13 +31,18 @@ use crate::{
     error::Fault,
     progress::{Progress, Step, Unit},
     rootfs::tar::StoredLayer,
-    sandbox::{Job, Sandbox},
+    sandbox::{self, Job, Sandbox},
     spec::{Digest, GuestPath},
     store::Store,
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use std::{fs::File, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    path::Path,
+    time::Duration,
+};
 
 /// The job that [`build`] has done in namespaces; `main` offers it to [`crate::sandbox::entry`].
 pub const JOB: Job = Job { name: "base", work: job::work };
@@ -49,7 +54,7 @@ pub const ENGINE: u32 = 1;
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct BaseSpec {
     /// The packages, in any order; each one's dependencies are among them, or in the layers below.
-    pub packages: Vec<ExpandedDeb>,
+    pub packages: Vec<Package>,
     /// Files put in place before packages are installed; a package's configuration file gives way to one.
     pub skeleton: Vec<SkeletonFile>,
     /// Answers to debconf's questions, in the form of debconf-set-selections(1).
@@ -84,6 +89,34 @@ pub enum Place {
     Memory,
 }
 
+/// A package to be installed, as the archive's index tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Package {
+    /// The SHA-256 of the .deb as the archive has it.
+    pub original: Digest,
+    /// The fields of its control file; those of the archive's index are as good.
+    pub control: BTreeMap<String, String>,
+}
+
+impl From<&ExpandedDeb> for Package {
+    fn from(package: &ExpandedDeb) -> Package {
+        Package { original: package.original, control: package.control.clone() }
+    }
+}
+
+/// Where packages come from while the layer is being made: waits until those with these digests are expanded, and
+/// returns the digests of the expanded ones ([`ExpandedDeb::expanded`]) in the same order.
+///
+/// It is asked for a few packages at a time, in the order of [`BaseSpec::order`], so that installing can begin when
+/// the first ones are there.
+pub type Supply<'a> = dyn FnMut(&[Digest]) -> Result<Vec<Digest>> + 'a;
+
+/// A supply of packages that are all there already.
+pub fn at_hand(packages: &[ExpandedDeb]) -> impl FnMut(&[Digest]) -> Result<Vec<Digest>> + use<> {
+    let known: HashMap<Digest, Digest> = packages.iter().map(|package| (package.original, package.expanded)).collect();
+    move |wanted| wanted.iter().map(|original| known.get(original).copied().context("a package is missing")).collect()
+}
+
 /// A file that is there before any package is installed; root owns it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SkeletonFile {
@@ -98,7 +131,7 @@ pub struct SkeletonFile {
 impl BaseSpec {
     /// The key under which the layer is kept: everything that it depends on.
     pub fn key(&self, below: &[StoredLayer]) -> Digest {
-        let mut packages: Vec<_> = self.packages.iter().map(|package| package.expanded).collect();
+        let mut packages: Vec<_> = self.packages.iter().map(|package| package.original).collect();
         packages.sort();
         let key = (
             (ENGINE, packages, &self.skeleton, &self.preseed, &self.exclude, &self.include),
@@ -107,6 +140,18 @@ impl BaseSpec {
         );
         // Serializing plain values cannot fail.
         Digest::of(serde_json::to_vec(&key).unwrap_or_default())
+    }
+
+    /// The order in which packages are asked for, by their place in [`BaseSpec::packages`].
+    ///
+    /// # Errors
+    /// When the packages are no base, though there are no layers below, or pre-depend on each other.
+    pub fn order(&self, below: &[StoredLayer]) -> Result<Vec<usize>> {
+        let mut sorted: Vec<usize> = (0..self.packages.len()).collect();
+        sorted.sort_by_cached_key(|&at| order::identity(&self.packages[at]));
+        let packages: Vec<Package> = sorted.iter().map(|&at| self.packages[at].clone()).collect();
+        let batches = order::plan(&packages, below.is_empty())?;
+        Ok(batches.unpacked().map(|at| sorted[at]).collect())
     }
 }
 
@@ -122,6 +167,7 @@ pub fn build(
     sandbox: &Sandbox,
     below: &[StoredLayer],
     spec: &BaseSpec,
+    supply: &mut Supply<'_>,
 ) -> Result<(StoredLayer, bool)> {
     store.memoise(&spec.key(below), || {
         sweep(store, sandbox);
@@ -135,8 +181,9 @@ pub fn build(
             below: below.to_vec(),
             spec,
         };
-        let mut steps = Steps { progress, current: None };
-        let layer = sandbox.work(JOB.name, &request, &mut |event| steps.hear(event));
+        let originals = request.spec.packages.iter().map(|package| package.original).collect();
+        let mut listener = Listener { progress, current: None, originals, supply };
+        let layer = sandbox.work(JOB.name, &request, &mut listener);
         layer.context("building the base layer")
     })
 }
@@ -191,13 +238,15 @@ fn remove(sandbox: &Sandbox, folder: &Path) {
     }
 }
 
-/// Steps of the job, told here.
-struct Steps<'a> {
+/// Tells of the job's steps, and supplies it with packages.
+struct Listener<'a, 'b> {
     progress: &'a Progress,
     current: Option<Step>,
+    originals: Vec<Digest>,
+    supply: &'a mut Supply<'b>,
 }
 
-impl Steps<'_> {
+impl sandbox::Listener for Listener<'_, '_> {
     fn hear(&mut self, event: serde_json::Value) {
         let Ok(told) = serde_json::from_value::<job::Told>(event) else { return };
         match told {
@@ -216,6 +265,12 @@ impl Steps<'_> {
                 }
             }
         }
+    }
+
+    fn reply(&mut self, question: serde_json::Value) -> Result<serde_json::Value> {
+        let wanted: Vec<usize> = serde_json::from_value(question)?;
+        let wanted: Vec<Digest> = wanted.iter().filter_map(|&at| self.originals.get(at).copied()).collect();
+        Ok(serde_json::to_value((self.supply)(&wanted)?)?)
     }
 }
 

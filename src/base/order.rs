@@ -1,7 +1,8 @@
 //! In which order packages are put in: what dpkg itself needs first, and as few runs of dpkg as Pre-Depends allow.
 
-use crate::{debian::deb::ExpandedDeb, error::Fault};
-use anyhow::Result;
+use super::Package;
+use crate::{debian::depends, error::Fault};
+use anyhow::{Context as _, Result};
 use std::collections::{BTreeSet, HashMap};
 
 /// One run of dpkg, on packages by their place in the list.
@@ -11,6 +12,64 @@ pub enum Round {
     Unpack(Vec<usize>),
     /// `dpkg --configure` of what others pre-depend on.
     Configure(Vec<usize>),
+}
+
+/// How a set of packages is installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// What is installed first, all at once, into a root that has nothing.
+    pub essential: Vec<usize>,
+    /// What follows; after the last round, everything unpacked is configured.
+    pub rounds: Vec<Round>,
+}
+
+impl Plan {
+    /// All packages, in the order in which they are unpacked.
+    pub fn unpacked(&self) -> impl Iterator<Item = usize> + '_ {
+        let unpacked = self.rounds.iter().filter_map(|round| match round {
+            Round::Unpack(packages) => Some(packages),
+            Round::Configure(_) => None,
+        });
+        std::iter::once(&self.essential).chain(unpacked).flatten().copied()
+    }
+}
+
+/// The installed size up to which packages are unpacked in one run, in KiB. Each run costs a look at everything that is
+/// installed; the first ones should not wait for the last to be there.
+const BATCH: u64 = 200 << 10;
+
+/// Plans how `packages` are installed, into nothing or on a base.
+///
+/// # Errors
+/// When there is nothing below and no package is essential, or when Pre-Depends go in a circle.
+pub fn plan(packages: &[Package], into_nothing: bool) -> Result<Plan> {
+    let graph = Graph::new(packages)?;
+    let essential = if into_nothing { graph.essential()? } else { BTreeSet::new() };
+    let mut rounds = Vec::new();
+    for round in graph.rounds(&essential)? {
+        match round {
+            Round::Unpack(all) => rounds.extend(batches(packages, &all).into_iter().map(Round::Unpack)),
+            configure @ Round::Configure(_) => rounds.push(configure),
+        }
+    }
+    Ok(Plan { essential: essential.into_iter().collect(), rounds })
+}
+
+fn batches(packages: &[Package], all: &[usize]) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut room = 0;
+    for &at in all {
+        let size: u64 = field(&packages[at], "Installed-Size").parse().unwrap_or(0);
+        match batches.last_mut() {
+            Some(batch) if size <= room => batch.push(at),
+            _ => {
+                batches.push(vec![at]);
+                room = BATCH;
+            }
+        }
+        room = room.saturating_sub(size);
+    }
+    batches
 }
 
 /// The names that a package stands for and those it needs.
@@ -23,9 +82,22 @@ struct Node<'a> {
     pre_depends: Vec<Vec<&'a str>>,
 }
 
+impl<'a> Node<'a> {
+    fn new(package: &'a Package) -> Result<Node<'a>> {
+        let name = field(package, "Package");
+        let names = |of| names(field(package, of)).with_context(|| format!("reading the field {of} of `{name}`"));
+        Ok(Node {
+            name,
+            provides: names("Provides")?.into_iter().flatten().collect(),
+            depends: names("Depends")?,
+            pre_depends: names("Pre-Depends")?,
+        })
+    }
+}
+
 /// The dependencies of a set of packages. The versions that they ask for were settled when the set was chosen.
 #[derive(Debug)]
-pub struct Graph<'a> {
+struct Graph<'a> {
     nodes: Vec<Node<'a>>,
     /// Who is, or provides, a name.
     providers: HashMap<&'a str, Vec<usize>>,
@@ -34,32 +106,24 @@ pub struct Graph<'a> {
 
 impl<'a> Graph<'a> {
     /// The dependencies of `packages`.
-    pub fn new(packages: &'a [ExpandedDeb]) -> Graph<'a> {
-        let nodes: Vec<Node> = packages
-            .iter()
-            .map(|package| Node {
-                name: field(package, "Package"),
-                provides: names(field(package, "Provides")).into_iter().flatten().collect(),
-                depends: names(field(package, "Depends")),
-                pre_depends: names(field(package, "Pre-Depends")),
-            })
-            .collect();
+    fn new(packages: &'a [Package]) -> Result<Graph<'a>> {
+        let nodes: Vec<Node> = packages.iter().map(Node::new).collect::<Result<_>>()?;
         let mut providers: HashMap<&str, Vec<usize>> = HashMap::new();
         for (at, node) in nodes.iter().enumerate() {
             for name in std::iter::once(node.name).chain(node.provides.iter().copied()) {
                 providers.entry(name).or_default().push(at);
             }
         }
-        let is_essential = |package: &ExpandedDeb| field(package, "Essential").eq_ignore_ascii_case("yes");
+        let is_essential = |package: &Package| field(package, "Essential").eq_ignore_ascii_case("yes");
         let essential = (0..packages.len()).filter(|&at| is_essential(&packages[at])).collect();
-        Graph { nodes, providers, essential }
+        Ok(Graph { nodes, providers, essential })
     }
 
     /// The packages without which dpkg does not run: the essential ones and all that they need.
     ///
     /// # Errors
     /// When there is no essential package.
-    pub fn essential(&self) -> Result<BTreeSet<usize>> {
+    fn essential(&self) -> Result<BTreeSet<usize>> {
         if self.essential.is_empty() {
             return Err(Fault::request("no package is essential: these packages are no base system")
                 .hint("a base needs at least base-files, dpkg and the other packages marked `Essential: yes`")
@@ -91,7 +155,7 @@ impl<'a> Graph<'a> {
     ///
     /// # Errors
     /// When Pre-Depends go in a circle.
-    pub fn rounds(&self, configured: &BTreeSet<usize>) -> Result<Vec<Round>> {
+    fn rounds(&self, configured: &BTreeSet<usize>) -> Result<Vec<Round>> {
         let mut configured = configured.clone();
         let mut unpacked = BTreeSet::new();
         let mut waiting: BTreeSet<usize> = (0..self.nodes.len()).filter(|at| !configured.contains(at)).collect();
@@ -142,23 +206,21 @@ impl<'a> Graph<'a> {
 }
 
 /// Name, version and architecture of a package.
-pub fn identity(package: &ExpandedDeb) -> (String, String, String) {
+pub fn identity(package: &Package) -> (String, String, String) {
     let own = |name| field(package, name).to_owned();
     (own("Package"), own("Version"), own("Architecture"))
 }
 
 /// A field of a package's control file, empty if it is not there.
-pub fn field<'a>(package: &'a ExpandedDeb, name: &str) -> &'a str {
+pub fn field<'a>(package: &'a Package, name: &str) -> &'a str {
     package.control.get(name).map_or("", |value| value.trim())
 }
 
-/// The names in a field such as `a (>= 1) | b:any, c`.
-fn names(field: &str) -> Vec<Vec<&str>> {
-    field.split(',').map(|group| group.split('|').filter_map(first_word).collect()).collect()
-}
-
-fn first_word(text: &str) -> Option<&str> {
-    text.trim().split(|c: char| c.is_whitespace() || "(:[<".contains(c)).next().filter(|name| !name.is_empty())
+/// The names in a field such as `a (>= 1) | b:any, c`: the alternatives of each group.
+fn names(field: &str) -> Result<Vec<Vec<&str>>> {
+    depends::groups(field)
+        .map(|group| Ok(depends::alternatives(group)?.into_iter().map(|dependency| dependency.name).collect()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -167,12 +229,12 @@ mod tests {
     use crate::spec::Digest;
     use std::collections::BTreeMap;
 
-    fn package(name: &str, fields: &[(&str, &str)]) -> ExpandedDeb {
+    fn package(name: &str, fields: &[(&str, &str)]) -> Package {
         let control: BTreeMap<String, String> = std::iter::once(("Package", name))
             .chain(fields.iter().copied())
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect();
-        ExpandedDeb { original: Digest::of(name), expanded: Digest::of(name), size: 0, control, newest: 0 }
+        Package { original: Digest::of(name), control }
     }
 
     #[test]
@@ -184,8 +246,8 @@ mod tests {
             package("gcc-base", &[("Provides", "libgcc-s1 (= 14)")]),
             package("tar", &[("Essential", "yes"), ("Pre-Depends", "libacl1")]),
         ];
-        assert_eq!(Graph::new(&packages).essential().unwrap(), [1, 2, 3, 4].into());
-        assert!(Graph::new(&packages[..1]).essential().is_err());
+        assert_eq!(Graph::new(&packages).unwrap().essential().unwrap(), [1, 2, 3, 4].into());
+        assert!(Graph::new(&packages[..1]).unwrap().essential().is_err());
     }
 
     #[test]
@@ -198,7 +260,7 @@ mod tests {
             package("app", &[("Depends", "systemd-sysv")]),
         ];
         assert_eq!(
-            Graph::new(&packages).rounds(&[0].into()).unwrap(),
+            Graph::new(&packages).unwrap().rounds(&[0].into()).unwrap(),
             [Round::Unpack(vec![1, 2, 4]), Round::Configure(vec![1, 2]), Round::Unpack(vec![3])]
         );
     }
@@ -209,7 +271,7 @@ mod tests {
             package("awk-user", &[("Pre-Depends", "gawk | awk, not-listed")]),
             package("mawk", &[("Provides", "awk")]),
         ];
-        let graph = Graph::new(&packages);
+        let graph = Graph::new(&packages).unwrap();
         assert_eq!(graph.rounds(&[1].into()).unwrap(), [Round::Unpack(vec![0])]);
         assert_eq!(
             graph.rounds(&BTreeSet::new()).unwrap(),
@@ -218,9 +280,15 @@ mod tests {
     }
 
     #[test]
+    fn a_large_round_is_split() {
+        let packages = ["90000", "90000", "90000", "500000", "1"].map(|size| package("p", &[("Installed-Size", size)]));
+        assert_eq!(batches(&packages, &[0, 1, 2, 3, 4]), [vec![0, 1], vec![2], vec![3], vec![4]]);
+    }
+
+    #[test]
     fn a_circle_of_pre_depends_is_named() {
         let packages = [package("a", &[("Pre-Depends", "b")]), package("b", &[("Pre-Depends", "a")])];
-        let error = Graph::new(&packages).rounds(&BTreeSet::new()).unwrap_err();
+        let error = Graph::new(&packages).unwrap().rounds(&BTreeSet::new()).unwrap_err();
         assert_eq!(error.to_string(), "these packages pre-depend on each other: a, b");
     }
 }

@@ -65,7 +65,8 @@ impl Layers {
             let packages = packages::fetch(plan, sources, access, store, progress)?;
             let newest = packages.iter().map(|package| package.newest).max().unwrap_or(0);
             let epoch = plan.epoch.unwrap_or(newest);
-            let (layer, _) = base::build(store, progress, sandbox, &[], &base_spec(plan, packages, epoch)?)?;
+            let spec = base_spec(plan, &packages, epoch)?;
+            let (layer, _) = base::build(store, progress, sandbox, &[], &spec, &mut base::at_hand(&packages))?;
             Ok(Base { layer, epoch })
         })?;
         if known {
@@ -112,13 +113,13 @@ fn base_key(plan: &Plan) -> Digest {
     Digest::of(serde_json::to_vec(&(base::ENGINE, packages, skeleton, rest)).unwrap_or_default())
 }
 
-fn base_spec(plan: &Plan, packages: Vec<ExpandedDeb>, epoch: i64) -> Result<BaseSpec> {
+fn base_spec(plan: &Plan, packages: &[ExpandedDeb], epoch: i64) -> Result<BaseSpec> {
     let skeleton = plan.skeleton().map(|(_, file)| {
         let bytes = fs::read(&file.source).with_context(|| format!("reading {}", file.source.display()))?;
         Ok(SkeletonFile { path: file.path.clone(), mode: file.mode.0, bytes })
     });
     Ok(BaseSpec {
-        packages,
+        packages: packages.iter().map(base::Package::from).collect(),
         skeleton: skeleton.collect::<Result<_>>()?,
         preseed: plan.preseed.iter().map(|answer| format!("{answer}\n")).collect(),
         exclude: plan.paths.exclude.clone(),

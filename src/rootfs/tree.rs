@@ -168,6 +168,14 @@ impl Tree {
                 changes.insert(path.clone(), Change::Set(entry.clone()));
             }
         }
+        // A name goes with its file: the entry says only which file that is.
+        for (path, entry) in &after.entries {
+            if let Kind::Hardlink(target) = &entry.kind
+                && changes.contains_key(target)
+            {
+                changes.insert(path.clone(), Change::Set(entry.clone()));
+            }
+        }
         let mut gone: Option<&GuestPath> = None;
         for path in self.entries.keys().filter(|path| !after.entries.contains_key(*path)) {
             // What was in a directory goes with it, and what was in one that is now something else is not there at all.
@@ -309,6 +317,15 @@ mod tests {
         let mut built = before;
         built.apply(&layer).unwrap();
         assert_eq!(built, after);
+    }
+
+    #[test]
+    fn all_names_of_a_changed_file_are_in_the_difference() {
+        let link = || Entry { kind: Kind::Hardlink(path("/a")), ..file("") };
+        let before = tree(&[("/a", file("old")), ("/b", link()), ("/c", file("c"))]);
+        let after = tree(&[("/a", file("new")), ("/b", link()), ("/c", file("c"))]);
+        let layer = before.difference(&after);
+        assert_eq!(layer.changes.keys().map(GuestPath::as_str).collect::<Vec<_>>(), ["/a", "/b"]);
     }
 
     #[test]

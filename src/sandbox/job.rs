@@ -47,6 +47,8 @@ pub(super) enum Event {
     Refused { what: String, errno: i32 },
     /// What it has to tell while it works.
     Told(serde_json::Value),
+    /// What it needs to know to go on; the reply is the next line of its input.
+    Asked(serde_json::Value),
     /// What came of it.
     Answer(serde_json::Value),
     /// Why nothing came of it: whether the request is to blame, the chain of causes, the way out.
@@ -62,6 +64,24 @@ impl Teller {
     pub fn tell(&self, event: serde_json::Value) {
         say(&Event::Told(event));
     }
+
+    /// Asks for what only the process that wants the work can know, and waits for the reply.
+    ///
+    /// # Errors
+    /// When that process goes away.
+    pub fn ask(&self, question: serde_json::Value) -> Result<serde_json::Value> {
+        say(&Event::Asked(question));
+        hear().context("reading a reply")
+    }
+}
+
+/// One line of input.
+fn hear() -> Result<serde_json::Value> {
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    // The other side is gone, or could not give this process its ids.
+    ensure!(!line.is_empty(), "nobody is there any more");
+    Ok(serde_json::from_str(&line)?)
 }
 
 fn say(event: &Event) {
@@ -133,10 +153,7 @@ fn enter(user: bool) -> Result<serde_json::Value> {
     }
     die_with_parent()?;
     say(&Event::Ready);
-    let mut request = String::new();
-    io::stdin().read_line(&mut request).context("reading a request")?;
-    // The other side is gone, or could not give this process its ids.
-    ensure!(!request.is_empty(), "nobody asked for anything");
+    let request = hear().context("reading a request")?;
     if user {
         rustix::thread::set_thread_groups(&[]).context("leaving the user's groups")?;
         rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).context("becoming root")?;
@@ -147,7 +164,7 @@ fn enter(user: bool) -> Result<serde_json::Value> {
     }
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(|errno| Refusal { what: "a mount namespace", errno })?;
-    serde_json::from_str(&request).context("reading a request")
+    Ok(request)
 }
 
 fn work(name: &str, request: serde_json::Value, jobs: &[Job]) -> Result<serde_json::Value> {

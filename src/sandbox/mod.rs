@@ -44,6 +44,29 @@ pub struct Sandbox {
     program: OsString,
 }
 
+/// Who listens to a job.
+pub trait Listener {
+    /// Hears what the job tells.
+    fn hear(&mut self, event: serde_json::Value);
+
+    /// Replies to what the job asks.
+    ///
+    /// # Errors
+    /// When there is no reply; the job is then ended, and this is its error.
+    fn reply(&mut self, question: serde_json::Value) -> Result<serde_json::Value>;
+}
+
+/// Nobody listens.
+struct Nobody;
+
+impl Listener for Nobody {
+    fn hear(&mut self, _: serde_json::Value) {}
+
+    fn reply(&mut self, question: serde_json::Value) -> Result<serde_json::Value> {
+        bail!("nobody can reply to {question}")
+    }
+}
+
 /// How the namespaces can be entered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Way {
@@ -83,7 +106,7 @@ impl Sandbox {
     /// # Errors
     /// A [`Fault`] that says what is missing and how to get it.
     pub fn probe(&self) -> Result<()> {
-        self.work(job::PROBE, &(), &mut |_| {})
+        self.work(job::PROBE, &(), &mut Nobody)
     }
 
     /// Removes `folder` and all that is in it, whichever of this user's ids owns it.
@@ -91,10 +114,10 @@ impl Sandbox {
     /// # Errors
     /// When the namespaces cannot be entered, or something cannot be removed.
     pub fn remove_tree(&self, folder: &Path) -> Result<()> {
-        self.work(REMOVE, &folder, &mut |_| {})
+        self.work(REMOVE, &folder, &mut Nobody)
     }
 
-    /// Has the job named `job` done in namespaces and returns its answer; `on_event` hears what it tells meanwhile.
+    /// Has the job named `job` done in namespaces and returns its answer; `listener` hears what it tells meanwhile.
     ///
     /// # Errors
     /// When the namespaces cannot be entered (a [`Fault`] with the way out), and what the job fails with.
@@ -102,13 +125,13 @@ impl Sandbox {
         &self,
         job: &str,
         request: &impl Serialize,
-        on_event: &mut dyn FnMut(serde_json::Value),
+        listener: &mut dyn Listener,
     ) -> Result<A> {
         let request = serde_json::to_string(request)?;
-        let answer = match self.try_work(&ids::way()?, job, &request, on_event) {
+        let answer = match self.try_work(&ids::way()?, job, &request, listener) {
             // Root of a container often lacks what it takes, but has ids enough for a user namespace.
             Err(Failure::Refused(first)) if rustix::process::geteuid().is_root() => {
-                self.try_work(&Way::User(Mapping::identity()), job, &request, on_event).map_err(|second| match second {
+                self.try_work(&Way::User(Mapping::identity()), job, &request, listener).map_err(|second| match second {
                     Failure::Refused(_) => first,
                     Failure::Other(error) => error,
                 })
@@ -124,10 +147,10 @@ impl Sandbox {
         way: &Way,
         job: &str,
         request: &str,
-        on_event: &mut dyn FnMut(serde_json::Value),
+        listener: &mut dyn Listener,
     ) -> Result<serde_json::Value, Failure> {
         let mut child = self.start(way, job).map_err(Failure::Other)?;
-        let answer = converse(&mut child, way, request, on_event);
+        let answer = converse(&mut child, way, request, listener);
         // Only a child that was told everything and answered ends by itself.
         if answer.is_err() {
             child.kill();
@@ -200,7 +223,7 @@ fn converse(
     child: &mut JobProcess,
     way: &Way,
     request: &str,
-    on_event: &mut dyn FnMut(serde_json::Value),
+    listener: &mut dyn Listener,
 ) -> Result<Option<serde_json::Value>, Failure> {
     let other = |error: anyhow::Error| Failure::Other(error);
     let stdout = child.child.stdout.take().context("a job without output").map_err(other)?;
@@ -213,17 +236,27 @@ fn converse(
                 if let Way::User(mapping) = way {
                     mapping.apply(child.child.id()).map_err(Failure::Refused)?;
                 }
-                let stdin = child.child.stdin.as_mut().context("a job without input").map_err(other)?;
-                // A job that is gone by now says why on its way out.
-                let _ = writeln!(stdin, "{request}");
+                say(child, &request)?;
             }
             Event::Refused { what, errno } => return Err(Failure::Refused(ids::refused(&what, errno))),
-            Event::Told(event) => on_event(event),
+            Event::Told(event) => listener.hear(event),
+            Event::Asked(question) => {
+                let reply = listener.reply(question).map_err(other)?;
+                say(child, &reply)?;
+            }
             Event::Answer(answer) => return Ok(Some(answer)),
             Event::Failed { blame, chain, hint } => return Err(Failure::Other(retell(blame, chain, hint))),
         }
     }
     Ok(None)
+}
+
+/// Gives a job a line of input.
+fn say(child: &mut JobProcess, line: &dyn std::fmt::Display) -> Result<(), Failure> {
+    let stdin = child.child.stdin.as_mut().context("a job without input").map_err(Failure::Other)?;
+    // A job that is gone by now says why on its way out.
+    let _ = writeln!(stdin, "{line}");
+    Ok(())
 }
 
 /// The error that a job had, as one of this process.

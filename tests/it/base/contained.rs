@@ -7,9 +7,9 @@ use std::{io::ErrorKind, net::TcpListener, time::Duration};
 /// What an error says of installing one package with this postinst.
 fn failure(kitchen: &Kitchen, name: &str, postinst: &str) -> String {
     let package = small(&kitchen.store, name, "", &[("postinst", postinst)], &[]);
-    let mut spec = only(vec![package]);
-    spec.limit = Duration::from_secs(5);
-    let error = kitchen.build(&spec).unwrap_err();
+    let mut spec = only(std::slice::from_ref(&package));
+    spec.limit = Duration::from_secs(20);
+    let error = kitchen.build(&spec, &[package]).unwrap_err();
     assert_eq!(scratch_of_this_process(kitchen), Vec::<String>::new());
     error
 }
@@ -126,8 +126,8 @@ fn what_has_no_place_in_an_image_fails_the_build() {
 #[test]
 fn packages_that_are_no_base_are_refused() {
     let Some(kitchen) = kitchen() else { return };
-    let spec = only(vec![small(&kitchen.store, "lonely", "", &[], &[])]);
-    let error = base::build(&kitchen.store, &silent(), &sandbox(), &[], &spec).unwrap_err();
+    let spec = only(&[small(&kitchen.store, "lonely", "", &[], &[])]);
+    let error = base::build(&kitchen.store, &silent(), &sandbox(), &[], &spec, &mut base::at_hand(&[])).unwrap_err();
     assert_eq!(error::blame(&error), error::Blame::Request);
     insta::assert_snapshot!(error::report(&error));
 }
@@ -149,6 +149,6 @@ fn a_time_in_the_future_is_refused() {
     let Some(kitchen) = kitchen() else { return };
     let mut spec = minimal(&kitchen.packages);
     spec.epoch = 33_000_000_000;
-    let error = base::build(&kitchen.store, &silent(), &sandbox(), &[], &spec).unwrap_err();
+    let error = base::build(&kitchen.store, &silent(), &sandbox(), &[], &spec, &mut base::at_hand(&[])).unwrap_err();
     insta::assert_snapshot!(error::report(&error));
 }

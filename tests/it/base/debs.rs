@@ -1,10 +1,12 @@
 //! Packages for tests: real ones of Debian 13, fetched by the host's apt once, and small ones made here.
 
-use pgha_image::{debian::deb::ExpandedDeb, spec::Digest, store::Store};
+use pgha_image::{
+    debian::deb::{self, ExpandedDeb, Limits},
+    spec::Digest,
+    store::Store,
+};
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
-    io::Read as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -32,7 +34,7 @@ pub fn essential(store: &Store) -> Option<Vec<ExpandedDeb>> {
         paths
             .iter()
             .filter(|path| path.extension().is_some_and(|e| e == "deb"))
-            .map(|path| expand(store, path))
+            .map(|path| expand(store, &fs::read(path).unwrap()))
             .collect(),
     )
 }
@@ -91,35 +93,14 @@ fn fetch(folder: &Path) -> Result<(), String> {
     apt(&names)
 }
 
-/// The first mirror in the host's list of sources.
+/// The mirror that the environment names, or the first of the host's own.
 fn mirror() -> Option<String> {
+    if let Ok(mirror) = std::env::var("PGHA_IMAGE_MIRROR") {
+        return Some(mirror);
+    }
     let text = fs::read_to_string("/etc/apt/sources.list.d/debian.sources").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("URIs:"))?;
     line.split_whitespace().next().map(str::to_owned)
-}
-
-/// The members of a .deb: name and bytes.
-fn members(deb: &[u8]) -> Vec<(String, Vec<u8>)> {
-    let mut members = Vec::new();
-    let mut at = 8;
-    while at + 60 <= deb.len() {
-        let field = |from: usize, to: usize| std::str::from_utf8(&deb[at + from..at + to]).unwrap().trim().to_owned();
-        let size: usize = field(48, 58).parse().unwrap();
-        members.push((field(0, 16).trim_end_matches('/').to_owned(), deb[at + 60..at + 60 + size].to_vec()));
-        at += 60 + size.next_multiple_of(2);
-    }
-    members
-}
-
-fn decompress(name: &str, bytes: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::new();
-    match name.rsplit_once('.').unwrap().1 {
-        "xz" => drop(liblzma::read::XzDecoder::new(bytes).read_to_end(&mut plain).unwrap()),
-        "zst" => drop(zstd::Decoder::new(bytes).unwrap().read_to_end(&mut plain).unwrap()),
-        "gz" => drop(flate2::read::GzDecoder::new(bytes).read_to_end(&mut plain).unwrap()),
-        _ => plain.extend_from_slice(bytes),
-    }
-    plain
 }
 
 /// Packs members without compression.
@@ -136,50 +117,16 @@ fn pack(members: &[(&str, &[u8])]) -> Vec<u8> {
     deb
 }
 
-fn fields(text: &str) -> BTreeMap<String, String> {
-    text.replace("\n ", "\0")
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| (name.to_owned(), value.trim().replace('\0', "\n ")))
-        .collect()
-}
-
-fn control_text(control_tar: &[u8]) -> String {
-    let mut archive = tar::Archive::new(control_tar);
-    for entry in archive.entries().unwrap() {
-        let mut entry = entry.unwrap();
-        if entry.path().unwrap().file_name().is_some_and(|name| name == "control") {
-            let mut text = String::new();
-            entry.read_to_string(&mut text).unwrap();
-            return text;
-        }
-    }
-    panic!("no control file");
-}
-
 /// Puts a .deb into the store, expanded.
-pub fn expand(store: &Store, path: &Path) -> ExpandedDeb {
-    let deb = fs::read(path).unwrap();
-    let (mut control, mut data) = (Vec::new(), Vec::new());
-    for (name, bytes) in members(&deb) {
-        match name.split('.').next().unwrap() {
-            "control" => control = decompress(&name, &bytes),
-            "data" => data = decompress(&name, &bytes),
-            _ => {}
-        }
-    }
-    keep(store, &control, &data)
-}
-
-fn keep(store: &Store, control: &[u8], data: &[u8]) -> ExpandedDeb {
-    let expanded = pack(&[("debian-binary", b"2.0\n"), ("control.tar", control), ("data.tar", data)]);
-    let digest = store.put_blob(&expanded).unwrap();
+fn expand(store: &Store, deb: &[u8]) -> ExpandedDeb {
+    let mut blob = store.write_blob().unwrap();
+    let expanded = deb::expand(deb, &Limits::default(), &store.scratch_root(), &mut blob).unwrap();
     ExpandedDeb {
-        original: Digest::of(&expanded),
-        size: expanded.len() as u64,
-        expanded: digest,
-        control: fields(&control_text(control)),
-        newest: 1_700_000_000,
+        original: Digest::of(deb),
+        expanded: blob.finish().unwrap().0,
+        size: expanded.size,
+        control: expanded.control,
+        newest: expanded.newest,
     }
 }
 
@@ -203,7 +150,9 @@ pub fn small(
     let mut archive = vec![("./control".to_owned(), control.as_str(), 0o644)];
     archive.extend(scripts.iter().map(|(name, text, mode)| (format!("./{name}"), *text, *mode)));
     let data: Vec<(String, &str, u32)> = files.iter().map(|(path, text)| (format!(".{path}"), *text, 0o644)).collect();
-    keep(store, &tarball(&archive), &tarball(&data))
+    let members =
+        [("debian-binary", &b"2.0\n"[..]), ("control.tar", &tarball(&archive)), ("data.tar", &tarball(&data))];
+    expand(store, &pack(&members))
 }
 
 fn tarball(files: &[(String, &str, u32)]) -> Vec<u8> {

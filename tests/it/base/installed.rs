@@ -1,9 +1,10 @@
 //! What an installed root looks like.
 
-use super::{EPOCH, Kitchen, debs::small, kitchen, only, text, tree};
+use super::{EPOCH, Kitchen, debs::small, kitchen, only, sandbox, silent, text, tree};
 use pgha_image::{
     base::{self, Place},
-    rootfs::{Change, Kind},
+    rootfs::{Change, Kind, tar::StoredLayer},
+    spec::Digest,
 };
 
 fn base_tree(kitchen: &Kitchen) -> pgha_image::rootfs::Tree {
@@ -145,11 +146,11 @@ fn the_place_of_the_root_makes_no_difference() {
         )
     };
     let build = |place| {
-        let mut spec = only(vec![package()]);
+        let mut spec = only(&[package()]);
         spec.place = place;
         let key = spec.key(std::slice::from_ref(&kitchen.base));
-        kitchen.store.drop_action::<pgha_image::rootfs::tar::StoredLayer>(&key);
-        kitchen.build(&spec).unwrap().tar
+        kitchen.store.drop_action::<StoredLayer>(&key);
+        kitchen.build(&spec, &[package()]).unwrap().tar
     };
     assert_eq!(build(Place::Disk), build(Place::Memory));
 }
@@ -162,4 +163,28 @@ fn an_environment_is_the_same_everywhere() {
         .install(vec![small(&kitchen.store, "looker", "", &[("postinst", script)], &[("/opt/x", "x")])])
         .unwrap();
     insta::assert_snapshot!(text(&kitchen.store, &kitchen.tree(&layer), "/opt/environment"));
+}
+
+#[test]
+fn packages_are_asked_for_when_they_are_needed() {
+    let Some(kitchen) = kitchen() else { return };
+    let package = |name, extra| small(&kitchen.store, name, extra, &[], &[]);
+    let packages = [
+        package("zebra", "Installed-Size: 900000\n"),
+        package("ant", "Pre-Depends: zebra\n"),
+        package("bee", "Installed-Size: 900000\n"),
+    ];
+    let below = std::slice::from_ref(&kitchen.base);
+    let spec = only(&packages);
+    assert_eq!(spec.order(below).unwrap(), [2, 0, 1]);
+    let mut asked = Vec::new();
+    let mut supply = |wanted: &[Digest]| -> anyhow::Result<Vec<Digest>> {
+        asked.push(wanted.to_vec());
+        anyhow::ensure!(asked.len() < 3, "the mirror is gone");
+        base::at_hand(&packages)(wanted)
+    };
+    let error = base::build(&kitchen.store, &silent(), &sandbox(), below, &spec, &mut supply).unwrap_err();
+    assert!(format!("{error:#}").contains("the mirror is gone"), "{error:#}");
+    assert_eq!(asked, [2, 0, 1].map(|at: usize| vec![packages[at].original]));
+    assert!(kitchen.store.action::<StoredLayer>(&spec.key(below)).is_none());
 }

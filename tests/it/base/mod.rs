@@ -6,7 +6,7 @@ mod installed;
 mod rootless;
 
 use pgha_image::{
-    base::{self, BaseSpec, Group, Place, SkeletonFile, User},
+    base::{self, BaseSpec, Group, Package, Place, SkeletonFile, User},
     debian::deb::ExpandedDeb,
     error,
     progress::{Progress, Style},
@@ -29,9 +29,8 @@ struct Kitchen {
 }
 
 /// Tells why a test proves nothing on this machine.
-#[allow(clippy::print_stderr, reason = "for whoever reads the tests' output")]
 fn skip(why: &str) {
-    eprintln!("skipped: {why}");
+    println!("skipped: {why}");
 }
 
 fn sandbox() -> Sandbox {
@@ -53,7 +52,8 @@ fn kitchen() -> Option<&'static Kitchen> {
             }
             let store = Store::open(&debs::cache().join("store")).unwrap();
             let packages = debs::essential(&store)?;
-            let built = base::build(&store, &silent(), &sandbox(), &[], &minimal(&packages));
+            let built =
+                base::build(&store, &silent(), &sandbox(), &[], &minimal(&packages), &mut base::at_hand(&packages));
             let (base, _) = built.unwrap_or_else(|error| panic!("{}", error::report(&error)));
             Some(Kitchen { store, packages, base })
         })
@@ -63,7 +63,7 @@ fn kitchen() -> Option<&'static Kitchen> {
 /// The smallest base.
 fn minimal(packages: &[ExpandedDeb]) -> BaseSpec {
     BaseSpec {
-        packages: packages.to_vec(),
+        packages: packages.iter().map(Package::from).collect(),
         skeleton: vec![SkeletonFile {
             path: "/etc/debian_version".parse().unwrap(),
             mode: 0o640,
@@ -88,19 +88,25 @@ fn minimal(packages: &[ExpandedDeb]) -> BaseSpec {
 }
 
 /// Only these packages, for on top of a base.
-fn only(packages: Vec<ExpandedDeb>) -> BaseSpec {
-    BaseSpec { packages, epoch: EPOCH, limit: Duration::from_secs(60), place: Place::Memory, ..BaseSpec::default() }
+fn only(packages: &[ExpandedDeb]) -> BaseSpec {
+    BaseSpec {
+        packages: packages.iter().map(Package::from).collect(),
+        epoch: EPOCH,
+        limit: Duration::from_secs(60),
+        place: Place::Memory,
+        ..BaseSpec::default()
+    }
 }
 
 impl Kitchen {
     /// Installs `packages` on the minimal base: the layer, or the error as people read it.
     fn install(&self, packages: Vec<ExpandedDeb>) -> Result<StoredLayer, String> {
-        self.build(&only(packages))
+        self.build(&only(&packages), &packages)
     }
 
-    fn build(&self, spec: &BaseSpec) -> Result<StoredLayer, String> {
+    fn build(&self, spec: &BaseSpec, packages: &[ExpandedDeb]) -> Result<StoredLayer, String> {
         let below = std::slice::from_ref(&self.base);
-        base::build(&self.store, &silent(), &sandbox(), below, spec)
+        base::build(&self.store, &silent(), &sandbox(), below, spec, &mut base::at_hand(packages))
             .map(|(layer, _)| layer)
             .map_err(|error| error::report(&error))
     }
