@@ -8,7 +8,7 @@ use std::{io::ErrorKind, net::TcpListener, time::Duration};
 fn failure(kitchen: &Kitchen, name: &str, postinst: &str) -> String {
     let package = small(&kitchen.store, name, "", &[("postinst", postinst)], &[]);
     let mut spec = only(std::slice::from_ref(&package));
-    spec.limit = Duration::from_secs(5);
+    spec.limit = Duration::from_secs(20);
     let error = kitchen.build(&spec, &[package]).unwrap_err();
     assert_eq!(scratch_of_this_process(kitchen), Vec::<String>::new());
     error
