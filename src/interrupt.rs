@@ -9,14 +9,22 @@ use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
 };
-use std::{fs, io::Write as _, thread};
+use std::{
+    fs,
+    io::Write as _,
+    thread,
+    time::{Duration, Instant},
+};
 
-/// From now on, the first of these signals ends the program's children, calls `clean_up` and ends the program with
-/// status 128 + the signal's number: 130 for Ctrl-C. A second one ends it at once.
+/// How long what the program has started may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// From now on, the first of these signals ends the program's children, calls `clean_up` until it says that all is
+/// clean, and ends the program with status 128 + the signal's number: 130 for Ctrl-C. A second one ends it at once.
 ///
 /// # Errors
 /// When the signals cannot be caught.
-pub fn on_signal(clean_up: impl FnOnce() + Send + 'static) -> Result<()> {
+pub fn on_signal(clean_up: impl Fn() -> bool + Send + 'static) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
     thread::spawn(move || {
         let mut clean_up = Some(clean_up);
@@ -25,8 +33,12 @@ pub fn on_signal(clean_up: impl FnOnce() + Send + 'static) -> Result<()> {
             let Some(clean_up) = clean_up.take() else { end(status) };
             let _ = writeln!(std::io::stderr(), "\ninterrupted: cleaning up");
             thread::spawn(move || {
+                let deadline = Instant::now() + PATIENCE;
                 end_children();
-                clean_up();
+                // Those that the children had started go a moment after them, and hold on to files until then.
+                while !clean_up() && Instant::now() < deadline {
+                    thread::sleep(Duration::from_millis(50));
+                }
                 end(status);
             });
         }

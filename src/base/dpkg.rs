@@ -59,8 +59,8 @@ pub struct Dpkg<'a> {
 pub enum Progress<'a> {
     /// It begins to do something: `configure`, and with what package.
     Begins(&'a str, &'a str),
-    /// A package got into the state `unpacked` or `installed`.
-    Reached(&'a str),
+    /// This package got into the state `unpacked` or `installed`.
+    Reached(&'a str, &'a str),
 }
 
 impl<'a> Dpkg<'a> {
@@ -112,7 +112,7 @@ impl<'a> Dpkg<'a> {
                 Some(Progress::Begins(action, package))
             }
             Some(("status", rest)) => match rest.rsplit_once(": ") {
-                Some((_, state @ ("unpacked" | "installed"))) => Some(Progress::Reached(state)),
+                Some((package, state @ ("unpacked" | "installed"))) => Some(Progress::Reached(package, state)),
                 _ => {
                     // `status: PACKAGE : error : REASON`
                     self.errors.extend(rest.split_once(" : error : ").map(|(at, why)| format!("{at}: {why}")));
@@ -197,9 +197,9 @@ mod tests {
             *seen.borrow(),
             [
                 r#"Begins("install", "libc6:amd64")"#,
-                r#"Reached("unpacked")"#,
+                r#"Reached("libc6:amd64", "unpacked")"#,
                 r#"Begins("configure", "libc6:amd64")"#,
-                r#"Reached("installed")"#
+                r#"Reached("libc6:amd64", "installed")"#
             ]
         );
         assert_eq!(dpkg.tail, ["Unpacking libc6 ..."]);

@@ -21,6 +21,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -115,8 +117,17 @@ fn make(request: &Request, folder: &Path, teller: &Teller) -> Result<StoredLayer
     let before = materialise(&store, &root, &request.below)?;
     let verifier = Verifier::start(&store);
     let checks = verifier.send.clone();
-    let worker =
-        Worker { spec: &request.spec, store: &store, root: &root, room: &room, material: &material, checks, teller };
+    let worker = Worker {
+        spec: &request.spec,
+        store: &store,
+        root: &root,
+        room: &room,
+        material: &material,
+        checks,
+        teller,
+        reached: RefCell::default(),
+        counted: Cell::new(""),
+    };
     let installed = worker.install(request.below.is_empty()).and_then(|()| worker.make_initramfs());
     let layer = installed.and_then(|()| worker.capture(&before, Clamp { epoch: request.spec.epoch, began }));
     drop(worker);
@@ -233,6 +244,10 @@ struct Worker<'a> {
     material: &'a Path,
     checks: mpsc::Sender<(String, Digest)>,
     teller: &'a Teller,
+    /// What packages have reached.
+    reached: RefCell<BTreeSet<String>>,
+    /// The state that counts for the step at hand.
+    counted: Cell<&'static str>,
 }
 
 impl Worker<'_> {
@@ -257,6 +272,7 @@ impl Worker<'_> {
             self.bootstrap(&plan.essential)?;
             self.end(format!("{} essential packages", plan.essential.len()));
         }
+        self.counted.set("unpacked");
         self.begin(StepName::Install, self.spec.packages.len());
         self.furnish()?;
         if into_nothing {
@@ -282,10 +298,16 @@ impl Worker<'_> {
             }
         }
         self.end(format!("{} packages unpacked", self.spec.packages.len()));
-        self.begin(StepName::Configure, self.spec.packages.len() - plan.essential.len());
+        self.counted.set("installed");
+        self.begin(StepName::Configure, self.spec.packages.len() - self.installed());
         dpkg.configure_pending().context("configuring packages")?;
         self.end(format!("{} packages", self.spec.packages.len()));
         Ok(())
+    }
+
+    /// How many packages are configured.
+    fn installed(&self) -> usize {
+        self.reached.borrow().iter().filter(|reached| reached.ends_with(" installed")).count()
     }
 
     /// Waits for packages, and lays them out; returns the blobs of them.
@@ -306,7 +328,12 @@ impl Worker<'_> {
             Progress::Begins(action, package) => {
                 self.tell(&Told::Advance { count: 0, detail: format!("{action} {package}") });
             }
-            Progress::Reached(_) => self.tell(&Told::Advance { count: 1, detail: String::new() }),
+            // Essential packages are unpacked twice, and triggers bring packages back to where they were.
+            Progress::Reached(package, state) => {
+                if self.reached.borrow_mut().insert(format!("{package} {state}")) && self.counted.get() == state {
+                    self.tell(&Told::Advance { count: 1, detail: String::new() });
+                }
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use crate::{
     interrupt,
     plan::Lock,
     progress::{Progress, Style, size},
+    sandbox::Sandbox,
 };
 use anyhow::Result;
 use clap::ValueEnum;
@@ -115,7 +116,7 @@ impl Args {
         let cleaning = store.clone();
         interrupt::on_signal(move || {
             files::discard_unpublished();
-            cleaning.abandon_scratch();
+            cleaning.abandon_scratch(|left| drop(Sandbox::new().remove_tree(left)))
         })?;
         let mut formats: BTreeSet<Format> = self.formats.into_iter().map(Format::from).collect();
         if self.load.is_some() {

@@ -85,10 +85,16 @@ impl Store {
     }
 
     /// Takes away work in progress, if no other program works here: for a program that ends without dropping its values.
-    pub fn abandon_scratch(&self) {
-        if self.in_use.try_lock().is_ok() {
-            sweep(&self.scratch_root());
+    /// `remove` is tried on what this user may not remove as it is. Returns whether nothing is left to be done.
+    pub fn abandon_scratch(&self, remove: impl Fn(&Path)) -> bool {
+        if self.in_use.try_lock().is_err() {
+            return true;
         }
+        let scratch = self.scratch_root();
+        sweep(&scratch);
+        let entries = fs::read_dir(&scratch).into_iter().flatten().flatten();
+        entries.for_each(|entry| remove(&entry.path()));
+        fs::read_dir(&scratch).map_or(true, |mut entries| entries.next().is_none())
     }
 
     /// Makes an empty folder for work in progress; it goes when the value goes.

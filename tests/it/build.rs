@@ -89,7 +89,7 @@ fn explain_names_the_package_of_a_path() {
     Ran::well(&mut build("minimal", out.path()));
     let explain = |path: &str| Ran::of(builder().args(["explain", path, "minimal", "--cache-dir"]).arg(shared_store()));
     let systemd = explain("/usr/lib/systemd/systemd");
-    assert!(systemd.stdout.starts_with("package  systemd "), "{systemd:?}");
+    assert!(systemd.stdout.starts_with("package  systemd\n"), "{systemd:?}");
     let nothing = explain("/usr/bin/nothing");
     assert_eq!(nothing.status, Some(1));
 }
