@@ -66,8 +66,8 @@ fn xml(text: &str) -> Result<()> {
 /// Splits the markup that `text` opens with from what follows it.
 fn split_markup(text: &str) -> Result<(&str, &str)> {
     for (start, end) in [("<!--", "-->"), ("<![CDATA[", "]]>"), ("<?", "?>")] {
-        if text.starts_with(start) {
-            let length = text[start.len()..].find(end).context("a comment or instruction has no end")?;
+        if let Some(inner) = text.strip_prefix(start) {
+            let length = inner.find(end).context("a comment or instruction has no end")?;
             return Ok(text.split_at(start.len() + length + end.len()));
         }
     }

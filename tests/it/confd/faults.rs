@@ -4,7 +4,7 @@ use super::{
     Confd, MEMBERS, Sentinel,
     etcd::{Cluster, Tls, as_strs},
     relay::Relay,
-    wait_for,
+    skip, wait_for,
 };
 use pgha_image::node::etcd::{Client, RangeRequest};
 use std::{
@@ -246,7 +246,7 @@ fn a_full_disk_leaves_the_file_and_is_waited_out() {
         Command::new("mount").args(arguments).arg(folder.path()).status().is_ok_and(|status| status.success())
     };
     if !rustix::process::geteuid().is_root() || !mount(&["-t", "tmpfs", "-o", "size=64k", "tmpfs"]) {
-        std::io::Write::write_all(&mut std::io::stderr(), b"skipped: no small file system can be mounted\n").unwrap();
+        skip("no small file system can be mounted");
         return;
     }
     let _unmount = Unmount(folder.path());

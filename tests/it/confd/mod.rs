@@ -41,9 +41,15 @@ pub fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|folder| folder.join(program).exists());
     if !found {
-        writeln!(std::io::stderr(), "skipped: {program} is not installed").unwrap();
+        skip(&format!("{program} is not installed"));
     }
     found
+}
+
+/// Says that a test is skipped.
+#[allow(clippy::print_stderr, reason = "a test that proves nothing must say so")]
+pub fn skip(reason: &str) {
+    eprintln!("skipped: {reason}");
 }
 
 /// A port on which nobody listens.

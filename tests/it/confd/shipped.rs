@@ -2,8 +2,8 @@
 //! are not ours to keep; `PGHA_CONFD_TEMPLATES` names a folder with `haproxy.tmpl`, `haproxy-citus.tmpl` and
 //! `pgbouncer.tmpl` of Patroni and `ancestor-haproxy.tmpl`; what is not there is skipped.
 
-use super::Confd;
-use std::{io::Write as _, path::PathBuf};
+use super::{Confd, skip};
+use std::path::PathBuf;
 
 const KEYS: &str = r#"
 service:
@@ -26,7 +26,7 @@ service:
 fn render(name: &str, scope: &str) -> Option<String> {
     let path = std::env::var_os("PGHA_CONFD_TEMPLATES").map(|folder| PathBuf::from(folder).join(name));
     let Some(text) = path.and_then(|path| std::fs::read_to_string(path).ok()) else {
-        writeln!(std::io::stderr(), "skipped: PGHA_CONFD_TEMPLATES names no folder with {name}").unwrap();
+        skip(&format!("PGHA_CONFD_TEMPLATES names no folder with {name}"));
         return None;
     };
     let confd = Confd::new(&["-backend", "file"]);

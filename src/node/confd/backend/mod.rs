@@ -105,7 +105,7 @@ pub fn open(settings: &BackendSettings) -> Result<Arc<dyn Backend>> {
 }
 
 /// The places without those that others cover.
-fn outermost<'a>(places: &'a [String], covers: impl Fn(&str, &str) -> bool) -> Vec<&'a str> {
+fn outermost(places: &[String], covers: impl Fn(&str, &str) -> bool) -> Vec<&str> {
     let mut sorted: Vec<&str> = places.iter().map(String::as_str).collect();
     sorted.sort_unstable();
     sorted.dedup();

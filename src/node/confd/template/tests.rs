@@ -122,6 +122,7 @@ const RENDERED: &[(&str, &str)] = &[
     (r#"{{print nil}} {{print 1e21}} {{printf "%v" 1e21}} {{print 0.00001}}"#, "<nil> 1e+21 1e+21 1e-05"),
     (r#"{{print 1e6}} {{printf "%v %g" 1e6 1e6}} {{print 123456.0}} {{println 1234567.0}} {{printf "%v" (list 1e6)}} {{list 1e6}} {{printf "%d" (len "ab")}} {{html 1e6}}"#, r#"1e+06 1e+06 1e+06 123456 1.234567e+06
  [1e+06] [1e+06] 2 1e+06"#),
+    (r#"{{printf "%s" (split "a,b" ",")}} {{printf "%s|%v" (gets "/app/upstream/*") (list 1.5)}}"#, "[a b] [{/app/upstream/a1 10.0.1.12:80} {/app/upstream/b1 10.0.1.11:80} {/app/upstream/long 10.0.1.10:80}]|[1.5]"),
     // Where Go demands a []string, any list of texts will do.
     (r#"{{join (jsonArray "[\"a\",\"b\"]") "-"}}"#, "a-b"),
     (r#"{{lookupIfaceIPV4 "nope0"}}{{lookupIfaceIPV6 "nope0"}}"#, ""),

@@ -37,7 +37,7 @@ fn escaped(values: &[Value]) -> String {
     if matches!(values, [Value::Nil]) { "<no value>".to_owned() } else { joined(values) }
 }
 
-/// A value that `%v` prints becomes the text that Go prints for it; what other verbs take stays.
+/// A value that `%v` prints, or texts that `%s` prints, become the text that Go prints for it; what other verbs take stays.
 fn verb(_: &Scope, args: &Args<'_>) -> Outcome {
     args.exactly(3)?;
     let value = args.value(2)?;
@@ -45,7 +45,19 @@ fn verb(_: &Scope, args: &Args<'_>) -> Outcome {
     let is_plain = matches!(value, Value::Float(_) | Value::List(_) | Value::Map(_));
     match usize::try_from(args.int(1)?) {
         Ok(at) if is_plain && verb_of(format, at) == Some('v') => Ok(text(plain(value))),
+        // Go applies the verb to each element; texts look the same either way.
+        Ok(at) if is_plain && verb_of(format, at) == Some('s') && holds_texts(value) => Ok(text(plain(value))),
         _ => Ok(value.clone()),
+    }
+}
+
+/// Whether a list or map holds nothing but texts.
+fn holds_texts(value: &Value) -> bool {
+    match value {
+        Value::String(_) => true,
+        Value::List(items) => items.iter().all(holds_texts),
+        Value::Map(fields) => fields.values().all(holds_texts),
+        _ => false,
     }
 }
 

@@ -117,7 +117,7 @@ impl Time {
         let is_date = (1..=12).contains(&month) && (1..=31).contains(&day);
         let is_clock = (0..24).contains(&hour) && (0..60).contains(&minute) && (0..60).contains(&second);
         let is_offset = offset.len() == 5 && offset.is_ascii() && matches!(offset.as_bytes()[0], b'+' | b'-');
-        if !(is_date && is_clock && is_offset && words.next().is_none()) || !(0..=9999).contains(&year) {
+        if !(is_date && is_clock && is_offset && words.next().is_none() && (0..=9999).contains(&year)) {
             return None;
         }
         let (hours, minutes) = (offset[1..3].parse::<i32>().ok()?, offset[3..].parse::<i32>().ok()?);
