@@ -36,12 +36,15 @@ pub fn run(flags: Layer) -> Result<()> {
     let settings = Settings::gather(flags.clone(), process_variable)?;
     log::set_level(settings.log_level);
     let resources = resource::load_all(&settings)?;
-    if settings.check_config {
-        return check(&settings, &resources);
-    }
     let metrics = Arc::new(Metrics::default());
-    if settings.onetime {
-        return once(&settings, resources, &metrics);
+    if settings.check_config || settings.onetime {
+        return thread::scope(|scope| {
+            let work = || {
+                if settings.check_config { check(&settings, &resources) } else { once(&settings, resources, &metrics) }
+            };
+            let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work)?;
+            thread.join().unwrap_or_else(|_| bail!("the work ended unexpectedly"))
+        });
     }
     if let Some(address) = settings.metrics {
         let address = metrics.serve(address)?;
@@ -120,6 +123,7 @@ struct Daemon {
 #[derive(Debug, Default)]
 struct Crew {
     workers: Vec<(Arc<Bell>, Arc<Pulse>, JoinHandle<()>)>,
+    feeds: Vec<JoinHandle<()>>,
     stop: Stop,
 }
 
@@ -139,7 +143,8 @@ impl Crew {
                 crew.hire(applier, Arc::clone(&feed), bell, settings.interval)?;
             }
             let (is_watching, interval, stop) = (settings.watch, settings.interval, crew.stop.clone());
-            thread::Builder::new().name("feed".into()).spawn(move || feed.run(is_watching, interval, &stop))?;
+            let run = move || feed.run(is_watching, interval, &stop);
+            crew.feeds.push(thread::Builder::new().name("feed".into()).spawn(run)?);
         }
         Ok(crew)
     }
@@ -154,7 +159,12 @@ impl Crew {
     }
 
     fn is_well(&self) -> bool {
-        self.workers.iter().all(|(_, pulse, thread)| pulse.is_well() && !thread.is_finished())
+        self.workers.iter().all(|(_, pulse, _)| pulse.is_well())
+    }
+
+    /// Whether a thread has ended that nobody asked to end.
+    fn is_broken(&self) -> bool {
+        self.workers.iter().map(|(.., thread)| thread).chain(&self.feeds).any(JoinHandle::is_finished)
     }
 
     /// Ends the workers; each finishes its step in hand, if that takes no longer than `limit`.
@@ -197,6 +207,9 @@ impl Daemon {
                     return Ok(());
                 }
             }
+            if self.crew.is_broken() {
+                bail!("a part of the program ended unexpectedly");
+            }
             if !is_ready && self.metrics.is_ready() {
                 notify::ready("every file is in step");
                 is_ready = true;
@@ -224,8 +237,13 @@ impl Daemon {
     fn reload(&mut self) {
         notify::reloading();
         log::info!("reading settings and resources again");
-        let fresh = Settings::gather(self.flags.clone(), process_variable)
-            .and_then(|settings| Ok((resource::load_all(&settings)?, settings)));
+        let fresh = Settings::gather(self.flags.clone(), process_variable).and_then(|settings| {
+            let resources = resource::load_all(&settings)?;
+            // What cannot be opened is found before the old threads end.
+            let own = resources.iter().filter_map(|resource| resource.backend.as_ref());
+            own.chain([&settings.backend]).try_for_each(|backend| backend::open(backend).map(drop))?;
+            Ok((resources, settings))
+        });
         match fresh {
             Ok((resources, settings)) => {
                 log::set_level(settings.log_level);

@@ -222,6 +222,14 @@ impl Settings {
         Settings::read(&Reader(layer), variable)
     }
 
+    /// Reads the text of a settings file alone.
+    ///
+    /// # Errors
+    /// When a value is wrong.
+    pub fn parse(path: &Path, text: &str) -> Result<Settings> {
+        Settings::read(&Reader(from_file(path, text)?), |_| None)
+    }
+
     fn read(reader: &Reader, variable: impl Fn(&str) -> Option<String>) -> Result<Settings> {
         if reader.bool("client-insecure")? == Some(true) {
             return Err(Fault::request("-client-insecure cannot be had: the backend's certificate is always verified")

@@ -5,6 +5,7 @@ mod consul;
 mod etcd;
 mod faults;
 mod haproxy;
+mod load;
 mod program;
 mod relay;
 mod shipped;
@@ -117,7 +118,8 @@ impl Confd {
     }
 
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pgha-node"));
+        let program = std::env::var_os("PGHA_NODE").unwrap_or_else(|| env!("CARGO_BIN_EXE_pgha-node").into());
+        let mut command = Command::new(program);
         command.arg("confd").args(&self.flags).arg("-confdir").arg(self.folder.path());
         command.arg("-state-dir").arg(self.path("state")).arg("-config-file").arg(self.path("confd.toml"));
         command.env_remove("ETCDCTL_PEERS").env_remove("JOURNAL_STREAM");

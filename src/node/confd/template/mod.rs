@@ -43,6 +43,14 @@ pub fn load(folder: &Path, name: &str) -> Result<Box<dyn Template>> {
     Ok(Box::new(loaded))
 }
 
+/// Renders a text with the keys of `store`, without files around it.
+///
+/// # Errors
+/// When it is no template, or asks for what is not there.
+pub fn render_text(source: &str, store: Arc<Store>) -> Result<String> {
+    compile("text", source)?.render(&Scope::new(store, PathBuf::new(), Vec::new()), &Value::Nil)
+}
+
 /// Fills the text of a command, which may name `{{.src}}` and `{{.dest}}` and use Go's own functions.
 ///
 /// # Errors
@@ -86,6 +94,25 @@ struct Compiled {
     root_fields: Vec<String>,
     /// The literal names that it includes.
     includes: Vec<String>,
+}
+
+/// How often the loops of one rendering may go round, all together.
+const MOST_ROUNDS: u64 = 5_000_000;
+/// The longest text that a rendering may give, in bytes.
+const LONGEST: usize = 256 << 20;
+
+/// A text that refuses to grow beyond [`LONGEST`].
+#[derive(Debug, Default)]
+struct Bounded(String);
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.0.len() + text.len() > LONGEST {
+            return Err(fmt::Error);
+        }
+        self.0.push_str(text);
+        Ok(())
+    }
 }
 
 /// The name under which the body of a template is kept; no `define` can have it.
@@ -132,15 +159,15 @@ fn compile(name: &str, source: &str) -> Result<Compiled> {
 
 impl Compiled {
     fn render(&self, scope: &Arc<Scope>, data: &Value) -> Result<String> {
-        let mut template = gotmpl::Template::new("").max_range_iters(0).funcs(functions::bind(scope));
+        let mut template = gotmpl::Template::new("").max_range_iters(MOST_ROUNDS).funcs(functions::bind(scope));
         for (name, tree) in self.trees.iter() {
             template = template.add_parse_tree(name, tree.clone());
         }
-        let mut text = String::new();
+        let mut text = Bounded::default();
         template
             .execute_template_fmt(&mut text, BODY, data)
             .map_err(|error| anyhow::anyhow!("template: {}: {error}", self.name))?;
-        Ok(text)
+        Ok(text.0)
     }
 }
 
