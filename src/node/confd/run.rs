@@ -240,8 +240,8 @@ impl Daemon {
         let fresh = Settings::gather(self.flags.clone(), process_variable).and_then(|settings| {
             let resources = resource::load_all(&settings)?;
             // What cannot be opened is found before the old threads end.
-            let own = resources.iter().filter_map(|resource| resource.backend.as_ref());
-            own.chain([&settings.backend]).try_for_each(|backend| backend::open(backend).map(drop))?;
+            let groups = by_backend(&settings, resources.clone());
+            groups.keys().try_for_each(|own| backend::open(own).map(drop))?;
             Ok((resources, settings))
         });
         match fresh {
