@@ -33,6 +33,7 @@ pub mod files;
 pub mod node;
 #[cfg(feature = "builder")]
 pub mod progress;
+pub mod render;
 #[cfg(feature = "builder")]
 pub mod rootfs;
 pub mod spec;

@@ -18,9 +18,9 @@ impl FromStr for Time {
     type Err = TimeError;
 
     fn from_str(text: &str) -> Result<Time, TimeError> {
-        let milliseconds = UNITS.iter().find_map(|(unit, factor)| {
-            text.strip_suffix(unit)?.trim_end().parse::<u64>().ok()?.checked_mul(*factor)
-        });
+        let milliseconds = UNITS
+            .iter()
+            .find_map(|(unit, factor)| text.strip_suffix(unit)?.trim_end().parse::<u64>().ok()?.checked_mul(*factor));
         milliseconds.map(|count| Time(Duration::from_millis(count))).ok_or_else(|| TimeError(text.to_owned()))
     }
 }
@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn times_read_back_what_they_print() {
-        for (text, milliseconds) in [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("12h", 43_200_000), ("0ms", 0)] {
+        for (text, milliseconds) in [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("12h", 43_200_000), ("0ms", 0)]
+        {
             let time: Time = text.parse().unwrap();
             assert_eq!(time.0.as_millis(), milliseconds);
             assert_eq!(time.to_string(), text);
