@@ -1,0 +1,104 @@
+//! What other programs ask this one: whether HAProxy answers, whether Patroni is well.
+
+use super::{peers::Material, state::State};
+use crate::{
+    error::Fault,
+    files::NewFile,
+    spec::scope::{host_port, ports},
+};
+use anyhow::{Context as _, Result, bail};
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+/// HAProxy's own socket.
+const HAPROXY_SOCKET: &str = "/run/haproxy/admin.sock";
+/// Where HAProxy's next worker reads which servers were up.
+const HAPROXY_STATE: &str = "/run/haproxy/servers.state";
+/// For an answer of a program on this node.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether HAProxy answers and its doors are open. A process that hangs accepts connections too (the kernel does), so
+/// it must say something.
+///
+/// # Errors
+/// When it does not.
+pub fn haproxy() -> Result<()> {
+    // Proxies of every number (-1), front ends only (1), of every number (-1).
+    let table = ask_haproxy("show stat -1 1 -1")?;
+    match closed_doors(&table) {
+        None => bail!("HAProxy has no front end `primary`"),
+        Some(closed) if closed.is_empty() => Ok(()),
+        Some(closed) => bail!("HAProxy's front ends are closed: {}", closed.join(", ")),
+    }
+}
+
+/// The front ends that are not open; `None` if `primary` is not among them all.
+fn closed_doors(table: &str) -> Option<Vec<String>> {
+    let mut lines = table.lines();
+    let status = lines.next()?.trim_start_matches("# ").split(',').position(|column| column == "status")?;
+    let rows: Vec<Vec<&str>> = lines.filter(|line| !line.is_empty()).map(|line| line.split(',').collect()).collect();
+    rows.iter().find(|row| row[0] == "primary")?;
+    let closed = rows.iter().filter(|row| row.get(status) != Some(&"OPEN"));
+    Some(closed.map(|row| row[0].to_owned()).collect())
+}
+
+/// Keeps which servers HAProxy holds for up, for the worker that replaces this one.
+///
+/// # Errors
+/// When HAProxy does not answer, or the file cannot be written.
+pub fn save_haproxy_state() -> Result<()> {
+    let text = ask_haproxy("show servers state")?;
+    let path = Path::new(HAPROXY_STATE);
+    let mut new = NewFile::beside(path)?;
+    new.write_all(text.as_bytes()).with_context(|| format!("writing {HAPROXY_STATE}"))?;
+    new.publish(path)
+}
+
+fn ask_haproxy(command: &str) -> Result<String> {
+    let ask = || -> std::io::Result<String> {
+        let mut socket = UnixStream::connect(HAPROXY_SOCKET)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.write_all(format!("{command}\n").as_bytes())?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().with_context(|| format!("asking HAProxy at {HAPROXY_SOCKET}"))
+}
+
+/// Whether Patroni's PostgreSQL runs, as primary or as replica.
+///
+/// # Errors
+/// When it does not, with how it stands.
+pub fn patroni(state: &State) -> Result<()> {
+    let agent = Material::of_the_node().agent(PATIENCE)?;
+    let url = format!("https://{}/health", host_port(state.address, ports::PATRONI));
+    let mut answer = agent.get(&url).call().context("asking Patroni")?;
+    if answer.status() == 200 {
+        return Ok(());
+    }
+    let value: serde_json::Value = answer.body_mut().read_json().context("reading Patroni's answer")?;
+    let word = |key: &str| value[key].as_str().unwrap_or("unknown").to_owned();
+    Err(Fault::work(format!("PostgreSQL is {} ({})", word("state"), word("role"))).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closed_front_ends_are_seen() {
+        let table = |status: &str| {
+            format!("# pxname,svname,qcur,status,weight,\nstatistics,FRONTEND,,OPEN,,\nprimary,FRONTEND,,{status},,\n\n")
+        };
+        assert_eq!(closed_doors(&table("OPEN")), Some(vec![]));
+        assert_eq!(closed_doors(&table("STOP")), Some(vec!["primary".into()]));
+        assert_eq!(closed_doors("# pxname,svname,status,\nother,FRONTEND,OPEN,\n"), None);
+        assert_eq!(closed_doors(""), None);
+    }
+}
