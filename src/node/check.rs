@@ -3,11 +3,12 @@
 use super::{peers::Material, state::State};
 use crate::{
     error::Fault,
-    files::NewFile,
+    files::{NewFile, read_text},
     spec::scope::{host_port, ports},
 };
 use anyhow::{Context as _, Result, bail};
 use std::{
+    fs,
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
     path::Path,
@@ -18,6 +19,8 @@ use std::{
 const HAPROXY_SOCKET: &str = "/run/haproxy/admin.sock";
 /// Where HAProxy's next worker reads which servers were up.
 const HAPROXY_STATE: &str = "/run/haproxy/servers.state";
+/// confd's template resources.
+const CONFD_RESOURCES: &str = "/etc/confd/conf.d";
 /// For an answer of a program on this node.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -71,6 +74,32 @@ fn ask_haproxy(command: &str) -> Result<String> {
     ask().with_context(|| format!("asking HAProxy at {HAPROXY_SOCKET}"))
 }
 
+/// Whether confd has written every file that it is there for, at this boot or before.
+///
+/// # Errors
+/// When one is missing, or a resource cannot be read.
+pub fn confd() -> Result<()> {
+    let missing = missing_files(Path::new(CONFD_RESOURCES), Path::new("/"))?;
+    if missing.is_empty() { Ok(()) } else { bail!("confd has not written yet: {}", missing.join(", ")) }
+}
+
+fn missing_files(resources: &Path, root: &Path) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    for entry in fs::read_dir(resources).with_context(|| format!("reading the folder {}", resources.display()))? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let resource: toml::Table = read_text(&path)?.parse().with_context(|| format!("reading {}", path.display()))?;
+        let dest = resource.get("template").and_then(|template| template.get("dest")).and_then(toml::Value::as_str);
+        let Some(dest) = dest else { bail!("{} names no `dest`", path.display()) };
+        if !root.join(dest.trim_start_matches('/')).exists() {
+            missing.push(dest.to_owned());
+        }
+    }
+    Ok(missing)
+}
+
 /// Whether Patroni's PostgreSQL runs, as primary or as replica.
 ///
 /// # Errors
@@ -90,6 +119,18 @@ pub fn patroni(state: &State) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_that_confd_has_not_written_are_named() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("one.toml"), "[template]\ndest = \"/one.conf\"\n").unwrap();
+        fs::write(root.path().join("note.txt"), "none").unwrap();
+        assert_eq!(missing_files(root.path(), root.path()).unwrap(), ["/one.conf"]);
+        fs::write(root.path().join("one.conf"), "").unwrap();
+        assert_eq!(missing_files(root.path(), root.path()).unwrap(), [""; 0]);
+        fs::write(root.path().join("two.toml"), "[template]\n").unwrap();
+        assert!(missing_files(root.path(), root.path()).is_err());
+    }
 
     #[test]
     fn closed_front_ends_are_seen() {

@@ -53,6 +53,8 @@ enum Verb {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Checked {
+    /// confd has written its files
+    Confd,
     /// HAProxy's front ends are open and it answers
     Haproxy,
     /// Patroni's PostgreSQL runs
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Init => return init::run(),
         Verb::Status { json } => status(json),
+        Verb::Check { service: Checked::Confd } => check::confd().map(|()| ExitCode::SUCCESS),
         Verb::Check { service: Checked::Haproxy } => check::haproxy().map(|()| ExitCode::SUCCESS),
         Verb::Check { service: Checked::Patroni } => with_state(check::patroni),
         Verb::Renew => renew::run().map(|()| ExitCode::SUCCESS),

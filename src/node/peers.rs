@@ -260,7 +260,7 @@ fn short(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Timeout(_) => "no answer".to_owned(),
         ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => "not started yet".to_owned(),
-        ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::HostUnreachable => "not reachable".to_owned(),
+        ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::HostUnreachable => "no answer".to_owned(),
         ureq::Error::Rustls(rustls::Error::InvalidCertificate(_)) => {
             "its certificate is not of this cluster's authority: another secret?".to_owned()
         }

@@ -1,8 +1,9 @@
 //! The cluster's certificate authority, and the certificates of this node.
 //!
-//! Every node derives the authority from the cluster's secret, bit for bit the same: its key is Ed25519, whose
-//! signatures are deterministic (RFC 8032), and its dates and serial number are fixed. Keys of certificates are ECDSA
-//! P-256, made on the node; they never leave it.
+//! Every node derives the authority from the cluster's secret, bit for bit the same: its key is ECDSA P-256 and signs
+//! without random numbers (RFC 6979), its dates and serial number are fixed. (Ed25519 would be simpler, but libpq cannot
+//! log in over a certificate signed with it: SCRAM's channel binding, RFC 5929, has no digest for it.) Keys of
+//! certificates are ECDSA P-256 too, made on the node; they never leave it.
 //!
 //! | file | for | says |
 //! |---|---|---|
@@ -43,7 +44,52 @@ pub const MARGIN: Duration = Duration::from_secs(30 * 86_400);
 /// The authority: its certificate and what signs in its name.
 pub struct Authority {
     certificate: String,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, Signer>,
+}
+
+/// What signs in the authority's name.
+enum Signer {
+    Derived(p256::ecdsa::SigningKey, Vec<u8>),
+    Given(KeyPair),
+}
+
+impl Signer {
+    fn derived(keys: &Keys<'_>) -> Result<Signer> {
+        // One number in 2^32 is no key of this curve.
+        let key = (0..8)
+            .find_map(|round| p256::ecdsa::SigningKey::from_slice(keys.bytes(&format!("authority/key/{round}")).as_slice()).ok())
+            .context("deriving the certificate authority's key")?;
+        let public = key.verifying_key().to_encoded_point(false).as_bytes().to_vec();
+        Ok(Signer::Derived(key, public))
+    }
+}
+
+impl rcgen::PublicKeyData for Signer {
+    fn der_bytes(&self) -> &[u8] {
+        match self {
+            Signer::Derived(_, public) => public,
+            Signer::Given(key) => key.der_bytes(),
+        }
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        match self {
+            Signer::Derived(..) => &rcgen::PKCS_ECDSA_P256_SHA256,
+            Signer::Given(key) => key.algorithm(),
+        }
+    }
+}
+
+impl rcgen::SigningKey for Signer {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        match self {
+            Signer::Derived(key, _) => {
+                let signature: p256::ecdsa::Signature = p256::ecdsa::signature::Signer::sign(key, message);
+                Ok(signature.to_der().as_bytes().to_vec())
+            }
+            Signer::Given(key) => key.sign(message),
+        }
+    }
 }
 
 impl std::fmt::Debug for Authority {
@@ -109,13 +155,8 @@ impl Authority {
     }
 
     fn derived(spec: &ClusterSpec) -> Result<Authority> {
-        // An Ed25519 key in PKCS #8 (RFC 8410, section 7) is this head and the 32 bytes of the seed.
-        const HEAD: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
         let keys = Keys::new(spec);
-        let mut der = Zeroizing::new(HEAD.to_vec());
-        der.extend_from_slice(keys.bytes("authority/key").as_slice());
-        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der.as_slice().into(), &rcgen::PKCS_ED25519)
-            .context("deriving the certificate authority's key")?;
+        let key = Signer::derived(&keys)?;
         let mut name = DistinguishedName::new();
         name.push(DnType::OrganizationName, "pgha-image");
         name.push(DnType::CommonName, format!("{} {}", spec.cluster, keys.identity()));
@@ -135,11 +176,14 @@ impl Authority {
         use rustls::pki_types::{CertificateDer, pem::PemObject as _};
         let key = KeyPair::from_pem(key).map_err(|_| "its key is not understood (PKCS #8 in PEM is needed)")?;
         let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|error| error.to_string())?;
+        if key.algorithm() == &rcgen::PKCS_ED25519 {
+            return Err("its key is Ed25519, with which libpq cannot log in (use ECDSA P-256 or RSA)".to_owned());
+        }
         let public = key.public_key_raw();
         if !der.windows(public.len()).any(|window| window == public) {
             return Err("its certificate is not that of its key".to_owned());
         }
-        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| error.to_string())?;
+        let issuer = Issuer::from_ca_cert_der(&der, Signer::Given(key)).map_err(|error| error.to_string())?;
         Ok(Authority { certificate: format!("{}\n", certificate.trim()), issuer })
     }
 

@@ -41,7 +41,7 @@ impl Unit {
         if !matches!(self.result.as_str(), "" | "success") {
             words.push_str(&format!(", {}", self.result));
         }
-        if !self.text.is_empty() {
+        if !self.text.is_empty() && self.active != "active" {
             words.push_str(&format!(": {}", self.text));
         }
         words
