@@ -8,7 +8,8 @@
 //! | file | for | says |
 //! |---|---|---|
 //! | `etcd.pem` | etcd, towards clients and peers | server and client |
-//! | `server.pem` | PostgreSQL, PgBouncer, Patroni's REST interface | server |
+//! | `server.pem` | PostgreSQL, Patroni's REST interface | server |
+//! | `pooler.pem` | PgBouncer, behind the front door of every node: names all of them | server |
 //! | `haproxy.pem` | HAProxy's statistics | server |
 //! | `client.pem` | Patroni, confd, this program, replicas | client, without a name (see [`super::etcd`]) |
 //!
@@ -109,20 +110,45 @@ pub struct Purpose {
     pub readers: &'static [&'static str],
     server: bool,
     client: bool,
+    /// Whether clients reach it by the names of the other nodes too.
+    shared: bool,
 }
 
 /// Every certificate of a node.
-pub const PURPOSES: [Purpose; 4] = [
-    Purpose { file: "etcd.pem", owner: "etcd", readers: &[], server: true, client: true },
+pub const PURPOSES: [Purpose; 5] = [
+    Purpose { file: "etcd.pem", owner: "etcd", readers: &[], server: true, client: true, shared: false },
     Purpose {
         file: "server.pem",
         owner: "postgres",
-        readers: &["patroni.service", "pgbouncer.service"],
+        readers: &["patroni.service"],
         server: true,
         client: false,
+        shared: false,
     },
-    Purpose { file: "haproxy.pem", owner: "root", readers: &["haproxy.service"], server: true, client: false },
-    Purpose { file: "client.pem", owner: "postgres", readers: &["patroni.service"], server: false, client: true },
+    Purpose {
+        file: "pooler.pem",
+        owner: "postgres",
+        readers: &["pgbouncer.service"],
+        server: true,
+        client: false,
+        shared: true,
+    },
+    Purpose {
+        file: "haproxy.pem",
+        owner: "root",
+        readers: &["haproxy.service"],
+        server: true,
+        client: false,
+        shared: false,
+    },
+    Purpose {
+        file: "client.pem",
+        owner: "postgres",
+        readers: &["patroni.service"],
+        server: false,
+        client: true,
+        shared: false,
+    },
 ];
 
 /// The file of the authority's certificate, below [`TLS_PATH`].
@@ -238,19 +264,23 @@ fn serial(bytes: &[u8]) -> SerialNumber {
     SerialNumber::from_slice(&bytes)
 }
 
-/// The names and addresses of one node, as its certificates tell them.
-fn label(spec: &ClusterSpec, own: usize, authority: &Authority, now: SystemTime) -> Label {
+/// What one of a node's certificates is to say.
+fn label(spec: &ClusterSpec, own: usize, purpose: &Purpose, authority: &Authority, now: SystemTime) -> Label {
     let member = &spec.members[own];
     let loopback: IpAddr = if member.address.is_ipv6() { [0, 0, 0, 0, 0, 0, 0, 1].into() } else { [127, 0, 0, 1].into() };
-    let mut addresses = vec![member.address];
+    let mut names = vec![member.name.clone(), "localhost".to_owned()];
+    let mut addresses = vec![member.address, loopback];
     addresses.extend(spec.vip.iter().map(|vip| vip.address.address));
-    addresses.push(loopback);
-    addresses.dedup();
+    if purpose.shared {
+        let others = spec.members.iter().filter(|other| other.name != member.name);
+        names.extend(others.clone().map(|other| other.name.clone()));
+        addresses.extend(others.map(|other| other.address));
+    }
     let end = now.duration_since(UNIX_EPOCH).unwrap_or_default() + LIFE;
     Label {
         cluster: Keys::new(spec).identity(),
         authority: authority.fingerprint(),
-        names: vec![member.name.clone(), "localhost".to_owned()],
+        names,
         addresses,
         until: end.as_secs() / 86_400,
     }
@@ -282,9 +312,9 @@ impl Store {
             publish(&ca, authority.certificate.as_bytes(), 0o644, (self.owners)("root")?)?;
             all = true;
         }
-        let wanted = label(spec, own, authority, now);
         let mut made = Vec::new();
         for purpose in &PURPOSES {
+            let wanted = label(spec, own, purpose, authority, now);
             let path = self.folder.join(purpose.file);
             if !all && good(&path, &wanted) {
                 continue;
@@ -336,7 +366,7 @@ mod tests {
         made.iter().map(|purpose| purpose.file).collect()
     }
 
-    const ALL: [&str; 4] = ["etcd.pem", "server.pem", "haproxy.pem", "client.pem"];
+    const ALL: [&str; 5] = ["etcd.pem", "server.pem", "pooler.pem", "haproxy.pem", "client.pem"];
 
     #[test]
     fn every_node_derives_the_same_authority() {
@@ -344,7 +374,7 @@ mod tests {
         let first = Authority::of(&spec).unwrap();
         assert_eq!(first.certificate(), Authority::of(&spec).unwrap().certificate());
         // A promise: another value would part new nodes from old ones.
-        assert_eq!(first.fingerprint(), "sha256:21001646ee2735ac7fb63899ff04d16bde95fa8a9f811e2bf86c9ce223fcbdd5");
+        assert_eq!(first.fingerprint(), "sha256:b5b1f45cb2a17afcbf12408d154cffe38a545627cffbc875b87dbd9138576626");
         let other = ClusterSpec { cluster: "other".into(), ..spec };
         assert_ne!(first.certificate(), Authority::of(&other).unwrap().certificate());
     }
@@ -387,6 +417,7 @@ mod tests {
         for (file, purposes) in [
             ("etcd.pem", &["sslserver", "sslclient"][..]),
             ("server.pem", &["sslserver"]),
+            ("pooler.pem", &["sslserver"]),
             ("haproxy.pem", &["sslserver"]),
             ("client.pem", &["sslclient"]),
         ] {
@@ -398,6 +429,7 @@ mod tests {
             for part in ["DNS:pg-2", "DNS:localhost", "IP Address:10.0.0.12", "IP Address:10.0.0.10", "IP Address:127.0.0.1"] {
                 assert!(text.contains(part), "{file}: {text}");
             }
+            assert_eq!(text.contains("DNS:pg-3") && text.contains("IP Address:10.0.0.13"), file == "pooler.pem", "{text}");
             assert_eq!(text.contains("CN"), file != "client.pem", "{text}");
             openssl(&["pkey", "-in", &path(file), "-noout"]).unwrap();
         }

@@ -150,6 +150,7 @@ impl Scope {
                 "etcd": format!("{TLS_PATH}/etcd.pem"),
                 "server": format!("{TLS_PATH}/server.pem"),
                 "client": format!("{TLS_PATH}/client.pem"),
+                "pooler": format!("{TLS_PATH}/pooler.pem"),
                 "haproxy": format!("{TLS_PATH}/haproxy.pem"),
             },
             "passwords": {
