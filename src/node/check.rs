@@ -24,14 +24,14 @@ const CONFD_RESOURCES: &str = "/etc/confd/conf.d";
 /// For an answer of a program on this node.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Whether HAProxy answers and its doors are open. A process that hangs accepts connections too (the kernel does), so
+/// Whether HAProxy answers within this time and its doors are open. A process that hangs accepts connections too (the kernel does), so
 /// it must say something.
 ///
 /// # Errors
 /// When it does not.
-pub fn haproxy() -> Result<()> {
+pub fn haproxy(within: Duration) -> Result<()> {
     // Proxies of every number (-1), front ends only (1), of every number (-1).
-    let table = ask_haproxy("show stat -1 1 -1")?;
+    let table = ask_haproxy("show stat -1 1 -1", within)?;
     match closed_doors(&table) {
         None => bail!("HAProxy has no front end `primary`"),
         Some(closed) if closed.is_empty() => Ok(()),
@@ -54,18 +54,18 @@ fn closed_doors(table: &str) -> Option<Vec<String>> {
 /// # Errors
 /// When HAProxy does not answer, or the file cannot be written.
 pub fn save_haproxy_state() -> Result<()> {
-    let text = ask_haproxy("show servers state")?;
+    let text = ask_haproxy("show servers state", PATIENCE)?;
     let path = Path::new(HAPROXY_STATE);
     let mut new = NewFile::beside(path)?;
     new.write_all(text.as_bytes()).with_context(|| format!("writing {HAPROXY_STATE}"))?;
     new.publish(path)
 }
 
-fn ask_haproxy(command: &str) -> Result<String> {
+fn ask_haproxy(command: &str, within: Duration) -> Result<String> {
     let ask = || -> std::io::Result<String> {
         let mut socket = UnixStream::connect(HAPROXY_SOCKET)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(within))?;
+        socket.set_write_timeout(Some(within))?;
         socket.write_all(format!("{command}\n").as_bytes())?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer)?;

@@ -5,7 +5,10 @@ use super::{
     state::{STATE_PATH, State},
     status::Status,
 };
-use crate::error::{Blame, Fault, blame, report};
+use crate::{
+    error::{Blame, Fault, blame, report},
+    spec::Time,
+};
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::{ffi::OsString, io::Write as _, path::Path, process::ExitCode};
@@ -37,6 +40,9 @@ enum Verb {
     Check {
         /// Which one
         service: Checked,
+        /// How long HAProxy may take to answer
+        #[arg(long, default_value = "2s")]
+        within: Time,
     },
     /// Renew certificates that end soon, without restarting a service
     Renew,
@@ -66,9 +72,9 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Init => return init::run(),
         Verb::Status { json } => status(json),
-        Verb::Check { service: Checked::Confd } => check::confd().map(|()| ExitCode::SUCCESS),
-        Verb::Check { service: Checked::Haproxy } => check::haproxy().map(|()| ExitCode::SUCCESS),
-        Verb::Check { service: Checked::Patroni } => with_state(check::patroni),
+        Verb::Check { service: Checked::Confd, .. } => check::confd().map(|()| ExitCode::SUCCESS),
+        Verb::Check { service: Checked::Haproxy, within } => check::haproxy(within.0).map(|()| ExitCode::SUCCESS),
+        Verb::Check { service: Checked::Patroni, .. } => with_state(check::patroni),
         Verb::Renew => renew::run().map(|()| ExitCode::SUCCESS),
         Verb::MoveEtcdLeader { .. } => with_state(leader::move_away),
         Verb::SaveHaproxyState => check::save_haproxy_state().map(|()| ExitCode::SUCCESS),

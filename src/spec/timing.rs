@@ -245,7 +245,7 @@ impl Preset {
             vrrp: Vrrp {
                 advert: pick(ms(200), ms(500), s(1), s(2)),
                 interval: pick(s(1), s(1), s(2), s(3)),
-                timeout: pick(s(1), s(2), s(3), s(5)),
+                timeout: pick(ms(500), s(1), s(2), s(3)),
                 fall: count(2, 2, 2, 3),
                 rise: count(2, 2, 2, 2),
             },
@@ -384,8 +384,8 @@ impl Timing {
             switchover: (stop + after).estimate(),
             vip: silent.estimate(),
             vip_hung: Span {
-                best: vrrp.timeout.0 * vrrp.fall,
-                worst: (vrrp.interval.0 + vrrp.timeout.0) * vrrp.fall + vrrp.advert.0,
+                best: vrrp.interval.0 * (vrrp.fall - 1) + vrrp.timeout.0,
+                worst: vrrp.interval.0 * vrrp.fall + vrrp.timeout.0 + vrrp.advert.0,
             }
             .estimate(),
         }
