@@ -1,0 +1,154 @@
+//! Members, leadership, authentication.
+
+use super::{Client, Header, Result, transport::Repeat, wire::number};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// A member of the cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Member {
+    /// Its id.
+    #[serde(rename = "ID", deserialize_with = "number")]
+    pub id: u64,
+    /// Its name; empty until it has started.
+    pub name: String,
+    /// Where its peers reach it.
+    #[serde(rename = "peerURLs")]
+    pub peer_urls: Vec<String>,
+    /// Where clients reach it; empty until it has started.
+    #[serde(rename = "clientURLs")]
+    pub client_urls: Vec<String>,
+    /// Whether it has no vote yet.
+    #[serde(rename = "isLearner")]
+    pub is_learner: bool,
+}
+
+/// How one member stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Who answers, at which revision.
+    pub header: Header,
+    /// etcd's version.
+    pub version: String,
+    /// Bytes of the database file.
+    #[serde(rename = "dbSize", deserialize_with = "number")]
+    pub db_size: u64,
+    /// The leader's id; 0 if this member knows of none.
+    #[serde(deserialize_with = "number")]
+    pub leader: u64,
+    /// The index that this member has reached.
+    #[serde(rename = "raftIndex", deserialize_with = "number")]
+    pub raft_index: u64,
+    /// What is wrong with it, such as `NOSPACE`.
+    pub errors: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Members {
+    #[serde(default)]
+    members: Vec<Member>,
+}
+
+impl Client {
+    /// All members.
+    ///
+    /// # Errors
+    /// When no endpoint with a leader answers, or etcd refuses.
+    pub fn members(&self) -> Result<Vec<Member>> {
+        self.call::<Members>("/v3/cluster/member/list", &json!({}), Repeat::Freely).map(|list| list.members)
+    }
+
+    /// Adds a member that has not started yet; returns it.
+    ///
+    /// # Errors
+    /// As [`Client::members`]; not repeated once etcd may have acted.
+    pub fn member_add(&self, peer_urls: &[String], is_learner: bool) -> Result<Member> {
+        #[derive(Deserialize)]
+        struct Added {
+            #[serde(default)]
+            member: Member,
+        }
+        let body = json!({"peerURLs": peer_urls, "isLearner": is_learner});
+        self.call::<Added>("/v3/cluster/member/add", &body, Repeat::OnlyUnsent).map(|added| added.member)
+    }
+
+    /// Removes a member.
+    ///
+    /// # Errors
+    /// As [`Client::member_add`].
+    pub fn member_remove(&self, id: u64) -> Result<()> {
+        self.call::<Value>("/v3/cluster/member/remove", &json!({"ID": id.to_string()}), Repeat::OnlyUnsent).map(drop)
+    }
+
+    /// Gives a learner its vote.
+    ///
+    /// # Errors
+    /// As [`Client::member_add`].
+    pub fn member_promote(&self, id: u64) -> Result<()> {
+        self.call::<Value>("/v3/cluster/member/promote", &json!({"ID": id.to_string()}), Repeat::OnlyUnsent).map(drop)
+    }
+
+    /// Makes `target` the leader; `endpoint` must be the present leader's.
+    ///
+    /// # Errors
+    /// When it is not, or does not answer.
+    pub fn move_leader(&self, endpoint: &str, target: u64) -> Result<()> {
+        let body = json!({"targetID": target.to_string()});
+        self.call_at::<Value>(endpoint, "/v3/maintenance/transfer-leadership", &body).map(drop)
+    }
+
+    /// How the member at `endpoint` stands.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn status(&self, endpoint: &str) -> Result<Status> {
+        self.call_at(endpoint, "/v3/maintenance/status", &json!({}))
+    }
+
+    /// Adds a user, with a password and a role.
+    ///
+    /// # Errors
+    /// As [`Client::members`].
+    pub fn user_add(&self, name: &str, password: &str, role: &str) -> Result<()> {
+        let add = json!({"name": name, "password": password});
+        self.call::<Value>("/v3/auth/user/add", &add, Repeat::OnlyUnsent)?;
+        self.call::<Value>("/v3/auth/user/grant", &json!({"user": name, "role": role}), Repeat::OnlyUnsent).map(drop)
+    }
+
+    /// Adds a role that may read and write all keys that begin with `prefix`.
+    ///
+    /// # Errors
+    /// As [`Client::members`].
+    pub fn role_add(&self, name: &str, prefix: &str) -> Result<()> {
+        self.call::<Value>("/v3/auth/role/add", &json!({"name": name}), Repeat::OnlyUnsent)?;
+        let mut range = super::RangeRequest::prefix(prefix).json();
+        range["permType"] = "READWRITE".into();
+        self.call::<Value>("/v3/auth/role/grant", &json!({"name": name, "perm": range}), Repeat::OnlyUnsent).map(drop)
+    }
+
+    /// Turns authentication on; the user `root` with the role `root` must exist.
+    ///
+    /// # Errors
+    /// As [`Client::members`].
+    pub fn auth_enable(&self) -> Result<()> {
+        self.call::<Value>("/v3/auth/enable", &json!({}), Repeat::OnlyUnsent).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_and_status_are_read() {
+        let text = r#"{"members":[{"ID":"10276657743932975437","name":"pg-1","peerURLs":["https://10.0.0.11:2380"],
+            "clientURLs":["https://10.0.0.11:2379"]},{"ID":"7","peerURLs":["https://10.0.0.12:2380"],"isLearner":true}]}"#;
+        let members: Members = serde_json::from_str(text).unwrap();
+        assert_eq!((members.members[0].id, members.members[0].is_learner), (10276657743932975437, false));
+        assert!(members.members[1].name.is_empty() && members.members[1].is_learner);
+        let status: Status = serde_json::from_str(r#"{"version":"3.5.16","dbSize":"20480","leader":"7"}"#).unwrap();
+        assert_eq!((status.leader, status.db_size), (7, 20480));
+    }
+}
