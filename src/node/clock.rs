@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_zone_file_is_read() {
-        let mut block = |times: &[i64], width: usize| {
+        let block = |times: &[i64], width: usize| {
             let mut bytes = b"TZif2".to_vec();
             bytes.extend([0; 15]);
             for count in [0, 0, 0, times.len(), 2, 8] {

@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod clock;
+pub mod confd;
 pub mod dns;
 pub mod etcd;
 pub mod log;

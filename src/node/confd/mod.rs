@@ -1,0 +1,4 @@
+//! confd.
+pub mod memkv;
+pub mod path;
+pub mod template;
