@@ -2,9 +2,10 @@
 //!
 //! - `x.a.b` becomes a call of [`FIELD`], which knows pairs and times; with arguments, of [`METHOD`].
 //! - What is printed passes [`PRINT`], which prints numbers and pairs as Go does.
+//! - What `printf` prints with `%v` passes [`VERB`], for the same reason.
 //! - `{{template "name"}}` without an argument sees nothing, not the caller's dot.
 
-use gotmpl::parse::{ActionNode, CommandNode, Expr, ListNode, Node, PipeNode, Pos, SmolStr, TemplateNode};
+use gotmpl::parse::{ActionNode, CommandNode, Expr, ListNode, Node, Number, PipeNode, Pos, SmolStr, TemplateNode};
 use std::sync::Arc;
 
 /// Takes a value and the names of fields.
@@ -13,6 +14,8 @@ pub const FIELD: &str = "_field";
 pub const METHOD: &str = "_method";
 /// Takes a value and gives its text.
 pub const PRINT: &str = "_print";
+/// Takes the format and the place of one of its arguments, and the argument.
+pub const VERB: &str = "_verb";
 /// Gives nothing.
 pub const NOTHING: &str = "_nothing";
 
@@ -69,9 +72,28 @@ fn template(invocation: &mut TemplateNode, names: &mut Names) {
 }
 
 fn pipe(pipe: &mut PipeNode, names: &mut Names) {
-    for (at, command) in pipe.commands.iter_mut().enumerate() {
-        self::command(command, at > 0, names);
+    for (at, mut command) in std::mem::take(&mut pipe.commands).into_iter().enumerate() {
+        self::command(&mut command, at > 0, names);
+        pipe.commands.extend(printf(&mut command, at > 0));
+        pipe.commands.push(command);
     }
+}
+
+/// Wraps the arguments of a `printf`; the command for the piped one comes back.
+fn printf(command: &mut CommandNode, is_piped: bool) -> Option<CommandNode> {
+    let pos = command.pos;
+    let [Expr::Identifier(_, function), format, arguments @ ..] = command.args.as_mut_slice() else { return None };
+    if function != "printf" {
+        return None;
+    }
+    let verb = |at: usize, argument: Option<Expr>| {
+        let place = Expr::Number(pos, Number::Int(at as i64));
+        call(pos, VERB, [format.clone(), place].into_iter().chain(argument))
+    };
+    for (at, argument) in arguments.iter_mut().enumerate() {
+        *argument = Expr::Pipe(pos, pipeline(pos, verb(at, Some(argument.clone()))));
+    }
+    is_piped.then(|| verb(arguments.len(), None))
 }
 
 fn command(command: &mut CommandNode, is_piped: bool, names: &mut Names) {

@@ -7,7 +7,65 @@ use std::fmt::Write as _;
 pub const TABLE: &[(&str, Function)] = &[
     (super::rewrite::PRINT, print),
     (super::rewrite::NOTHING, |_, _| Ok(Value::Nil)),
+    (super::rewrite::VERB, verb),
+    ("print", |_, args| Ok(text(joined(args.values)))),
+    ("println", |_, args| Ok(text(args.values.iter().map(plain).collect::<Vec<_>>().join(" ") + "\n"))),
+    ("html", |_, args| Ok(text(gotmpl::html_escape(&escaped(args.values))))),
+    ("js", |_, args| Ok(text(gotmpl::js_escape(&escaped(args.values))))),
+    ("urlquery", |_, args| Ok(text(gotmpl::url_encode(&escaped(args.values))))),
 ];
+
+fn plain(value: &Value) -> String {
+    let mut out = String::new();
+    write_plain(value, &mut out);
+    out
+}
+
+/// As `fmt.Sprint`: a space stands between two values of which neither is a text.
+fn joined(values: &[Value]) -> String {
+    let mut out = String::new();
+    for (at, value) in values.iter().enumerate() {
+        let follows = at > 0 && !matches!((&values[at - 1], value), (Value::String(_), _) | (_, Value::String(_)));
+        out.push_str(if follows { " " } else { "" });
+        write_plain(value, &mut out);
+    }
+    out
+}
+
+/// What the escaping functions take: nothing is told from the text `<nil>`.
+fn escaped(values: &[Value]) -> String {
+    if matches!(values, [Value::Nil]) { "<no value>".to_owned() } else { joined(values) }
+}
+
+/// A value that `%v` prints becomes the text that Go prints for it; what other verbs take stays.
+fn verb(_: &Scope, args: &Args<'_>) -> Outcome {
+    args.exactly(3)?;
+    let value = args.value(2)?;
+    let Value::String(format) = args.value(0)? else { return Ok(value.clone()) };
+    let is_plain = matches!(value, Value::Float(_) | Value::List(_) | Value::Map(_));
+    match usize::try_from(args.int(1)?) {
+        Ok(at) if is_plain && verb_of(format, at) == Some('v') => Ok(text(plain(value))),
+        _ => Ok(value.clone()),
+    }
+}
+
+/// The verb of the argument `at`; `None` for a format that counts its arguments in another way.
+fn verb_of(format: &str, at: usize) -> Option<char> {
+    let mut rest = format;
+    let mut seen = 0;
+    while let Some((_, after)) = rest.split_once('%') {
+        let flags = after.find(|c: char| !"+-# 0123456789.".contains(c))?;
+        let verb = after[flags..].chars().next()?;
+        rest = &after[flags + verb.len_utf8()..];
+        match verb {
+            '[' | '*' => return None,
+            '%' => {}
+            verb if seen == at => return Some(verb),
+            _ => seen += 1,
+        }
+    }
+    None
+}
 
 fn print(_: &Scope, args: &Args<'_>) -> Outcome {
     args.exactly(1)?;

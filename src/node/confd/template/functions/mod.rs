@@ -46,7 +46,7 @@ impl Scope {
 type Outcome = Result<Value, TemplateError>;
 type Function = fn(&Scope, &Args<'_>) -> Outcome;
 
-/// Go's functions, which `gotmpl` has.
+/// Go's functions; `gotmpl` has them all, those that print are put right in `format`.
 const BUILT_IN: [&str; 19] = [
     "and", "call", "eq", "ge", "gt", "html", "index", "js", "le", "len", "lt", "ne", "not", "or", "print", "printf",
     "println", "slice", "urlquery",
@@ -72,6 +72,7 @@ pub fn names() -> Vec<&'static str> {
     let public = TABLE.keys().copied().filter(|name| !name.starts_with('_'));
     let mut names: Vec<_> = public.chain(BUILT_IN).collect();
     names.sort_unstable();
+    names.dedup();
     names
 }
 
@@ -80,8 +81,7 @@ pub fn names() -> Vec<&'static str> {
 /// # Errors
 /// When there is none of that name, or it is one that cannot be had.
 pub fn check(name: &str) -> anyhow::Result<()> {
-    let is_internal = [rewrite::FIELD, rewrite::METHOD, rewrite::PRINT, rewrite::NOTHING].contains(&name);
-    if BUILT_IN.contains(&name) || (TABLE.contains_key(name) && !is_internal) {
+    if BUILT_IN.contains(&name) || (TABLE.contains_key(name) && !name.starts_with('_')) {
         return Ok(());
     }
     if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
