@@ -1,8 +1,64 @@
-//! The command line of `pgha-node`.
+//! The command line of `pgha-node`: one verb for each thing that a node does.
+//!
+//! Called under the name `confd`, the program is confd: the first argument is then a flag of confd, not a verb.
 
-use std::process::ExitCode;
+mod confd;
+
+use crate::error::{Blame, blame, report};
+use clap::{Command, error::ErrorKind};
+use std::{
+    env,
+    ffi::OsString,
+    io::Write as _,
+    path::Path,
+    process::ExitCode,
+};
+
+/// A verb: how it is described, and what it does with its own arguments.
+type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<()>);
+
+/// All verbs.
+const VERBS: [Verb; 1] = [(confd::command, confd::run)];
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let arguments: Vec<OsString> = env::args_os().collect();
+    match dispatch(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn dispatch(arguments: Vec<OsString>) -> anyhow::Result<()> {
+    let called = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default().to_owned();
+    let verb = |name: &OsString| VERBS.iter().find(|(command, _)| name.to_str() == Some(command().get_name()));
+    if let Some((_, run)) = verb(&called) {
+        return run(arguments);
+    }
+    // Each verb reads its own arguments: confd's are of another style than clap's.
+    if let Some((_, run)) = arguments.get(1).and_then(verb) {
+        return run(arguments[1..].to_vec());
+    }
+    let program = Command::new("pgha-node")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Makes this machine a member of its cluster, and keeps it one")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands(VERBS.iter().map(|(command, _)| command()));
+    program.try_get_matches_from(arguments)?;
+    Ok(())
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    if let Some(usage) = error.downcast_ref::<clap::Error>() {
+        // Help and version are answers, not failures.
+        let _ = usage.print();
+        let is_answer = matches!(usage.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+        return if is_answer { ExitCode::SUCCESS } else { ExitCode::from(2) };
+    }
+    let _ = writeln!(std::io::stderr(), "{}", report(error));
+    match blame(error) {
+        Blame::Request => ExitCode::from(2),
+        Blame::Work => ExitCode::FAILURE,
+    }
 }

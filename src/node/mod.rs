@@ -6,3 +6,4 @@ pub mod confd;
 pub mod dns;
 pub mod etcd;
 pub mod log;
+pub mod tls;
