@@ -6,13 +6,7 @@ mod confd;
 
 use crate::error::{Blame, blame, report};
 use clap::{Command, error::ErrorKind};
-use std::{
-    env,
-    ffi::OsString,
-    io::Write as _,
-    path::Path,
-    process::ExitCode,
-};
+use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 
 /// A verb: how it is described, and what it does with its own arguments.
 type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<()>);

@@ -31,7 +31,8 @@ impl TlsFiles {
         let client = match &self.certificate {
             Some((chain, key)) => {
                 let pem = read(key)?;
-                let key = PrivateKey::from_pem(&pem).with_context(|| format!("reading the private key {}", key.display()))?;
+                let key =
+                    PrivateKey::from_pem(&pem).with_context(|| format!("reading the private key {}", key.display()))?;
                 Some(ClientCert::new_with_certs(&certificates(chain)?, key))
             }
             None => None,

@@ -19,7 +19,13 @@ fn argument(key: &Key) -> Arg {
     let argument = Arg::new(key.flag).long(key.flag).help(format!("{} [env: {variable}]", key.help));
     let argument = argument.hide(key.kind == Kind::Unused);
     match key.kind {
-        Kind::Bool => argument.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false").action(ArgAction::Set).overrides_with(key.flag),
+        Kind::Bool => argument
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name("true|false")
+            .action(ArgAction::Set)
+            .overrides_with(key.flag),
         Kind::List => argument.action(ArgAction::Append).allow_hyphen_values(true),
         _ => argument.action(ArgAction::Set).allow_hyphen_values(true).overrides_with(key.flag),
     }
@@ -68,7 +74,10 @@ mod tests {
     fn flags_are_read_in_both_styles() {
         let read = flags(&["-onetime", "--watch=false", "-interval", "5", "--prefix=/x", "-node", "a", "--node", "b"]);
         let text = |flag: &str| read[flag].texts.join(",");
-        assert_eq!([text("onetime"), text("watch"), text("interval"), text("prefix"), text("node")], ["true", "false", "5", "/x", "a,b"]);
+        assert_eq!(
+            [text("onetime"), text("watch"), text("interval"), text("prefix"), text("node")],
+            ["true", "false", "5", "/x", "a,b"]
+        );
         assert_eq!(flags(&["-interval", "5", "-interval", "6", "-watch", "-watch"])["interval"].texts, ["6"]);
     }
 

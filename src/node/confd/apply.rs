@@ -114,13 +114,19 @@ impl Applier {
         if self.options.is_noop {
             return Ok(current.is_some());
         }
-        if current.is_none() {
+        if let Some(current) = current {
+            // A crash before the replacement leaves nothing to tell.
+            let is_new = |record: &Record| record.reload_owed && record.content == hash(&current.content);
+            if self.record.as_ref().is_some_and(is_new) {
+                self.tell_reader(None)?;
+            }
+        } else {
             let (Some(good), Some(record)) = (self.keeper.load_good(), self.record.clone()) else { return Ok(false) };
             log::warning!("{} is missing or empty: putting the last good content back", self.resource.dest.display());
             self.replace(&good, None, Record { content: hash(&good), ..record })?;
-        }
-        if self.record.as_ref().is_some_and(|record| record.reload_owed) {
-            self.tell_reader(None)?;
+            if self.has_reader() {
+                self.tell_reader(None)?;
+            }
         }
         Ok(true)
     }
@@ -183,7 +189,10 @@ impl Applier {
         } else {
             log::info!("{} is out of step with the keys", self.resource.dest.display());
             let told = self.record.as_ref().filter(|record| !record.reload_owed).map(|record| record.content.clone());
-            running = current.as_ref().filter(|current| told == Some(hash(&current.content))).map(|current| current.content.clone());
+            running = current
+                .as_ref()
+                .filter(|current| told == Some(hash(&current.content)))
+                .map(|current| current.content.clone());
             self.replace(&wanted.content, current.as_ref(), record)?;
             log::info!("{} has been updated", self.resource.dest.display());
         }
@@ -211,9 +220,10 @@ impl Applier {
         } else {
             self.smaller_since = None;
         }
-        let is_other_store = self.record.as_ref().is_some_and(|record| {
-            record.cluster != reading.cluster || reading.revision < record.revision
-        });
+        let is_other_store = self
+            .record
+            .as_ref()
+            .is_some_and(|record| record.cluster != reading.cluster || reading.revision < record.revision);
         let verdict = guard::judge(&Case {
             items,
             applied,
@@ -258,7 +268,8 @@ impl Applier {
     fn note_in_step(&mut self, record: Record) {
         let before = self.record.as_ref();
         // Without a record, the file comes from an older program; as upstream, its reader is taken to know it.
-        let owed = before.is_some_and(|before| before.reload_owed || before.content != record.content) && self.has_reader();
+        let owed =
+            before.is_some_and(|before| before.reload_owed || before.content != record.content) && self.has_reader();
         let record = Record { reload_owed: owed, ..record };
         let is_news = before.is_none_or(|before| {
             Record { revision: 0, ..before.clone() } != Record { revision: 0, ..record.clone() }
@@ -303,14 +314,18 @@ impl Applier {
         stage.write_all(&wanted.content).with_context(|| format!("staging {}", self.resource.dest.display()))?;
         let meta = stage.file().metadata().context("looking at the staged file")?;
         if (meta.uid(), meta.gid()) != (wanted.uid, wanted.gid) {
-            fchown(stage.file(), Some(wanted.uid), Some(wanted.gid)).context("changing the owner of the staged file")?;
+            fchown(stage.file(), Some(wanted.uid), Some(wanted.gid))
+                .context("changing the owner of the staged file")?;
         }
         // After the owner, whose change takes set-id bits away.
         let mode = Permissions::from_mode(wanted.mode);
         stage.file().set_permissions(mode).context("changing the mode of the staged file")?;
-        let Some(check) = self.resource.check_cmd.as_ref().filter(|_| !self.options.is_sync_only) else { return Ok(()) };
+        let Some(check) = self.resource.check_cmd.as_ref().filter(|_| !self.options.is_sync_only) else {
+            return Ok(());
+        };
         let command = template::expand_command(check, &self.names(stage.path()))?;
-        run(&command, self.resource.check_timeout).inspect_err(|_| self.count(|counters| counters.failed_checks += 1))
+        run(&command, self.resource.check_timeout)
+            .inspect_err(|_| self.count(|counters| counters.failed_checks += 1))
             .context("checking the staged file")
     }
 

@@ -110,7 +110,10 @@ mod tests {
     fn a_store_that_just_came_back_may_not_shrink_anything() {
         assert_eq!(judge(&Case { healthy_for: S(1), ..case(2, 3) }), Verdict::Hold(Reason::Shrunken, S(4)));
         assert_eq!(judge(&Case { healthy_for: S(1), ..case(3, 3) }), Verdict::Apply);
-        assert_eq!(judge(&Case { healthy_for: S(1), smaller_for: S(50), ..case(0, 3) }), Verdict::Hold(Reason::Shrunken, S(4)));
+        assert_eq!(
+            judge(&Case { healthy_for: S(1), smaller_for: S(50), ..case(0, 3) }),
+            Verdict::Hold(Reason::Shrunken, S(4))
+        );
     }
 
     #[test]
@@ -123,8 +126,14 @@ mod tests {
 
     #[test]
     fn the_minimum_holds_always() {
-        assert_eq!(judge(&Case { min_items: 1, smaller_for: S(999), ..case(0, 3) }), Verdict::Hold(Reason::BelowMinimum, LATER));
-        assert_eq!(judge(&Case { min_items: 2, applied: None, ..case(1, 0) }), Verdict::Hold(Reason::BelowMinimum, LATER));
+        assert_eq!(
+            judge(&Case { min_items: 1, smaller_for: S(999), ..case(0, 3) }),
+            Verdict::Hold(Reason::BelowMinimum, LATER)
+        );
+        assert_eq!(
+            judge(&Case { min_items: 2, applied: None, ..case(1, 0) }),
+            Verdict::Hold(Reason::BelowMinimum, LATER)
+        );
         assert_eq!(judge(&Case { min_items: 2, ..case(2, 3) }), Verdict::Apply);
     }
 }

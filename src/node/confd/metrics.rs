@@ -143,7 +143,12 @@ impl Metrics {
             ("confd_store_healthy", "gauge", "Whether the store answers with a quorum", f64::from(store.is_healthy)),
             ("confd_store_revision", "gauge", "Revision of the store", store.revision as f64),
             ("confd_store_losses_total", "counter", "How often the store was lost", store.losses as f64),
-            ("confd_config_reloads_total", "counter", "Times the resources were loaded again", counters.config_reloads as f64),
+            (
+                "confd_config_reloads_total",
+                "counter",
+                "Times the resources were loaded again",
+                counters.config_reloads as f64,
+            ),
             ("confd_config_failures_total", "counter", "Times that failed", counters.config_failures as f64),
             ("process_resident_memory_bytes", "gauge", "Resident memory", resident_bytes()),
             ("process_cpu_seconds_total", "counter", "Processor time", cpu_seconds()),
@@ -215,7 +220,9 @@ impl Metrics {
             _ => ("404 Not Found", "/metrics, /health, /ready\n".to_owned()),
         };
         let length = body.len();
-        let head = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+        );
         stream.write_all(head.as_bytes())?;
         stream.write_all(body.as_bytes())?;
         Ok(())
@@ -235,7 +242,8 @@ pub fn now() -> f64 {
 }
 
 fn resident_bytes() -> f64 {
-    let pages = fs::read_to_string("/proc/self/statm").ok().and_then(|text| text.split(' ').nth(1)?.parse::<f64>().ok());
+    let pages =
+        fs::read_to_string("/proc/self/statm").ok().and_then(|text| text.split(' ').nth(1)?.parse::<f64>().ok());
     pages.unwrap_or(0.0) * rustix::param::page_size() as f64
 }
 

@@ -2,7 +2,8 @@
 
 use super::{
     document::{self, Entry},
-    path, settings::{BackendSettings, Settings},
+    path,
+    settings::{BackendSettings, Settings},
     template,
 };
 use crate::{error::Fault, files, node::log};
@@ -223,7 +224,9 @@ impl Draft {
         }
         if resource.haproxy_socket.is_some() && resource.reload_cmd.is_none() {
             let message = format!("{}: `haproxy_socket` needs a `reload_cmd`", resource.file.display());
-            return Err(Fault::request(message).hint("changes of structure are not possible through the socket").into());
+            return Err(Fault::request(message)
+                .hint("changes of structure are not possible through the socket")
+                .into());
         }
         if !settings.prefix.is_empty() {
             resource.prefix.clone_from(&settings.prefix);
@@ -279,7 +282,8 @@ fn named(entry: &Entry<'_>, file: &str) -> Result<Option<u32>> {
 
 fn check_command(entry: &Entry<'_>) -> Result<String> {
     let command = entry.text()?;
-    template::expand_command(&command, &[("src", "x"), ("dest", "x")]).map_err(|error| entry.wrong(format!("{error:#}")))?;
+    template::expand_command(&command, &[("src", "x"), ("dest", "x")])
+        .map_err(|error| entry.wrong(format!("{error:#}")))?;
     Ok(command)
 }
 
@@ -312,8 +316,15 @@ mod tests {
     use super::*;
 
     fn settings() -> Settings {
-        Settings::gather([("config-file", super::super::settings::Raw { texts: vec!["/nonexistent".into()], source: String::new() })].into(), |_| None)
-            .unwrap()
+        Settings::gather(
+            [(
+                "config-file",
+                super::super::settings::Raw { texts: vec!["/nonexistent".into()], source: String::new() },
+            )]
+            .into(),
+            |_| None,
+        )
+        .unwrap()
     }
 
     fn read(text: &str) -> Result<Resource> {

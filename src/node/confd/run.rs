@@ -55,7 +55,8 @@ fn check(settings: &Settings, resources: &[Resource]) -> Result<()> {
     let mut wrong = 0;
     for resource in resources {
         let checked = backend::open(resource.backend.as_ref().unwrap_or(&settings.backend)).map(drop);
-        let checked = checked.and_then(|()| template::load(&settings.confdir.join("templates"), &resource.src).map(drop));
+        let checked =
+            checked.and_then(|()| template::load(&settings.confdir.join("templates"), &resource.src).map(drop));
         if let Err(error) = checked {
             log::error!("{}: {error:#}", resource.file.display());
             wrong += 1;
@@ -94,7 +95,10 @@ fn once(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -
 }
 
 /// The resources that share a backend, under its settings.
-fn by_backend(settings: &Settings, resources: Vec<Resource>) -> HashMap<BackendSettings, (BackendSettings, Vec<Resource>)> {
+fn by_backend(
+    settings: &Settings,
+    resources: Vec<Resource>,
+) -> HashMap<BackendSettings, (BackendSettings, Vec<Resource>)> {
     let mut groups: HashMap<BackendSettings, (BackendSettings, Vec<Resource>)> = HashMap::new();
     for resource in resources {
         let own = resource.backend.clone().unwrap_or_else(|| settings.backend.clone());
@@ -172,7 +176,8 @@ impl Crew {
 
 impl Daemon {
     fn run(mut self, resources: Vec<Resource>) -> Result<()> {
-        let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]).context("listening for signals")?;
+        let mut signals =
+            signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]).context("listening for signals")?;
         log::info!("starting with the backend {}", self.settings.backend.name);
         self.crew = Crew::start(&self.settings, resources, &self.metrics)?;
         let watchdog = notify::watchdog_interval();

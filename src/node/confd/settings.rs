@@ -78,10 +78,20 @@ pub const KEYS: &[Key] = &[
     key("reload_cmd_timeout", "reload-cmd-timeout", Kind::Time, "Time for a reload_cmd [default: 60s]"),
     key("backend_timeout", "backend-timeout", Kind::Time, "Time for an answer of the backend [default: 4s]"),
     key("dial_timeout", "dial-timeout", Kind::Time, "Time for a connection to the backend [default: 2s]"),
-    key("shutdown_timeout", "shutdown-timeout", Kind::Time, "Time to finish the step in hand at the end [default: 30s]"),
+    key(
+        "shutdown_timeout",
+        "shutdown-timeout",
+        Kind::Time,
+        "Time to finish the step in hand at the end [default: 30s]",
+    ),
     key("metrics_addr", "metrics-addr", Kind::Text, "Serve /metrics, /health and /ready here; :PORT means loopback"),
     key("state_dir", "state-dir", Kind::Text, "Where what was applied is kept [default: /var/lib/confd]"),
-    key("shrink_hold", "shrink-hold", Kind::Time, "How long the store must be healthy before fewer keys count [default: 5s]"),
+    key(
+        "shrink_hold",
+        "shrink-hold",
+        Kind::Time,
+        "How long the store must be healthy before fewer keys count [default: 5s]",
+    ),
     key("", "config-file", Kind::Text, "The settings file [default: /etc/confd/confd.toml]"),
     key("", "onetime", Kind::Bool, "Apply everything once and end"),
     key("", "keep-stage-file", Kind::Bool, "Keep the staged files"),
@@ -222,10 +232,12 @@ impl Settings {
             return Err(Fault::request("-secret-keyring cannot be had: encrypted values are not supported").into());
         }
         let level = reader.text("log-level").filter(|level| !level.is_empty());
-        let level = level.map_or(Ok(log::Level::Info), |level| level.parse().map_err(|error| reader.wrong("log-level", error)));
+        let level =
+            level.map_or(Ok(log::Level::Info), |level| level.parse().map_err(|error| reader.wrong("log-level", error)));
         let interval = reader.int("interval")?.unwrap_or(600);
         let interval = u64::try_from(interval).ok().filter(|seconds| *seconds > 0);
-        let debounce = reader.time("debounce")?.unwrap_or_default().max(reader.time("batch-interval")?.unwrap_or_default());
+        let debounce =
+            reader.time("debounce")?.unwrap_or_default().max(reader.time("batch-interval")?.unwrap_or_default());
         let metrics = reader.text("metrics-addr").filter(|address| !address.is_empty());
         let metrics = metrics.map(|address| loopback(address).map_err(|error| reader.wrong("metrics-addr", error)));
         Ok(Settings {
@@ -300,7 +312,9 @@ impl BackendSettings {
             token: reader.text("auth-token").filter(|token| !token.is_empty()).map(|token| Password(token.to_owned())),
             // Upstream looks for `_etcd._tcp` or `_etcdv3._tcp`, by the name that is given.
             srv_record: record.or_else(|| {
-                domain.map(|domain| format!("_{}._tcp.{}.", reader.text("backend").unwrap_or("etcd"), domain.trim_end_matches('.')))
+                domain.map(|domain| {
+                    format!("_{}._tcp.{}.", reader.text("backend").unwrap_or("etcd"), domain.trim_end_matches('.'))
+                })
             }),
             files: reader.texts("file").iter().map(PathBuf::from).collect(),
             filter: reader.text("filter").unwrap_or("*").to_owned(),
@@ -314,7 +328,10 @@ impl BackendSettings {
     pub fn urls(&self, default: &str) -> Vec<String> {
         let nodes = if self.nodes.is_empty() { vec![default.to_owned()] } else { self.nodes.clone() };
         let scheme = self.default_scheme();
-        nodes.iter().map(|node| if node.contains("://") { node.clone() } else { format!("{scheme}://{node}") }).collect()
+        nodes
+            .iter()
+            .map(|node| if node.contains("://") { node.clone() } else { format!("{scheme}://{node}") })
+            .collect()
     }
 
     /// The scheme of a node that names none.
@@ -347,7 +364,9 @@ impl Reader {
     }
 
     fn int(&self, flag: &str) -> Result<Option<i64>> {
-        self.text(flag).map(|text| text.parse().map_err(|_| self.wrong(flag, format!("`{text}` is no whole number")))).transpose()
+        self.text(flag)
+            .map(|text| text.parse().map_err(|_| self.wrong(flag, format!("`{text}` is no whole number"))))
+            .transpose()
     }
 
     fn time(&self, flag: &str) -> Result<Option<Duration>> {
@@ -418,7 +437,11 @@ pub fn process_variable(name: &str) -> Option<String> {
 
 /// An address to listen on; `:9100` means loopback.
 fn loopback(address: &str) -> Result<SocketAddr> {
-    let full = if address.starts_with(':') { format!("127.0.0.1{address}") } else { address.replace("localhost", "127.0.0.1") };
+    let full = if address.starts_with(':') {
+        format!("127.0.0.1{address}")
+    } else {
+        address.replace("localhost", "127.0.0.1")
+    };
     full.parse().with_context(|| format!("`{address}` is no address such as 127.0.0.1:9100 or :9100"))
 }
 
@@ -427,7 +450,10 @@ mod tests {
     use super::*;
 
     fn layer(pairs: &[(&'static str, &str)]) -> Layer {
-        pairs.iter().map(|(flag, text)| (*flag, Raw { texts: vec![(*text).into()], source: format!("-{flag}") })).collect()
+        pairs
+            .iter()
+            .map(|(flag, text)| (*flag, Raw { texts: vec![(*text).into()], source: format!("-{flag}") }))
+            .collect()
     }
 
     fn gather(file: &str, environment: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Settings> {
@@ -444,7 +470,8 @@ mod tests {
     #[test]
     fn flags_override_the_environment_and_that_the_file() {
         let file = "interval = 10\nprefix = \"/file\"\nwatch = true\nlog-level = \"debug\"\n";
-        let settings = gather(file, &[("CONFD_PREFIX", "/env"), ("CONFD_INTERVAL", "20")], &[("interval", "30")]).unwrap();
+        let settings =
+            gather(file, &[("CONFD_PREFIX", "/env"), ("CONFD_INTERVAL", "20")], &[("interval", "30")]).unwrap();
         assert_eq!((settings.interval, settings.prefix.as_str()), (Duration::from_secs(30), "/env"));
         assert!(settings.watch);
         assert_eq!(settings.log_level, log::Level::Debug);
@@ -504,7 +531,10 @@ mod tests {
 
     #[test]
     fn metrics_are_on_loopback_unless_an_address_is_given() {
-        assert_eq!(gather("metrics_addr = \":9100\"", &[], &[]).unwrap().metrics, Some("127.0.0.1:9100".parse().unwrap()));
+        assert_eq!(
+            gather("metrics_addr = \":9100\"", &[], &[]).unwrap().metrics,
+            Some("127.0.0.1:9100".parse().unwrap())
+        );
         assert!(gather("metrics_addr = \"nowhere\"", &[], &[]).is_err());
     }
 }

@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result, bail};
 /// When it is not of the format.
 pub fn check(format: Format, text: &str) -> Result<()> {
     match format {
-        Format::Json => serde_json::from_str::<serde::de::IgnoredAny>(text).map(drop).context("the rendered text is no JSON"),
+        Format::Json => {
+            serde_json::from_str::<serde::de::IgnoredAny>(text).map(drop).context("the rendered text is no JSON")
+        }
         Format::Yaml => {
             serde_saphyr::from_str::<serde::de::IgnoredAny>(text).map(drop).context("the rendered text is no YAML")
         }
@@ -37,7 +39,9 @@ fn xml(text: &str) -> Result<()> {
         if let Some(name) = inner.strip_prefix('/') {
             match open.pop() {
                 Some(begun) if begun == name.trim() => {}
-                begun => bail!("</{name}> ends {}", begun.map_or_else(|| "nothing".to_owned(), |begun| format!("<{begun}>"))),
+                begun => {
+                    bail!("</{name}> ends {}", begun.map_or_else(|| "nothing".to_owned(), |begun| format!("<{begun}>")))
+                }
             }
             continue;
         }

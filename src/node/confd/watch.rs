@@ -108,7 +108,12 @@ mod tests {
     const S: fn(u64) -> Duration = Duration::from_secs;
 
     /// Runs a schedule on a clock of its own; `outcome` tells how the pass at a time ends. Returns when passes began.
-    fn simulate(schedule: &mut Schedule, changes: &[u64], until: Duration, outcome: impl Fn(usize, Duration) -> (Duration, Outcome)) -> Vec<u64> {
+    fn simulate(
+        schedule: &mut Schedule,
+        changes: &[u64],
+        until: Duration,
+        outcome: impl Fn(usize, Duration) -> (Duration, Outcome),
+    ) -> Vec<u64> {
         let mut now = Duration::ZERO;
         let mut changes: std::collections::VecDeque<Duration> = changes.iter().copied().map(MS).collect();
         let mut passes = Vec::new();
@@ -144,7 +149,9 @@ mod tests {
     #[test]
     fn a_failed_pass_is_repeated_ever_later_until_it_succeeds() {
         let mut schedule = Schedule::new(S(600), MS(0));
-        let passes = simulate(&mut schedule, &[], S(100), |pass, _| (MS(0), if pass < 6 { Outcome::Failed } else { Outcome::Done }));
+        let passes = simulate(&mut schedule, &[], S(100), |pass, _| {
+            (MS(0), if pass < 6 { Outcome::Failed } else { Outcome::Done })
+        });
         assert_eq!(passes, [0, 500, 1500, 3500, 7500, 15_500]);
         assert_eq!(retry_delay(50), S(30));
     }
@@ -182,7 +189,9 @@ mod tests {
     #[test]
     fn what_was_put_off_happens() {
         let mut schedule = Schedule::new(S(600), MS(0));
-        let passes = simulate(&mut schedule, &[], S(60), |pass, _| (MS(0), if pass == 1 { Outcome::Again(S(7)) } else { Outcome::Done }));
+        let passes = simulate(&mut schedule, &[], S(60), |pass, _| {
+            (MS(0), if pass == 1 { Outcome::Again(S(7)) } else { Outcome::Done })
+        });
         assert_eq!(passes, [0, 7000]);
     }
 }

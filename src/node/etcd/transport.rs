@@ -192,20 +192,21 @@ impl Client {
         }
     }
 
-    /// Opens a request whose answer streams; the agent is its own, so that shutting it down ends the stream.
-    pub(super) fn open_stream(
+    /// Opens requests whose answers stream; their agent is their own, so that shutting it down ends the streams.
+    pub(super) fn open_streams(
         &self,
         endpoint: &str,
         path: &str,
         bodies: impl Iterator<Item = Value>,
-    ) -> Result<(Agent, ureq::http::Response<ureq::Body>)> {
+    ) -> Result<(Agent, Vec<ureq::http::Response<ureq::Body>>)> {
         let _ = self.refresh_tls();
         let tls = lock(&self.0.tls).tls.clone();
         let agent = agent(&self.0.settings, tls, None);
         let token = self.token(endpoint)?;
-        let body = bodies.map(|body| format!("{body}\n")).collect::<String>();
-        let response = post(&agent, endpoint, path, body, token.as_deref(), self.0.settings.request)?;
-        Ok((agent, response))
+        let open =
+            |body: Value| post(&agent, endpoint, path, body.to_string(), token.as_deref(), self.0.settings.request);
+        let responses = bodies.map(open).collect::<Result<_>>()?;
+        Ok((agent, responses))
     }
 
     /// The token to send, fetched if there is none yet; none without a user.
@@ -346,8 +347,11 @@ mod tests {
     fn errors_of_either_gateway_are_read() {
         let old = br#"{"error":"etcdserver: no leader","message":"etcdserver: no leader","code":14}"#;
         assert!(matches!(refusal("e", old), Some(EtcdError::Refused { code: 14, .. })));
-        let stream = br#"{"error":{"grpc_code":14,"http_code":503,"message":"etcdserver: no leader","http_status":"x"}}"#;
-        assert!(matches!(refusal("e", stream), Some(EtcdError::Refused { code: 14, message, .. }) if message.ends_with("leader")));
+        let stream =
+            br#"{"error":{"grpc_code":14,"http_code":503,"message":"etcdserver: no leader","http_status":"x"}}"#;
+        assert!(
+            matches!(refusal("e", stream), Some(EtcdError::Refused { code: 14, message, .. }) if message.ends_with("leader"))
+        );
         assert_eq!(refusal("e", br#"{"header":{}}"#), None);
     }
 
@@ -361,6 +365,9 @@ mod tests {
         client.leave(&first);
         assert_eq!(client.endpoint(), second);
         assert!(Client::new(Settings::new(["10.0.0.1:2379"])).is_err());
-        assert!(!format!("{:?}", Settings { user: Some(("u".into(), "geheim".into())), ..Settings::new(["http://a"]) }).contains("geheim"));
+        assert!(
+            !format!("{:?}", Settings { user: Some(("u".into(), "geheim".into())), ..Settings::new(["http://a"]) })
+                .contains("geheim")
+        );
     }
 }

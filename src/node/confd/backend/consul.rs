@@ -116,7 +116,10 @@ fn common(places: &[&str]) -> String {
     if places.len() < 2 {
         return first.to_owned();
     }
-    first.get(..shared).and_then(|shared| Some(shared[..=shared.rfind('/')?].to_owned())).unwrap_or_else(|| "/".to_owned())
+    first
+        .get(..shared)
+        .and_then(|shared| Some(shared[..=shared.rfind('/')?].to_owned()))
+        .unwrap_or_else(|| "/".to_owned())
 }
 
 impl Backend for Consul {
@@ -136,7 +139,14 @@ impl Backend for Consul {
         Ok(Snapshot { values, revision, cluster: 0 })
     }
 
-    fn watch(&self, places: &[String], from: &Snapshot, until: Instant, stop: &Stop, tell: &mut dyn FnMut(News)) -> Result<()> {
+    fn watch(
+        &self,
+        places: &[String],
+        from: &Snapshot,
+        until: Instant,
+        stop: &Stop,
+        tell: &mut dyn FnMut(News),
+    ) -> Result<()> {
         let place = common(&outermost(places, |place, key| self.covers(place, key)));
         while !stop.is_set() && Instant::now() < until {
             // Index 0 would not wait at all. An index that went backwards belongs to a store that was restored.

@@ -15,9 +15,10 @@ pub struct Environment(Values);
 impl Environment {
     /// The variables of this process.
     pub fn of_process() -> Environment {
-        Environment::of(std::env::vars_os().map(|(name, value)| {
-            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
-        }))
+        Environment::of(
+            std::env::vars_os()
+                .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())),
+        )
     }
 
     fn of(variables: impl Iterator<Item = (String, String)>) -> Environment {

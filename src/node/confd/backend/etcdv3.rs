@@ -20,6 +20,10 @@ use std::{
 const TXN: usize = 128;
 /// How many keys are asked for at once.
 const PAGE: usize = 4000;
+/// How many ranges are watched on their own; more are watched as one range that spans them all.
+const WATCHES: usize = 8;
+/// How often keys are read where the range that spans them may not be watched.
+const POLL: Duration = Duration::from_secs(1);
 /// How often the quorum is asked while a watch is open.
 const PROBE: Duration = Duration::from_secs(2);
 
@@ -70,7 +74,11 @@ impl Etcd {
         for places in places.chunks(TXN) {
             let ranges: Vec<RangeRequest> = places
                 .iter()
-                .map(|place| RangeRequest { revision: snapshot.revision, limit: (page / places.len()).max(1), ..range(place) })
+                .map(|place| RangeRequest {
+                    revision: snapshot.revision,
+                    limit: (page / places.len()).max(1),
+                    ..range(place)
+                })
                 .collect();
             let answer = client.ranges_at(endpoint, &ranges)?;
             if snapshot.revision == 0 {
@@ -99,6 +107,17 @@ impl Etcd {
 fn range(place: &str) -> RangeRequest {
     let below = place.strip_suffix('/').unwrap_or(place);
     RangeRequest { key: place.into(), end: format!("{below}0").into(), ..RangeRequest::default() }
+}
+
+/// The ranges to watch for places that are sorted.
+fn watched(places: &[&str]) -> Vec<RangeRequest> {
+    let ranges: Vec<RangeRequest> = places.iter().map(|place| range(place)).collect();
+    match (ranges.first(), ranges.iter().map(|range| &range.end).max()) {
+        (Some(first), Some(end)) if ranges.len() > WATCHES => {
+            vec![RangeRequest { end: end.clone(), ..first.clone() }]
+        }
+        _ => ranges,
+    }
 }
 
 fn text(bytes: &[u8]) -> Arc<str> {
@@ -139,7 +158,14 @@ impl Backend for Etcd {
         }
     }
 
-    fn watch(&self, places: &[String], from: &Snapshot, until: Instant, stop: &Stop, tell: &mut dyn FnMut(News)) -> Result<()> {
+    fn watch(
+        &self,
+        places: &[String],
+        from: &Snapshot,
+        until: Instant,
+        stop: &Stop,
+        tell: &mut dyn FnMut(News),
+    ) -> Result<()> {
         let client = self.client()?;
         let places = outermost(places, |place, key| is_within(key, place));
         let Some(first) = places.first() else { return Ok(()) };
@@ -171,7 +197,7 @@ fn watch(
     tell: &mut dyn FnMut(News),
     probed: &str,
 ) -> Result<(), EtcdError> {
-    let ranges: Vec<RangeRequest> = places.iter().map(|place| range(place)).collect();
+    let ranges = watched(places);
     let mut watch = client.watch_at(endpoint, &ranges, from.revision + 1)?;
     let probe = RangeRequest { count_only: true, ..RangeRequest::key(probed) };
     let mut seen = from.revision;
@@ -191,7 +217,14 @@ fn watch(
             next_probe = now + PROBE;
         }
         let wait = until.min(next_probe).saturating_duration_since(now).min(Duration::from_millis(500));
-        match watch.next(wait)? {
+        let next = match watch.next(wait) {
+            Err(error) if error.denied() && ranges.len() < places.len() => {
+                log::debug!("{error}: reading every {} s instead", POLL.as_secs());
+                return poll(until.min(now + POLL), stop);
+            }
+            next => next?,
+        };
+        match next {
             Next::Quiet => {}
             Next::Compacted(revision) => {
                 log::info!("the store was compacted up to revision {revision}: reading everything again");
@@ -209,6 +242,14 @@ fn watch(
     Ok(())
 }
 
+/// Waits; the caller then reads everything again.
+fn poll(until: Instant, stop: &Stop) -> Result<(), EtcdError> {
+    while !stop.is_set() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
 fn change(event: Event, places: &[&str]) -> Option<Change> {
     let (kv, value) = match event {
         Event::Put(kv) => {
@@ -219,4 +260,18 @@ fn change(event: Event, places: &[&str]) -> Option<Change> {
     };
     let key = text(&kv.key);
     places.iter().any(|place| is_within(&key, place)).then_some(Change { key, value })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_range_and_many_are_one() {
+        assert_eq!((range("/a").key, range("/a").end), (b"/a".to_vec(), b"/a0".to_vec()));
+        assert_eq!((range("/").key, range("/").end), (b"/".to_vec(), b"0".to_vec()));
+        assert_eq!(watched(&["/a", "/b"]).len(), 2);
+        let many = ["/a", "/b", "/c", "/d", "/e", "/f", "/g", "/h", "/i"];
+        assert_eq!(watched(&many), [RangeRequest { end: b"/i0".to_vec(), ..RangeRequest::key("/a") }]);
+    }
 }

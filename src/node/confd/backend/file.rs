@@ -155,7 +155,11 @@ mod tests {
     fn trees_become_keys() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.yaml");
-        fs::write(&path, "app:\n  port: 80\n  ratio: 1.50\n  on: true\n  none: null\n  hosts: [a, {b: c}]\n  name: 'x'\n").unwrap();
+        fs::write(
+            &path,
+            "app:\n  port: 80\n  ratio: 1.50\n  on: true\n  none: null\n  hosts: [a, {b: c}]\n  name: 'x'\n",
+        )
+        .unwrap();
         let mut values = Values::new();
         read_file(&path, &mut values).unwrap();
         let pairs: Vec<String> = values.iter().map(|(key, value)| format!("{key}={value}")).collect();

@@ -68,8 +68,26 @@ impl Section {
 
 /// The keywords that begin a section.
 const SECTIONS: [&str; 21] = [
-    "global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "userlist", "mailers", "cache", "program",
-    "http-errors", "ring", "log-forward", "log-profile", "crt-store", "traces", "fcgi-app", "acme", "healthcheck",
+    "global",
+    "defaults",
+    "frontend",
+    "backend",
+    "listen",
+    "peers",
+    "resolvers",
+    "userlist",
+    "mailers",
+    "cache",
+    "program",
+    "http-errors",
+    "ring",
+    "log-forward",
+    "log-profile",
+    "crt-store",
+    "traces",
+    "fcgi-app",
+    "acme",
+    "healthcheck",
     "crt-list",
 ];
 

@@ -70,7 +70,9 @@ impl Socket {
         // A server that is added takes nothing from default-server.
         let parameters: Vec<&String> = proxy.defaults.iter().chain(&server.parameters).collect();
         let words: String = parameters.iter().map(|word| format!(" {}", escaped(word))).collect();
-        self.expect(&format!("add server {place} {}{words}", escaped(&server.written)), |answer| answer.contains("registered"))?;
+        self.expect(&format!("add server {place} {}{words}", escaped(&server.written)), |answer| {
+            answer.contains("registered")
+        })?;
         let has = |word: &str| parameters.iter().any(|own| *own == word);
         if has("check") {
             self.expect(&format!("enable health {place}"), str::is_empty)?;
@@ -136,7 +138,10 @@ mod tests {
     #[test]
     fn servers_are_read_by_the_names_of_the_columns() {
         let answer = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_port srvrecord\n3 primary 1 pg-1 10.0.0.11 2 6432 -\n\n";
-        assert_eq!(read_servers(answer).unwrap(), [Runtime { name: "pg-1".into(), address: "10.0.0.11".into(), port: 6432 }]);
+        assert_eq!(
+            read_servers(answer).unwrap(),
+            [Runtime { name: "pg-1".into(), address: "10.0.0.11".into(), port: 6432 }]
+        );
         assert_eq!(read_servers("Can't find backend.\n"), None);
         assert_eq!(escaped("a b;c"), "a\\ b\\;c");
     }

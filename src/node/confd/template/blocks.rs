@@ -20,7 +20,8 @@ const OPENERS: [&str; 5] = ["if", "range", "with", "block", "define"];
 /// # Errors
 /// When they are not whole.
 pub fn check(name: &str, source: &str) -> Result<()> {
-    let fault = |line: usize, message: String| Err(Fault::request(format!("template: {name}:{line}: {message}")).into());
+    let fault =
+        |line: usize, message: String| Err(Fault::request(format!("template: {name}:{line}: {message}")).into());
     let mut open: Vec<Open> = Vec::new();
     for (line, action) in actions(source) {
         let mut words = action.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
@@ -44,7 +45,9 @@ pub fn check(name: &str, source: &str) -> Result<()> {
                 };
             }
             ("end" | "else", _) => return fault(line, format!("unexpected {{{{{first}}}}}")),
-            ("break" | "continue", _) if !is_in_range => return fault(line, format!("{{{{{first}}}}} outside {{{{range}}}}")),
+            ("break" | "continue", _) if !is_in_range => {
+                return fault(line, format!("{{{{{first}}}}} outside {{{{range}}}}"));
+            }
             _ => {}
         }
     }
@@ -62,7 +65,8 @@ fn actions(source: &str) -> Vec<(usize, &str)> {
         let start = at + found + 2;
         let line = source[..start].matches('\n').count() + 1;
         let inner = &source[start..];
-        let trimmed = inner.strip_prefix('-').filter(|rest| rest.starts_with(char::is_whitespace)).unwrap_or(inner).trim_start();
+        let trimmed =
+            inner.strip_prefix('-').filter(|rest| rest.starts_with(char::is_whitespace)).unwrap_or(inner).trim_start();
         let length = if trimmed.starts_with("/*") {
             inner.find("*/").map(|end| end + 2).and_then(|end| inner[end..].find("}}").map(|close| end + close))
         } else {

@@ -52,7 +52,10 @@ pub fn expand_command(text: &str, values: &[(&str, &str)]) -> Result<String> {
     let known: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
     if let Some(unknown) = compiled.root_fields.iter().find(|field| !known.contains(&field.as_str())) {
         return Err(Fault::request(format!("the command `{text}` names `.{unknown}`"))
-            .hint(format!("it may name {}", known.iter().map(|name| format!("{{{{.{name}}}}}")).collect::<Vec<_>>().join(" and ")))
+            .hint(format!(
+                "it may name {}",
+                known.iter().map(|name| format!("{{{{.{name}}}}}")).collect::<Vec<_>>().join(" and ")
+            ))
             .into());
     }
     let data: BTreeMap<Arc<str>, Value> =
@@ -101,7 +104,10 @@ fn compile(name: &str, source: &str) -> Result<Compiled> {
                 (_, true) => continue,
                 (true, false) => *known = define.body,
                 (false, false) => {
-                    let message = format!("template: {name}:{}: multiple definition of template {:?}", define.pos.line, &*define.name);
+                    let message = format!(
+                        "template: {name}:{}: multiple definition of template {:?}",
+                        define.pos.line, &*define.name
+                    );
                     return Err(Fault::request(message).into());
                 }
             }
@@ -116,7 +122,12 @@ fn compile(name: &str, source: &str) -> Result<Compiled> {
     for (function, line) in &names.functions {
         functions::check(function).with_context(|| format!("template: {name}:{line}"))?;
     }
-    Ok(Compiled { name: name.to_owned(), trees: Arc::new(trees), root_fields: names.root_fields, includes: names.includes })
+    Ok(Compiled {
+        name: name.to_owned(),
+        trees: Arc::new(trees),
+        root_fields: names.root_fields,
+        includes: names.includes,
+    })
 }
 
 impl Compiled {

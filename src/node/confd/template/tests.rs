@@ -195,9 +195,8 @@ fn what_go_refuses_is_refused() {
 #[test]
 fn no_function_is_without_a_case() {
     let cases: Vec<&str> = RENDERED.iter().chain(REFUSED).map(|(source, _)| *source).collect();
-    let is_used = |name: &str| {
-        cases.iter().any(|source| source.split(|c: char| !c.is_alphanumeric()).any(|word| word == name))
-    };
+    let is_used =
+        |name: &str| cases.iter().any(|source| source.split(|c: char| !c.is_alphanumeric()).any(|word| word == name));
     let missing: Vec<_> =
         functions::names().into_iter().filter(|name| !matches!(*name, "include" | "call") && !is_used(name)).collect();
     assert_eq!(missing, [""; 0]);

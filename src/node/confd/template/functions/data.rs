@@ -14,7 +14,9 @@ pub const TABLE: &[(&str, Function)] = &[
     ("dict", map),
     ("list", |_, args| Ok(list(args.values.iter().cloned()))),
     ("reverse", reverse),
-    ("sortByLength", |_, args| sorted(args, |value| if let Value::String(text) = value { Some(text.len()) } else { None })),
+    ("sortByLength", |_, args| {
+        sorted(args, |value| if let Value::String(text) = value { Some(text.len()) } else { None })
+    }),
     ("sortKVByLength", |_, args| sorted(args, |value| as_pair(value).map(|(key, _)| key.len()))),
     ("default", default),
     ("ternary", ternary),

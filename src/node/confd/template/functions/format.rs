@@ -149,7 +149,10 @@ pub fn go_quote(text: &str) -> String {
             '\u{b}' => write!(out, "\\v"),
             ' ' => write!(out, " "),
             c if c.is_ascii_control() => write!(out, "\\x{:02x}", u32::from(c)),
-            c if c.is_control() || c.is_whitespace() || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{feff}') => {
+            c if c.is_control()
+                || c.is_whitespace()
+                || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{feff}') =>
+            {
                 write!(out, "\\u{:04x}", u32::from(c))
             }
             c => write!(out, "{c}"),

@@ -54,9 +54,11 @@ fn lookup(args: &Args<'_>, wanted: fn(&IpAddr) -> bool) -> Outcome {
 fn lookup_srv(_: &Scope, args: &Args<'_>) -> Outcome {
     args.exactly(3)?;
     let (service, proto, name) = (args.text(0)?, args.text(1)?, args.text(2)?);
-    let name = if service.is_empty() && proto.is_empty() { name.to_owned() } else { format!("_{service}._{proto}.{name}") };
+    let name =
+        if service.is_empty() && proto.is_empty() { name.to_owned() } else { format!("_{service}._{proto}.{name}") };
     let mut records = dns::lookup_srv(&name).unwrap_or_default();
-    records.sort_by_cached_key(|record| format!("{}{}{}{}", record.target, record.port, record.priority, record.weight));
+    records
+        .sort_by_cached_key(|record| format!("{}{}{}{}", record.target, record.port, record.priority, record.weight));
     Ok(list(records.iter().map(|record| {
         let fields: BTreeMap<Arc<str>, Value> = BTreeMap::from([
             ("Target".into(), text(&record.target)),
@@ -96,7 +98,9 @@ fn include(scope: &Scope, args: &Args<'_>) -> Outcome {
 pub fn open_include(folder: &Path, name: &str, stack: &[PathBuf]) -> Result<(PathBuf, Compiled)> {
     let inside = path::clean(name);
     if inside == "." || inside == ".." || inside.starts_with("../") || inside.starts_with('/') {
-        return Err(Fault::request(format!("the included template `{name}` lies outside of {}", folder.display())).into());
+        return Err(
+            Fault::request(format!("the included template `{name}` lies outside of {}", folder.display())).into()
+        );
     }
     let path = folder.join(inside);
     if stack.contains(&path) {

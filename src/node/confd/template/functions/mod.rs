@@ -123,12 +123,18 @@ impl<'a> Args<'a> {
     }
 
     fn value(&self, at: usize) -> Result<&'a Value, TemplateError> {
-        self.values.get(at).ok_or_else(|| error(format!("wrong number of args for {}: got {}", self.name, self.values.len())))
+        self.values
+            .get(at)
+            .ok_or_else(|| error(format!("wrong number of args for {}: got {}", self.name, self.values.len())))
     }
 
     fn wrong(&self, at: usize, expected: &str) -> TemplateError {
         let got = self.values.get(at).map_or("nothing", type_name);
-        error(format!("error calling {}: wrong type for argument {}; expected {expected}; got {got}", self.name, at + 1))
+        error(format!(
+            "error calling {}: wrong type for argument {}; expected {expected}; got {got}",
+            self.name,
+            at + 1
+        ))
     }
 
     fn text(&self, at: usize) -> Result<&'a str, TemplateError> {
@@ -165,7 +171,9 @@ impl<'a> Args<'a> {
     }
 
     fn texts(&self, at: usize) -> Result<Vec<&'a str>, TemplateError> {
-        let text = |value: &'a Value| if let Value::String(text) = value { Ok(&**text) } else { Err(self.wrong(at, "[]string")) };
+        let text = |value: &'a Value| {
+            if let Value::String(text) = value { Ok(&**text) } else { Err(self.wrong(at, "[]string")) }
+        };
         self.list(at)?.iter().map(text).collect()
     }
 

@@ -4,15 +4,8 @@ use super::{Args, Function, Outcome, Scope, list, pair, text};
 use gotmpl::Value;
 use std::sync::Arc;
 
-pub const TABLE: &[(&str, Function)] = &[
-    ("exists", exists),
-    ("get", get),
-    ("gets", gets),
-    ("getv", getv),
-    ("getvs", getvs),
-    ("ls", ls),
-    ("lsdir", lsdir),
-];
+pub const TABLE: &[(&str, Function)] =
+    &[("exists", exists), ("get", get), ("gets", gets), ("getv", getv), ("getvs", getvs), ("ls", ls), ("lsdir", lsdir)];
 
 fn exists(scope: &Scope, args: &Args<'_>) -> Outcome {
     args.exactly(1)?;

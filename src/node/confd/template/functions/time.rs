@@ -12,7 +12,17 @@ pub const TABLE: &[(&str, Function)] =
     &[("datetime", datetime), (super::rewrite::FIELD, field), (super::rewrite::METHOD, method)];
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -207,9 +217,40 @@ impl Time {
 
 /// The chunks of layouts; longer ones come before those that they begin with.
 const CHUNKS: [&str; 34] = [
-    "January", "Jan", "Monday", "Mon", "MST", "002", "01", "02", "03", "04", "05", "06", "2006", "2", "_2006", "_2",
-    "__2", "15", "1", "3", "4", "5", "PM", "pm", "-07:00:00", "-070000", "-07:00", "-0700", "-07", "Z07:00:00",
-    "Z070000", "Z07:00", "Z0700", "Z07",
+    "January",
+    "Jan",
+    "Monday",
+    "Mon",
+    "MST",
+    "002",
+    "01",
+    "02",
+    "03",
+    "04",
+    "05",
+    "06",
+    "2006",
+    "2",
+    "_2006",
+    "_2",
+    "__2",
+    "15",
+    "1",
+    "3",
+    "4",
+    "5",
+    "PM",
+    "pm",
+    "-07:00:00",
+    "-070000",
+    "-07:00",
+    "-0700",
+    "-07",
+    "Z07:00:00",
+    "Z070000",
+    "Z07:00",
+    "Z0700",
+    "Z07",
 ];
 
 fn chunk_fits(chunk: &str, rest: &str) -> bool {
