@@ -11,33 +11,35 @@
 //!
 //! Nothing is escaped but by these. A key that the scope does not have is an error, never an empty text.
 
-use crate::spec::{
-    Time,
-    scope::{Scope, host_port},
-};
+use crate::spec::{Time, scope::host_port};
+use anyhow::{Context as _, Result};
 use handlebars::{Context, Handlebars, Helper, HelperResult, Output, RenderContext, RenderErrorReason};
+use serde::Serialize;
 use serde_json::Value;
 use std::{net::IpAddr, sync::LazyLock};
 
 /// Renders the template `text`, which errors call `name`.
 ///
 /// # Errors
-/// A sentence with the template's name, line and column: wrong syntax, a key that is not in the scope, or a value that
+/// A sentence with the template's name, line and column: wrong syntax, a key that `data` does not have, or a value that
 /// a helper cannot use. No value is repeated in it.
-pub fn render(name: &str, text: &str, scope: &Scope) -> Result<String, RenderError> {
+pub fn render(name: &str, text: &str, data: &impl Serialize) -> Result<String> {
     static ENGINE: LazyLock<Handlebars<'static>> = LazyLock::new(engine);
-    ENGINE.render_template(text, scope).map_err(|error| RenderError {
-        name: name.to_owned(),
-        line: error.line_no,
-        column: error.column_no,
-        reason: reason(&error),
-    })
+    ENGINE
+        .render_template(text, data)
+        .map_err(|error| RenderError {
+            name: name.to_owned(),
+            line: error.line_no,
+            column: error.column_no,
+            reason: reason(&error),
+        })
+        .context("rendering a template")
 }
 
 /// Why a template could not be rendered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name}:{}:{}: {reason}", line.unwrap_or(1), column.unwrap_or(1))]
-pub struct RenderError {
+struct RenderError {
     name: String,
     line: Option<usize>,
     column: Option<usize>,
@@ -142,13 +144,22 @@ mod tests {
     use super::*;
     use crate::spec::{
         samples,
-        scope::{EtcdStart, Machine},
+        scope::{EtcdStart, Machine, Scope},
     };
+    use serde_json::json;
 
     fn rendered(text: &str) -> Result<String, String> {
         let spec = samples::three();
         let scope = Scope::new(&spec, 0, &Machine::sample(), &EtcdStart::together(&spec), &serde_json::Map::new());
-        render("demo.hbs", text, &scope).map_err(|error| error.to_string())
+        render("demo.hbs", text, &scope).map_err(|error| error.root_cause().to_string())
+    }
+
+    #[test]
+    fn anything_can_be_the_data_of_a_template() {
+        assert_eq!(
+            render("t", "postgresql-{{v}} <{{s}}>", &json!({"v": 17, "s": "a&b"})).unwrap(),
+            "postgresql-17 <a&b>"
+        );
     }
 
     #[test]

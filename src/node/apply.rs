@@ -42,7 +42,7 @@ pub fn render_all<'a>(manifest: &'a Manifest, scope: &Scope, root: &Path) -> Res
     for component in &manifest.overlays {
         for template in &component.files {
             let text = read_text(&below(root, template.template.as_str()))?;
-            let text = render(template.template.as_str(), &text, scope).context("rendering a template")?;
+            let text = render(template.template.as_str(), &text, scope)?;
             all.push(Rendered { component: &component.name, template, text: Zeroizing::new(text) });
         }
     }

@@ -79,10 +79,14 @@ pub fn local_offset(unix: i64) -> Offset {
         Ok(zone) => Some(zone.trim_start_matches(':').to_owned()),
         Err(_) => Some("/etc/localtime".to_owned()),
     };
-    path.map(|zone| if zone.starts_with('/') { PathBuf::from(zone) } else { PathBuf::from("/usr/share/zoneinfo").join(zone) })
-        .and_then(|path| fs::read(path).ok())
-        .and_then(|bytes| Zone::read(&bytes)?.offset(unix))
-        .unwrap_or(Offset { seconds: 0, name: "UTC".to_owned() })
+    path.map(
+        |zone| {
+            if zone.starts_with('/') { PathBuf::from(zone) } else { PathBuf::from("/usr/share/zoneinfo").join(zone) }
+        },
+    )
+    .and_then(|path| fs::read(path).ok())
+    .and_then(|bytes| Zone::read(&bytes)?.offset(unix))
+    .unwrap_or(Offset { seconds: 0, name: "UTC".to_owned() })
 }
 
 /// A zone file: transitions, and a rule for the time after the last of them.
@@ -163,12 +167,7 @@ impl Header {
     }
 
     fn length(&self, width: usize) -> usize {
-        self.times * (width + 1)
-            + self.types * 6
-            + self.names
-            + self.leaps * (width + 4)
-            + self.standard
-            + self.utc
+        self.times * (width + 1) + self.types * 6 + self.names + self.leaps * (width + 4) + self.standard + self.utc
     }
 }
 
@@ -208,8 +207,7 @@ impl Rule {
         let year = Civil::from_unix(unix, self.standard.seconds).year;
         let start = from.seconds_in(year) - i64::from(self.standard.seconds);
         let end = to.seconds_in(year) - i64::from(summer.seconds);
-        let is_summer =
-            if start <= end { (start..end).contains(&unix) } else { !(end..start).contains(&unix) };
+        let is_summer = if start <= end { (start..end).contains(&unix) } else { !(end..start).contains(&unix) };
         if is_summer { summer.clone() } else { self.standard.clone() }
     }
 }
@@ -226,7 +224,8 @@ impl Change {
     /// Seconds since 1970 on the clock of the place.
     fn seconds_in(&self, year: i64) -> i64 {
         let first = days_from_civil(year, self.month, 1);
-        let next_month = if self.month == 12 { days_from_civil(year + 1, 1, 1) } else { days_from_civil(year, self.month + 1, 1) };
+        let next_month =
+            if self.month == 12 { days_from_civil(year + 1, 1, 1) } else { days_from_civil(year, self.month + 1, 1) };
         let to_weekday = (i64::from(self.weekday) - (first + 4)).rem_euclid(7);
         let mut day = first + to_weekday + 7 * (i64::from(self.week) - 1);
         while day >= next_month {
@@ -267,7 +266,9 @@ mod tests {
 
     #[test]
     fn days_and_dates_agree() {
-        for (days, expected) in [(0, (1970, 1, 1)), (11_016, (2000, 2, 29)), (-1, (1969, 12, 31)), (20_780, (2026, 11, 23))] {
+        for (days, expected) in
+            [(0, (1970, 1, 1)), (11_016, (2000, 2, 29)), (-1, (1969, 12, 31)), (20_780, (2026, 11, 23))]
+        {
             let civil = Civil::from_unix(days * 86_400, 0);
             assert_eq!((civil.year, civil.month, civil.day), expected);
             assert_eq!(days_from_civil(civil.year, civil.month, civil.day), days);
@@ -294,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_zone_file_is_read() {
-        let mut block = |times: &[i64], width: usize| {
+        let block = |times: &[i64], width: usize| {
             let mut bytes = b"TZif2".to_vec();
             bytes.extend([0; 15]);
             for count in [0, 0, 0, times.len(), 2, 8] {

@@ -9,6 +9,7 @@ use super::{
     etcd::{Client, EtcdError, Settings},
     join::{Listed, Peer, View},
     pki::AUTHORITY_FILE,
+    tls::TlsFiles,
 };
 use crate::spec::{
     ClusterSpec, Member,
@@ -33,10 +34,7 @@ use std::{
     thread,
     time::Duration,
 };
-use ureq::{
-    Agent,
-    tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig},
-};
+use ureq::Agent;
 
 /// How long one peer may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -64,20 +62,17 @@ impl Material {
         std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
     }
 
+    fn client(&self) -> TlsFiles {
+        let own = self.file("client.pem");
+        TlsFiles { ca: Some(self.file(AUTHORITY_FILE)), certificate: Some((own.clone(), own)) }
+    }
+
     /// An HTTPS client that shows this node's certificate and trusts the cluster's authority alone.
     ///
     /// # Errors
     /// When the certificates cannot be read.
     pub fn agent(&self, patience: Duration) -> Result<Agent> {
-        let (ca, client) = (self.read(AUTHORITY_FILE)?, self.read("client.pem")?);
-        let key = PrivateKey::from_pem(&client).context("reading the key in client.pem")?;
-        let certificate = Certificate::from_pem(&client).context("reading the certificate in client.pem")?;
-        let root = Certificate::from_pem(&ca).context("reading the authority's certificate")?;
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::new_with_certs(&[root]))
-            .client_cert(Some(ClientCert::new_with_certs(&[certificate], key)))
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .build();
+        let tls = self.client().load()?;
         Ok(Agent::config_builder()
             .tls_config(tls)
             .http_status_as_error(false)
@@ -92,10 +87,8 @@ impl Material {
     /// # Errors
     /// As [`Client::new`].
     pub fn etcd(&self, endpoints: Vec<String>) -> Result<Client, EtcdError> {
-        let client = self.file("client.pem");
         Client::new(Settings {
-            ca: Some(self.file(AUTHORITY_FILE)),
-            certificate: Some((client.clone(), client)),
+            tls: self.client(),
             connect: PATIENCE / 2,
             request: PATIENCE,
             ..Settings::new(endpoints)

@@ -186,8 +186,9 @@ impl LayerWriter {
 /// Stands for a blob whose digest is not known yet.
 const UNKNOWN: Digest = Digest::ZEROS;
 
-/// The header blocks of one entry: the ustar header, before it a pax header if something does not fit.
-fn encode_header(path: &GuestPath, entry: &Entry, size: u64, kind: u8, link: &str) -> Result<Vec<u8>> {
+/// The header blocks of one entry: the ustar header, before it a pax header if something does not fit. `kind` is the
+/// type flag, `size` the number of bytes that follow.
+pub(crate) fn encode_header(path: &GuestPath, entry: &Entry, size: u64, kind: u8, link: &str) -> Result<Vec<u8>> {
     let mut name = match path.relative() {
         "" => ".".to_owned(),
         relative => relative.to_owned(),

@@ -199,7 +199,7 @@ pub struct PostgresqlSpec {
     /// Lines of `pg_hba.conf`, asked after the project's own.
     pub hba: Vec<String>,
     /// Roles that may log in, made when the cluster is made. Owners of databases need not be listed.
-    pub users: Vec<User>,
+    pub users: Vec<Login>,
     /// Databases, made when the cluster is made.
     pub databases: Vec<Database>,
 }
@@ -223,7 +223,7 @@ pub enum Setting {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct User {
+pub struct Login {
     /// Its name.
     pub name: String,
     /// Its password; derived from the secret if nothing is said.

@@ -29,7 +29,7 @@ impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = self.0.as_millis();
         for (unit, factor) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)] {
-            if milliseconds > 0 && milliseconds % factor == 0 {
+            if milliseconds > 0 && milliseconds.is_multiple_of(factor) {
                 return write!(f, "{}{unit}", milliseconds / factor);
             }
         }

@@ -32,6 +32,12 @@ impl GuestPath {
         GuestPath("/".to_owned())
     }
 
+    /// A path known to be absolute and normalised.
+    pub(crate) fn constant(path: &'static str) -> GuestPath {
+        debug_assert!(path.parse::<GuestPath>().is_ok_and(|parsed| parsed.as_str() == path), "{path}");
+        GuestPath(path.to_owned())
+    }
+
     /// The path as text, with its leading `/`.
     pub fn as_str(&self) -> &str {
         &self.0

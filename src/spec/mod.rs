@@ -1,5 +1,6 @@
 //! Words that both programs share: pure values, no input or output.
 
+mod account;
 mod arch;
 mod check;
 mod cluster;
@@ -13,11 +14,12 @@ pub mod scope;
 mod secret;
 pub mod timing;
 
+pub use account::{Group, User};
 pub use arch::Arch;
 pub use check::Finding;
 pub use cluster::{
-    AuthoritySpec, ClusterSpec, Database, Member, Network, NetworkError, PasswordSpec, PoolMode, PoolSpec,
-    PostgresqlSpec, Setting, Synchronous, SynchronousMode, User, Vip,
+    AuthoritySpec, ClusterSpec, Database, Login, Member, Network, NetworkError, PasswordSpec, PoolMode, PoolSpec,
+    PostgresqlSpec, Setting, Synchronous, SynchronousMode, Vip,
 };
 pub use digest::{Digest, DigestError, Sha256};
 pub use duration::{Time, TimeError};

@@ -2,7 +2,7 @@
 
 use super::{
     AuthoritySpec, ClusterSpec, Database, Member, PasswordSpec, PoolMode, PoolSpec, PostgresqlSpec, Secret, Setting,
-    Synchronous, SynchronousMode, User, Vip,
+    Synchronous, SynchronousMode, Login, Vip,
     timing::{Preset, TimingSpec},
 };
 
@@ -73,8 +73,8 @@ pub fn five() -> ClusterSpec {
             .into(),
             hba: vec!["hostssl all reporting 192.0.2.0/24 scram-sha-256".into()],
             users: vec![
-                User { name: "reporting".into(), password: Some(Secret::new("it-is-a-sample-1")) },
-                User { name: "app".into(), password: None },
+                Login { name: "reporting".into(), password: Some(Secret::new("it-is-a-sample-1")) },
+                Login { name: "app".into(), password: None },
             ],
             databases: vec![
                 Database { name: "app".into(), owner: "app".into() },

@@ -36,7 +36,7 @@ use tempfile::TempDir;
 pub struct Store {
     root: Arc<Path>,
     /// Held shared as long as any clone lives, so that garbage collection takes nothing that is being used.
-    _in_use: Arc<File>,
+    in_use: Arc<File>,
 }
 
 /// What [`Store::action`] keeps: a result that may name blobs.
@@ -76,12 +76,19 @@ impl Store {
         }
         in_use.lock_shared().with_context(|| format!("locking the store {}", root.display()))?;
         let root = fs::canonicalize(root).with_context(|| format!("resolving the store {}", root.display()))?;
-        Ok(Store { root: root.into(), _in_use: Arc::new(in_use) })
+        Ok(Store { root: root.into(), in_use: Arc::new(in_use) })
     }
 
     /// The store's folder, absolute.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Takes away work in progress, if no other program works here: for a program that ends without dropping its values.
+    pub fn abandon_scratch(&self) {
+        if self.in_use.try_lock().is_ok() {
+            sweep(&self.scratch_root());
+        }
     }
 
     /// Makes an empty folder for work in progress; it goes when the value goes.

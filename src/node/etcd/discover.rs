@@ -12,5 +12,8 @@ pub fn endpoints_from_srv(name: &str, scheme: &str) -> Result<Vec<String>> {
     if records.is_empty() {
         return Err(EtcdError::Settings(format!("the SRV record {name} lists nothing")));
     }
-    Ok(records.iter().map(|record| format!("{scheme}://{}:{}", record.target.trim_end_matches('.'), record.port)).collect())
+    Ok(records
+        .iter()
+        .map(|record| format!("{scheme}://{}:{}", record.target.trim_end_matches('.'), record.port))
+        .collect())
 }

@@ -90,7 +90,9 @@ impl EtcdError {
 impl fmt::Display for EtcdError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            EtcdError::Unreachable { endpoint, message, .. } => write!(f, "etcd at {endpoint} does not answer: {message}"),
+            EtcdError::Unreachable { endpoint, message, .. } => {
+                write!(f, "etcd at {endpoint} does not answer: {message}")
+            }
             EtcdError::Refused { endpoint, code, message } => {
                 write!(f, "etcd at {endpoint} refuses (code {code}): {message}")
             }

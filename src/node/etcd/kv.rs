@@ -285,9 +285,13 @@ mod tests {
             "version":"2","value":"eA=="}],"count":"1"}"#;
         let result: RangeResult = serde_json::from_str(text).unwrap();
         assert_eq!((result.header.revision, result.count, result.more), (5, 1, false));
-        assert_eq!((&result.kvs[0].key[..], &result.kvs[0].value[..], result.kvs[0].version), (&b"/a"[..], &b"x"[..], 2));
+        assert_eq!(
+            (&result.kvs[0].key[..], &result.kvs[0].value[..], result.kvs[0].version),
+            (&b"/a"[..], &b"x"[..], 2)
+        );
         let txn: TxnResult =
-            serde_json::from_str(r#"{"succeeded":true,"responses":[{"response_range":{"header":{"revision":"1"}}}]}"#).unwrap();
+            serde_json::from_str(r#"{"succeeded":true,"responses":[{"response_range":{"header":{"revision":"1"}}}]}"#)
+                .unwrap();
         assert!(txn.succeeded && txn.responses[0].range.is_some());
     }
 }

@@ -1,23 +1,20 @@
 //! Endpoints, TLS, tokens: how a request reaches an etcd that can answer it.
 
 use super::{EtcdError, Result};
+use crate::node::tls::TlsFiles;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::{
     collections::hash_map::RandomState,
-    fmt, fs,
+    fmt,
     hash::BuildHasher as _,
-    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
-use ureq::{
-    Agent,
-    tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig},
-};
+use ureq::{Agent, tls::TlsConfig};
 
 /// The largest answer that is read, in bytes; the gateway itself gives up at 4 MiB of binary data.
 const MAX_ANSWER: u64 = 64 << 20;
@@ -27,10 +24,8 @@ const MAX_ANSWER: u64 = 64 << 20;
 pub struct Settings {
     /// Base URLs such as `https://10.0.0.11:2379`.
     pub endpoints: Vec<String>,
-    /// PEM file with the certificates to trust; the system's roots without it.
-    pub ca: Option<PathBuf>,
-    /// PEM files with the client's certificate chain and its key.
-    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// The certificates to trust, and the client's own.
+    pub tls: TlsFiles,
     /// User and password, where etcd has authentication on.
     pub user: Option<(String, String)>,
     /// How long a connection may take.
@@ -44,8 +39,7 @@ impl Settings {
     pub fn new(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Settings {
         Settings {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
-            ca: None,
-            certificate: None,
+            tls: TlsFiles::default(),
             user: None,
             connect: Duration::from_secs(2),
             request: Duration::from_secs(4),
@@ -57,8 +51,7 @@ impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
             .field("endpoints", &self.endpoints)
-            .field("ca", &self.ca)
-            .field("certificate", &self.certificate)
+            .field("tls", &self.tls)
             .field("user", &self.user.as_ref().map(|(name, _)| (name, "***")))
             .finish_non_exhaustive()
     }
@@ -149,7 +142,7 @@ impl Client {
     /// When they cannot be read; the old material stays in use.
     pub fn refresh_tls(&self) -> Result<bool> {
         let mut loaded = lock(&self.0.tls);
-        if loaded.stamps == stamps(&self.0.settings) {
+        if loaded.stamps == self.0.settings.tls.stamps() {
             return Ok(false);
         }
         *loaded = load(&self.0.settings)?;
@@ -199,20 +192,21 @@ impl Client {
         }
     }
 
-    /// Opens a request whose answer streams; the agent is its own, so that shutting it down ends the stream.
-    pub(super) fn open_stream(
+    /// Opens requests whose answers stream; their agent is their own, so that shutting it down ends the streams.
+    pub(super) fn open_streams(
         &self,
         endpoint: &str,
         path: &str,
         bodies: impl Iterator<Item = Value>,
-    ) -> Result<(Agent, ureq::http::Response<ureq::Body>)> {
+    ) -> Result<(Agent, Vec<ureq::http::Response<ureq::Body>>)> {
         let _ = self.refresh_tls();
         let tls = lock(&self.0.tls).tls.clone();
         let agent = agent(&self.0.settings, tls, None);
         let token = self.token(endpoint)?;
-        let body = bodies.map(|body| format!("{body}\n")).collect::<String>();
-        let response = post(&agent, endpoint, path, body, token.as_deref(), self.0.settings.request)?;
-        Ok((agent, response))
+        let open =
+            |body: Value| post(&agent, endpoint, path, body.to_string(), token.as_deref(), self.0.settings.request);
+        let responses = bodies.map(open).collect::<Result<_>>()?;
+        Ok((agent, responses))
     }
 
     /// The token to send, fetched if there is none yet; none without a user.
@@ -338,49 +332,9 @@ fn agent(settings: &Settings, tls: TlsConfig, global: Option<Duration>) -> Agent
         .new_agent()
 }
 
-fn files(settings: &Settings) -> impl Iterator<Item = &PathBuf> {
-    let pair = settings.certificate.iter().flat_map(|(certificate, key)| [certificate, key]);
-    settings.ca.iter().chain(pair)
-}
-
-fn stamps(settings: &Settings) -> Vec<Option<SystemTime>> {
-    files(settings).map(|path| fs::metadata(path).and_then(|file| file.modified()).ok()).collect()
-}
-
 fn load(settings: &Settings) -> Result<Loaded> {
-    let stamps = stamps(settings);
-    let pem = |path: &PathBuf| {
-        fs::read(path).map_err(|error| EtcdError::Settings(format!("reading {}: {error}", path.display())))
-    };
-    let certificates = |path: &PathBuf| -> Result<Vec<Certificate<'static>>> {
-        let bytes = pem(path)?;
-        let items = ureq::tls::parse_pem(&bytes).filter_map(|item| match item {
-            Ok(ureq::tls::PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        });
-        let items: Vec<_> = items.collect();
-        if items.is_empty() {
-            return Err(EtcdError::Settings(format!("{} holds no certificate", path.display())));
-        }
-        Ok(items)
-    };
-    let roots = match &settings.ca {
-        Some(path) => RootCerts::new_with_certs(&certificates(path)?),
-        None => RootCerts::PlatformVerifier,
-    };
-    let client = match &settings.certificate {
-        Some((chain, key)) => {
-            let key = PrivateKey::from_pem(&pem(key)?)
-                .map_err(|error| EtcdError::Settings(format!("{} holds no private key: {error}", key.display())))?;
-            Some(ClientCert::new_with_certs(&certificates(chain)?, key))
-        }
-        None => None,
-    };
-    let tls = TlsConfig::builder()
-        .root_certs(roots)
-        .client_cert(client)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .build();
+    let stamps = settings.tls.stamps();
+    let tls = settings.tls.load().map_err(|error| EtcdError::Settings(format!("{error:#}")))?;
     let agent = agent(settings, tls.clone(), Some(settings.request));
     Ok(Loaded { stamps, tls, agent })
 }
@@ -393,8 +347,11 @@ mod tests {
     fn errors_of_either_gateway_are_read() {
         let old = br#"{"error":"etcdserver: no leader","message":"etcdserver: no leader","code":14}"#;
         assert!(matches!(refusal("e", old), Some(EtcdError::Refused { code: 14, .. })));
-        let stream = br#"{"error":{"grpc_code":14,"http_code":503,"message":"etcdserver: no leader","http_status":"x"}}"#;
-        assert!(matches!(refusal("e", stream), Some(EtcdError::Refused { code: 14, message, .. }) if message.ends_with("leader")));
+        let stream =
+            br#"{"error":{"grpc_code":14,"http_code":503,"message":"etcdserver: no leader","http_status":"x"}}"#;
+        assert!(
+            matches!(refusal("e", stream), Some(EtcdError::Refused { code: 14, message, .. }) if message.ends_with("leader"))
+        );
         assert_eq!(refusal("e", br#"{"header":{}}"#), None);
     }
 
@@ -408,6 +365,9 @@ mod tests {
         client.leave(&first);
         assert_eq!(client.endpoint(), second);
         assert!(Client::new(Settings::new(["10.0.0.1:2379"])).is_err());
-        assert!(!format!("{:?}", Settings { user: Some(("u".into(), "geheim".into())), ..Settings::new(["http://a"]) }).contains("geheim"));
+        assert!(
+            !format!("{:?}", Settings { user: Some(("u".into(), "geheim".into())), ..Settings::new(["http://a"]) })
+                .contains("geheim")
+        );
     }
 }

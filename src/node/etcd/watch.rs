@@ -63,26 +63,29 @@ struct Change {
 }
 
 impl Client {
-    /// Watches ranges (their limits do not matter) at one endpoint from `revision` on, as long as it has a leader.
+    /// Watches ranges (their limits do not matter) at one endpoint from `revision` on, as long as it has a leader. Each
+    /// range takes a connection: after the first answer, the gateway reads no further request from a connection.
     ///
     /// # Errors
     /// When the endpoint does not answer or refuses.
     pub fn watch_at(&self, endpoint: &str, ranges: &[RangeRequest], revision: u64) -> Result<Watch> {
-        // The gateway reads the body as a stream: several requests share one connection.
         let requests = ranges.iter().map(|range| {
-            let mut create = json!({"key": encode(&range.key), "start_revision": revision.to_string(), "fragment": true});
+            let mut create =
+                json!({"key": encode(&range.key), "start_revision": revision.to_string(), "fragment": true});
             if !range.end.is_empty() {
                 create["range_end"] = encode(&range.end).into();
             }
             json!({"create_request": create})
         });
-        let (agent, response) = self.open_stream(endpoint, "/v3/watch", requests)?;
+        let (agent, responses) = self.open_streams(endpoint, "/v3/watch", requests)?;
         let (send, lines) = mpsc::sync_channel(64);
-        let from = endpoint.to_owned();
-        thread::Builder::new()
-            .name("etcd-watch".into())
-            .spawn(move || read_lines(&from, response, &send))
-            .map_err(|error| EtcdError::Settings(format!("starting a thread: {error}")))?;
+        for response in responses {
+            let (from, send) = (endpoint.to_owned(), send.clone());
+            thread::Builder::new()
+                .name("etcd-watch".into())
+                .spawn(move || read_lines(&from, response, &send))
+                .map_err(|error| EtcdError::Settings(format!("starting a thread: {error}")))?;
+        }
         Ok(Watch { endpoint: endpoint.into(), lines, agent: Some(agent) })
     }
 }
@@ -97,7 +100,8 @@ fn read_lines(endpoint: &str, response: ureq::http::Response<ureq::Body>, send: 
             Err(error) => Err(error.to_string()),
         };
         let ended = outcome.is_err();
-        let outcome = outcome.map_err(|message| EtcdError::Unreachable { endpoint: endpoint.into(), message, unsent: false });
+        let outcome =
+            outcome.map_err(|message| EtcdError::Unreachable { endpoint: endpoint.into(), message, unsent: false });
         // Nobody listens any more once the watch is dropped.
         if send.send(outcome).is_err() || ended {
             return;
@@ -138,7 +142,8 @@ impl Watch {
             return Ok(Next::Compacted(answer.compact_revision));
         }
         if answer.canceled {
-            let message = if answer.cancel_reason.is_empty() { "the watch was cancelled" } else { &answer.cancel_reason };
+            let message =
+                if answer.cancel_reason.is_empty() { "the watch was cancelled" } else { &answer.cancel_reason };
             return Err(EtcdError::Refused { endpoint: self.endpoint.clone(), code: 1, message: message.into() });
         }
         let events = answer.events.into_iter().map(|change| match change.kind.as_str() {
@@ -180,7 +185,11 @@ mod tests {
         assert!(matches!(&events[0], Event::Put(kv) if kv.value == b"x"));
         assert!(matches!(&events[1], Event::Delete(kv) if kv.key == b"/b"));
         assert_eq!(read(r#"{"result":{"canceled":true,"compact_revision":"9"}}"#), Ok(Next::Compacted(9)));
-        assert!(read(r#"{"result":{"canceled":true,"cancel_reason":"etcdserver: permission denied"}}"#).unwrap_err().denied());
+        assert!(
+            read(r#"{"result":{"canceled":true,"cancel_reason":"etcdserver: permission denied"}}"#)
+                .unwrap_err()
+                .denied()
+        );
         assert!(read(r#"{"error":{"grpc_code":14,"message":"etcdserver: no leader"}}"#).unwrap_err().elsewhere());
     }
 }

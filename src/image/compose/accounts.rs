@@ -1,0 +1,48 @@
+//! Users and groups of an image by name (passwd(5), group(5)).
+
+use super::{Owner, scene::Scene};
+use crate::{document::suggest, error::Fault, spec::GuestPath};
+use anyhow::Result;
+use std::collections::BTreeMap;
+
+/// The numbers of users and groups.
+#[derive(Debug)]
+pub(super) struct Accounts {
+    users: BTreeMap<String, u32>,
+    groups: BTreeMap<String, u32>,
+}
+
+impl Accounts {
+    /// Reads `/etc/passwd` and `/etc/group`. An image without them has root only.
+    pub fn read(scene: &mut Scene<'_>) -> Result<Accounts> {
+        let users = parse(scene.text(&GuestPath::constant("/etc/passwd"))?.as_deref());
+        let groups = parse(scene.text(&GuestPath::constant("/etc/group"))?.as_deref());
+        Ok(Accounts { users, groups })
+    }
+
+    /// The numbers of the owner that an overlay gives a path. A name of digits is a number itself.
+    pub fn numbers(&self, overlay: &str, path: &GuestPath, owner: &Owner) -> Result<(u32, u32), Fault> {
+        let number = |what: &str, name: &str, known: &BTreeMap<String, u32>| {
+            known.get(name).copied().or_else(|| name.parse().ok()).ok_or_else(|| {
+                let message = format!(
+                    "the overlay `{overlay}` gives `{path}` to the {what} `{name}`, which the image does not have"
+                );
+                let hint = suggest(name, known.keys().map(String::as_str), &format!("the {what}s there are"));
+                Fault { hint, ..Fault::request(message) }
+            })
+        };
+        Ok((number("user", &owner.user, &self.users)?, number("group", &owner.group, &self.groups)?))
+    }
+}
+
+/// Both files have the name first and the number third.
+fn parse(text: Option<&str>) -> BTreeMap<String, u32> {
+    let mut numbers = BTreeMap::from([("root".to_owned(), 0)]);
+    for line in text.unwrap_or_default().lines() {
+        let mut fields = line.split(':');
+        if let (Some(name), Some(number)) = (fields.next(), fields.nth(1).and_then(|number| number.parse().ok())) {
+            numbers.insert(name.to_owned(), number);
+        }
+    }
+    numbers
+}

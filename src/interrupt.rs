@@ -1,0 +1,50 @@
+//! Ending early and cleanly: Ctrl-C, SIGTERM, SIGHUP.
+//!
+//! Nothing that a build publishes appears before it is whole, so ending at once is safe at any moment; what is left to
+//! do is to take half-made things away and to end the programs that run for us.
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+use std::{fs, io::Write as _, thread};
+
+/// From now on, the first of these signals ends the program's children, calls `clean_up` and ends the program with
+/// status 128 + the signal's number: 130 for Ctrl-C. A second one ends it at once.
+///
+/// # Errors
+/// When the signals cannot be caught.
+pub fn on_signal(clean_up: impl FnOnce() + Send + 'static) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
+    thread::spawn(move || {
+        let mut clean_up = Some(clean_up);
+        for signal in &mut signals {
+            let status = 128 + signal;
+            let Some(clean_up) = clean_up.take() else { end(status) };
+            let _ = writeln!(std::io::stderr(), "\ninterrupted: cleaning up");
+            thread::spawn(move || {
+                end_children();
+                clean_up();
+                end(status);
+            });
+        }
+    });
+    Ok(())
+}
+
+#[allow(clippy::exit, reason = "the threads at work must not go on")]
+fn end(status: i32) -> ! {
+    std::process::exit(status)
+}
+
+/// Ends the programs that this one has started; what they started in turn ends with them.
+fn end_children() {
+    for thread in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter_map(Pid::from_raw) {
+            let _ = kill_process(child, Signal::KILL);
+        }
+    }
+}
