@@ -22,6 +22,12 @@
 //! `rootfs` stands below the other nouns because `disk`, `base` and `image` all speak of trees.
 
 #[cfg(feature = "builder")]
+pub mod archive;
+#[cfg(feature = "builder")]
+pub mod base;
+#[cfg(feature = "builder")]
+pub mod build;
+#[cfg(feature = "builder")]
 pub mod cli;
 #[cfg(feature = "builder")]
 pub mod debian;
@@ -31,6 +37,8 @@ pub mod engine;
 pub mod error;
 pub mod exec;
 pub mod files;
+#[cfg(feature = "builder")]
+pub mod http;
 #[cfg(feature = "builder")]
 pub mod image;
 #[cfg(feature = "builder")]
@@ -48,6 +56,8 @@ pub mod recipe;
 pub mod render;
 #[cfg(feature = "builder")]
 pub mod rootfs;
+#[cfg(feature = "builder")]
+pub mod sandbox;
 pub mod spec;
 #[cfg(feature = "builder")]
 pub mod store;

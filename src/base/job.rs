@@ -1,0 +1,357 @@
+//! The job that makes a base layer, inside the namespaces.
+
+use super::{
+    BaseSpec, Place, accounts, bootstrap,
+    capture::{self, Before, Clamp},
+    check_epoch, clean,
+    dpkg::{self, Dpkg, Progress},
+    materialise::materialise,
+    order::{Graph, Round, field},
+    patterns::Patterns,
+    root::{Attributes, Root},
+};
+use crate::{
+    debian::deb::ExpandedDeb,
+    progress,
+    rootfs::tar::StoredLayer,
+    sandbox::{Bind, Room, Teller},
+    spec::GuestPath,
+    store::Store,
+};
+use anyhow::{Context as _, Result, ensure};
+use rayon::prelude::*;
+use rustix::mount::{MountFlags, UnmountFlags};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeSet,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// What [`super::build`] asks for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// The store's folder.
+    pub store: PathBuf,
+    /// An empty folder, for this job alone.
+    pub scratch: PathBuf,
+    /// The layers that the packages are installed on.
+    pub below: Vec<StoredLayer>,
+    /// What is to be built.
+    pub spec: BaseSpec,
+}
+
+/// A part of the work that people are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepName {
+    Bootstrap,
+    Install,
+    Configure,
+    Initramfs,
+    Capture,
+}
+
+impl StepName {
+    pub fn name(self) -> &'static str {
+        match self {
+            StepName::Bootstrap => "bootstrap",
+            StepName::Install => "install",
+            StepName::Configure => "configure",
+            StepName::Initramfs => "initramfs",
+            StepName::Capture => "capture",
+        }
+    }
+}
+
+/// What the job tells while it works.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    Begin { step: StepName, total: u64 },
+    Advance { count: u64, detail: String },
+    End { outcome: String },
+}
+
+/// Where packages lie inside the root, read-only.
+const MATERIAL: &str = "/run/pgha-image";
+/// The folder there for programs that stand in for others.
+const BIN: &str = "bin";
+/// The file of dpkg's settings that stays, so that packages upgraded in the guest leave out the same paths.
+const DPKG_SETTINGS: &str = "/etc/dpkg/dpkg.cfg.d/pgha-image";
+/// More processes than this at once is no package's configuration.
+const PROCESSES: usize = 500;
+
+/// Makes a base layer: [`super::JOB`].
+pub fn work(request: serde_json::Value, teller: &Teller) -> Result<serde_json::Value> {
+    let request: Request = serde_json::from_value(request).context("reading what base is to be built")?;
+    let root = request.scratch.join("root");
+    let layer = make(&request, &root, teller);
+    // Whoever asked cannot remove files of other ids.
+    let _ = rustix::mount::unmount(&root, UnmountFlags::DETACH);
+    let removed = fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()));
+    let layer = layer?;
+    removed?;
+    Ok(serde_json::to_value(layer)?)
+}
+
+fn make(request: &Request, folder: &Path, teller: &Teller) -> Result<StoredLayer> {
+    let began = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())?;
+    check_epoch(request.spec.epoch, began)?;
+    let store = Store::open(&request.store)?;
+    make_folder(folder, &request.spec, &request.below)?;
+    let root = Root::open(folder)?;
+    root.set_top(Attributes::root(0o755))?;
+    let material = request.scratch.join("material");
+    lay_out(&store, &material, &request.spec)?;
+    let room = Room {
+        root: folder.to_owned(),
+        binds: vec![Bind { host: material, guest: MATERIAL.parse()? }],
+        environment: environment(&request.spec),
+        limit: request.spec.limit,
+        processes: PROCESSES,
+    };
+    let before = materialise(&store, &root, &request.below)?;
+    let worker = Worker { spec: &request.spec, store: &store, root: &root, room: &room, teller };
+    worker.install(!request.below.is_empty())?;
+    worker.make_initramfs()?;
+    worker.capture(&before, Clamp { epoch: request.spec.epoch, began })
+}
+
+/// Makes the folder for the root: in memory, where there is plenty of it, else in the store.
+///
+/// In memory, nobody else sees it, and nothing of it is left when this process is killed.
+fn make_folder(folder: &Path, spec: &BaseSpec, below: &[StoredLayer]) -> Result<()> {
+    fs::create_dir(folder).with_context(|| format!("making {}", folder.display()))?;
+    let in_memory = match spec.place {
+        Place::Memory => true,
+        Place::Disk => false,
+        Place::Auto => {
+            let kib = |package: &ExpandedDeb| field(package, "Installed-Size").parse().unwrap_or(0_u64);
+            let packages: u64 = spec.packages.iter().map(kib).sum();
+            let root = packages * 1024 + below.iter().map(|layer| layer.size).sum::<u64>();
+            // Twice what the root takes for the packages themselves and the layer, which are in the page cache.
+            available_memory().is_some_and(|available| available >= 4 * root + (1 << 30))
+        }
+    };
+    if in_memory {
+        rustix::mount::mount("tmpfs", folder, "tmpfs", MountFlags::empty(), c"mode=0755")
+            .with_context(|| format!("mounting memory on {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+/// Bytes of memory that can be had without anything being written out (proc_meminfo(5), `MemAvailable`).
+fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// The environment of maintainer scripts besides what every program has.
+fn environment(spec: &BaseSpec) -> Vec<(String, String)> {
+    [
+        ("DEBIAN_FRONTEND", "noninteractive"),
+        ("DEBCONF_NONINTERACTIVE_SEEN", "true"),
+        // Kernel packages ask for an initramfs each time they are touched; it is made once, at the end.
+        ("INITRD", "No"),
+        // Compiled Python depends on the order of sets otherwise.
+        ("PYTHONHASHSEED", "0"),
+        // Compiled Python comes from py3compile alone, which the packages own up to; not from whoever imports first.
+        ("PYTHONDONTWRITEBYTECODE", "1"),
+        (dpkg::STAND_INS, &format!("{MATERIAL}/{BIN}")),
+        ("SOURCE_DATE_EPOCH", &spec.epoch.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
+}
+
+/// Lays the packages, checked, stand-ins for programs, and the answers for debconf out in a folder that programs in the root see.
+fn lay_out(store: &Store, material: &Path, spec: &BaseSpec) -> Result<()> {
+    fs::create_dir(material).with_context(|| format!("making {}", material.display()))?;
+    fs::write(material.join("preseed"), &spec.preseed).context("writing answers for debconf")?;
+    let stand_in = material.join(BIN).join("py3compile");
+    fs::create_dir(material.join(BIN))
+        .and_then(|()| fs::write(&stand_in, dpkg::DEFER_COMPILING))
+        .and_then(|()| fs::set_permissions(&stand_in, Permissions::from_mode(0o755)))
+        .with_context(|| format!("writing {}", stand_in.display()))?;
+    spec.packages.par_iter().enumerate().try_for_each(|(at, package)| {
+        let blob = store.blob_path(&package.expanded);
+        ensure!(
+            store.verify_blob(&package.expanded)?,
+            "the expanded package `{}` was damaged and has been dropped; build again",
+            field(package, "Package")
+        );
+        let target = material.join(file_name(at));
+        // A blob of another user may not be linked.
+        fs::hard_link(&blob, &target)
+            .or_else(|_| fs::copy(&blob, &target).map(drop))
+            .with_context(|| format!("linking {} to {}", blob.display(), target.display()))
+    })
+}
+
+fn file_name(at: usize) -> String {
+    format!("{at}.deb")
+}
+
+struct Worker<'a> {
+    spec: &'a BaseSpec,
+    store: &'a Store,
+    root: &'a Root,
+    room: &'a Room,
+    teller: &'a Teller,
+}
+
+impl Worker<'_> {
+    fn tell(&self, told: &Told) {
+        self.teller.tell(serde_json::to_value(told).unwrap_or_default());
+    }
+
+    fn begin(&self, step: StepName, total: usize) {
+        self.tell(&Told::Begin { step, total: total as u64 });
+    }
+
+    fn end(&self, outcome: impl Into<String>) {
+        self.tell(&Told::End { outcome: outcome.into() });
+    }
+
+    fn install(&self, on_a_base: bool) -> Result<()> {
+        let graph = Graph::new(&self.spec.packages);
+        let essential = if on_a_base { BTreeSet::new() } else { graph.essential()? };
+        let on_progress = |progress: Progress<'_>| self.on_progress(progress);
+        let mut dpkg = Dpkg::new(self.room, &on_progress);
+        if !on_a_base {
+            self.begin(StepName::Bootstrap, essential.len());
+            self.bootstrap(&essential)?;
+            self.end(format!("{} essential packages", essential.len()));
+        }
+        self.begin(StepName::Install, self.spec.packages.len());
+        self.furnish()?;
+        if !on_a_base {
+            let paths = self.paths(&essential.iter().copied().collect::<Vec<_>>());
+            dpkg.run(&with(&["--force-depends", "--install"], &paths)).context("installing the essential packages")?;
+        }
+        accounts::add(self.root, self.spec.users.as_slice(), &self.spec.groups, self.spec.epoch)?;
+        if !self.spec.preseed.is_empty() {
+            dpkg.program(&["debconf-set-selections", &format!("{MATERIAL}/preseed")])
+                .context("answering debconf's questions")?;
+        }
+        // Triggers wait for the end: what they make is made once.
+        for round in graph.rounds(&essential)? {
+            match round {
+                Round::Unpack(packages) => dpkg
+                    .run(&with(&["--no-triggers", "--unpack"], &self.paths(&packages)))
+                    .context("unpacking packages")?,
+                Round::Configure(packages) => dpkg
+                    .run(&with(&["--no-triggers", "--configure"], &self.names(&packages)))
+                    .context("configuring packages that others pre-depend on")?,
+            }
+        }
+        self.end(format!("{} packages unpacked", self.spec.packages.len()));
+        self.begin(StepName::Configure, self.spec.packages.len() - essential.len());
+        dpkg.configure_pending().context("configuring packages")?;
+        self.end(format!("{} packages", self.spec.packages.len()));
+        Ok(())
+    }
+
+    fn on_progress(&self, progress: Progress<'_>) {
+        match progress {
+            Progress::Begins(action, package) => {
+                self.tell(&Told::Advance { count: 0, detail: format!("{action} {package}") });
+            }
+            Progress::Reached(_) => self.tell(&Told::Advance { count: 1, detail: String::new() }),
+        }
+    }
+
+    /// Puts enough into the empty root for dpkg to run there.
+    fn bootstrap(&self, essential: &BTreeSet<usize>) -> Result<()> {
+        let patterns = Patterns::new(&self.spec.exclude, &self.spec.include);
+        // base-files has the links that merge /bin into /usr/bin; everything else goes through them.
+        let first = |at: &usize| field(&self.spec.packages[*at], "Package") != "base-files";
+        let mut order: Vec<usize> = essential.iter().copied().collect();
+        order.sort_by_key(|at| (first(at), field(&self.spec.packages[*at], "Package")));
+        for at in order {
+            let package = &self.spec.packages[at];
+            let name = field(package, "Package");
+            bootstrap::unpack(self.store, self.root, package, patterns)
+                .with_context(|| format!("unpacking `{name}`"))?;
+            self.tell(&Told::Advance { count: 1, detail: name.to_owned() });
+        }
+        for file in ["/var/lib/dpkg/status", "/var/lib/dpkg/available"] {
+            let path: GuestPath = file.parse()?;
+            self.root.make_parents(&path)?;
+            self.root.write(&path, Attributes::root(0o644), &b""[..])?;
+        }
+        Ok(())
+    }
+
+    /// Puts in place what must be there before packages are installed.
+    fn furnish(&self) -> Result<()> {
+        let put = |path: &GuestPath, mode: u32, bytes: &[u8]| -> Result<()> {
+            self.root.make_parents(path)?;
+            self.root.write(path, Attributes::root(mode), bytes)
+        };
+        put(&clean::POLICY.parse()?, 0o755, b"#!/bin/sh\nexit 101\n")?;
+        let settings = Patterns::new(&self.spec.exclude, &self.spec.include).settings();
+        if !settings.is_empty() {
+            put(&DPKG_SETTINGS.parse()?, 0o644, settings.as_bytes())?;
+        }
+        self.spec.skeleton.iter().try_for_each(|file| put(&file.path, file.mode, &file.bytes))
+    }
+
+    fn paths(&self, packages: &[usize]) -> Vec<String> {
+        packages.iter().map(|&at| format!("{MATERIAL}/{}", file_name(at))).collect()
+    }
+
+    fn names(&self, packages: &[usize]) -> Vec<String> {
+        packages.iter().map(|&at| instance(&self.spec.packages[at])).collect()
+    }
+
+    /// Makes the initramfs of every kernel that has none.
+    fn make_initramfs(&self) -> Result<()> {
+        let update = "/usr/sbin/update-initramfs";
+        let kernels: Vec<String> = self
+            .root
+            .list(&"/boot".parse()?)?
+            .into_iter()
+            .filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned))
+            .collect();
+        if kernels.is_empty() || !self.root.exists(&update.parse()?)? {
+            return Ok(());
+        }
+        self.begin(StepName::Initramfs, kernels.len());
+        for kernel in &kernels {
+            let action = if self.root.exists(&format!("/boot/initrd.img-{kernel}").parse()?)? { "-u" } else { "-c" };
+            Dpkg::new(self.room, &|_| {})
+                .program(&[update, action, "-k", kernel])
+                .with_context(|| format!("making the initramfs of Linux {kernel}"))?;
+            self.tell(&Told::Advance { count: 1, detail: kernel.clone() });
+        }
+        self.end(kernels.join(", "));
+        Ok(())
+    }
+
+    fn capture(&self, before: &Before, clamp: Clamp) -> Result<StoredLayer> {
+        self.begin(StepName::Capture, 0);
+        clean::clean(self.root).context("cleaning the root")?;
+        let (layer, tree) = capture::capture(self.store, self.root, before, clamp).context("capturing the root")?;
+        clean::check(&tree)?;
+        self.end(format!("{} paths, {}", tree.entries.len(), progress::size(layer.size)));
+        Ok(layer)
+    }
+}
+
+/// A package as dpkg names it.
+fn instance(package: &ExpandedDeb) -> String {
+    let (name, architecture) = (field(package, "Package"), field(package, "Architecture"));
+    match field(package, "Multi-Arch") {
+        "same" => format!("{name}:{architecture}"),
+        _ => name.to_owned(),
+    }
+}
+
+fn with<'a>(options: &[&'a str], operands: &'a [String]) -> Vec<&'a str> {
+    options.iter().copied().chain(operands.iter().map(String::as_str)).collect()
+}

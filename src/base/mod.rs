@@ -1,0 +1,233 @@
+//! Packages become a configured base layer.
+//!
+//! dpkg runs inside the root that it makes ([`crate::sandbox`]), so the host needs nothing of Debian. All that touches
+//! the root happens in one job:
+//!
+//! 1. **bootstrap**: the data of the essential packages is put into the empty root, so that dpkg and a shell run there;
+//! 2. **install**: dpkg installs the essential packages properly; then users with fixed numbers and answers to debconf's
+//!    questions are put in, then everything else is unpacked in as few runs as Pre-Depends allow, and configured;
+//! 3. **initramfs**: made once, when there is a kernel;
+//! 4. **clean**: what would be the same in every copy of an image, or tells when it was made, is taken away;
+//! 5. **capture**: the root becomes a layer, and is checked for what step 4 should have taken.
+//!
+//! The layer depends on nothing but its [`BaseSpec`]: not on who makes it, where, or when.
+
+mod accounts;
+mod bootstrap;
+mod capture;
+mod clean;
+mod dpkg;
+mod job;
+mod materialise;
+mod order;
+mod patterns;
+mod root;
+
+pub use accounts::{Group, User};
+pub use clean::lint;
+
+use crate::{
+    debian::deb::ExpandedDeb,
+    error::Fault,
+    progress::{Progress, Step, Unit},
+    rootfs::tar::StoredLayer,
+    sandbox::{Job, Sandbox},
+    spec::{Digest, GuestPath},
+    store::Store,
+};
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use std::{fs::File, path::Path, time::Duration};
+
+/// The job that [`build`] has done in namespaces; `main` offers it to [`crate::sandbox::entry`].
+pub const JOB: Job = Job { name: "base", work: job::work };
+
+/// Changes when the same [`BaseSpec`] gives another layer than before.
+pub const ENGINE: u32 = 1;
+
+/// What a base layer is made of; its digest is the layer's cache key.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct BaseSpec {
+    /// The packages, in any order; each one's dependencies are among them, or in the layers below.
+    pub packages: Vec<ExpandedDeb>,
+    /// Files put in place before packages are installed; a package's configuration file gives way to one.
+    pub skeleton: Vec<SkeletonFile>,
+    /// Answers to debconf's questions, in the form of debconf-set-selections(1).
+    pub preseed: String,
+    /// Patterns of paths that are left out (dpkg(1), `path-exclude`).
+    pub exclude: Vec<String>,
+    /// Patterns of paths that stay though `exclude` has them (dpkg(1), `path-include`).
+    pub include: Vec<String>,
+    /// Users that are there before the packages that would make them.
+    pub users: Vec<User>,
+    /// Groups likewise.
+    pub groups: Vec<Group>,
+    /// No file is dated later than this, in seconds since 1970.
+    pub epoch: i64,
+    /// The longest time that one run of dpkg may take. No part of the key.
+    pub limit: Duration,
+    /// Where the root lies while it is made. No part of the key.
+    #[serde(default)]
+    pub place: Place,
+}
+
+/// Where a root lies while it is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// In memory if there is several times as much as the root takes, else in the store.
+    #[default]
+    Auto,
+    /// In the store's folder for work in progress.
+    Disk,
+    /// In memory that is given back when the work ends.
+    Memory,
+}
+
+/// A file that is there before any package is installed; root owns it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkeletonFile {
+    /// Where it is.
+    pub path: GuestPath,
+    /// Its permission bits.
+    pub mode: u32,
+    /// What it holds.
+    pub bytes: Vec<u8>,
+}
+
+impl BaseSpec {
+    /// The key under which the layer is kept: everything that it depends on.
+    pub fn key(&self, below: &[StoredLayer]) -> Digest {
+        let mut packages: Vec<_> = self.packages.iter().map(|package| package.expanded).collect();
+        packages.sort();
+        let key = (
+            (ENGINE, packages, &self.skeleton, &self.preseed, &self.exclude, &self.include),
+            (&self.users, &self.groups, self.epoch),
+            below.iter().map(|layer| layer.tar).collect::<Vec<_>>(),
+        );
+        // Serializing plain values cannot fail.
+        Digest::of(serde_json::to_vec(&key).unwrap_or_default())
+    }
+}
+
+/// Makes the base layer of `spec`, or finds it in the store; also says whether it was found.
+///
+/// With layers `below`, the packages are installed on top of those, and the result is what changes.
+///
+/// # Errors
+/// When the namespaces cannot be entered, a package cannot be installed, or the store cannot be written.
+pub fn build(
+    store: &Store,
+    progress: &Progress,
+    sandbox: &Sandbox,
+    below: &[StoredLayer],
+    spec: &BaseSpec,
+) -> Result<(StoredLayer, bool)> {
+    store.memoise(&spec.key(below), || {
+        sweep(store, sandbox);
+        let scratch = Scratch::new(store, sandbox)?;
+        let mut spec = spec.clone();
+        // dpkg's records keep the order in which packages came.
+        spec.packages.sort_by_cached_key(order::identity);
+        let request = job::Request {
+            store: store.root().to_owned(),
+            scratch: scratch.folder.clone(),
+            below: below.to_vec(),
+            spec,
+        };
+        let mut steps = Steps { progress, current: None };
+        let layer = sandbox.work(JOB.name, &request, &mut |event| steps.hear(event));
+        layer.context("building the base layer")
+    })
+}
+
+/// The folder where a root is made; held locked, so that others tell it from one that was left behind.
+struct Scratch<'a> {
+    folder: std::path::PathBuf,
+    _lock: File,
+    sandbox: &'a Sandbox,
+}
+
+const SCRATCH: &str = "base";
+
+impl Scratch<'_> {
+    fn new<'a>(store: &Store, sandbox: &'a Sandbox) -> Result<Scratch<'a>> {
+        loop {
+            let folder = store.scratch(SCRATCH)?.keep();
+            let lock = File::open(&folder).with_context(|| format!("opening {}", folder.display()))?;
+            // Between the two, another program may have taken the folder for one that was left.
+            if lock.try_lock().is_ok() && folder.exists() {
+                return Ok(Scratch { folder, _lock: lock, sandbox });
+            }
+        }
+    }
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        remove(self.sandbox, &self.folder);
+    }
+}
+
+/// Removes what builds that were killed left: files of subordinate ids, which the store's own sweep cannot remove.
+fn sweep(store: &Store, sandbox: &Sandbox) {
+    let Ok(entries) = std::fs::read_dir(store.scratch_root()) else { return };
+    for entry in entries.flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(&format!("{SCRATCH}-"));
+        if ours
+            && let Ok(folder) = File::open(entry.path())
+            && folder.try_lock().is_ok()
+        {
+            remove(sandbox, &entry.path());
+        }
+    }
+}
+
+/// Removes a scratch folder; one that cannot be removed is in nobody's way.
+fn remove(sandbox: &Sandbox, folder: &Path) {
+    // The job has removed the root already, unless it was killed.
+    if std::fs::remove_dir_all(folder).is_err() {
+        let _ = sandbox.remove_tree(folder);
+    }
+}
+
+/// Steps of the job, told here.
+struct Steps<'a> {
+    progress: &'a Progress,
+    current: Option<Step>,
+}
+
+impl Steps<'_> {
+    fn hear(&mut self, event: serde_json::Value) {
+        let Ok(told) = serde_json::from_value::<job::Told>(event) else { return };
+        match told {
+            job::Told::Begin { step, total } => {
+                self.current = Some(self.progress.step(step.name(), total, Unit::Items));
+            }
+            job::Told::Advance { count, detail } => {
+                if let Some(step) = &self.current {
+                    step.advance(count);
+                    step.detail(detail);
+                }
+            }
+            job::Told::End { outcome } => {
+                if let Some(step) = self.current.take() {
+                    step.finish(outcome);
+                }
+            }
+        }
+    }
+}
+
+/// Refuses a clock that would date files before the packages they came with.
+fn check_epoch(epoch: i64, now: i64) -> Result<()> {
+    if epoch < 0 {
+        return Err(Fault::request(format!("the time {epoch}, which no file may be later than, is before 1970")).into());
+    }
+    if epoch > now {
+        return Err(Fault::request(format!("the time {epoch}, which no file may be later than, is in the future"))
+            .hint("check the machine's clock and SOURCE_DATE_EPOCH")
+            .into());
+    }
+    Ok(())
+}

@@ -1,0 +1,242 @@
+//! The story of a build: from a recipe to artifacts.
+
+mod finished;
+mod layers;
+mod mirror;
+mod packages;
+
+pub use layers::owner_in_base;
+pub use mirror::Mirrors;
+pub use packages::{Access, plan};
+
+use crate::{
+    engine::{Engine, Which},
+    files::NewFile,
+    image::{
+        compress::Compression,
+        oci::{OciImage, OciLayer, OciSpec, Reference},
+        sbom::{self, Materials, OverlayMaterial, PackageMaterial},
+    },
+    plan::{Draft, Lock, Plan},
+    progress::Progress,
+    recipe::Archive,
+    rootfs::tar::StoredLayer,
+    sandbox::Sandbox,
+    spec::Digest,
+    store::Store,
+};
+use anyhow::{Context as _, Result};
+use finished::Finished;
+use layers::Layers;
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+/// What is to be built.
+#[derive(Debug)]
+pub struct Build {
+    /// Everything but the packages.
+    pub draft: Draft,
+    /// The lock with the packages, and what errors call it; a solver chooses them if there is none.
+    pub locked: Option<(Lock, String)>,
+    /// Where packages come from.
+    pub access: Access,
+    /// What is written, and where.
+    pub target: Target,
+}
+
+/// What is written, and where.
+#[derive(Debug)]
+pub struct Target {
+    /// The folder that artifacts are put in.
+    pub folder: PathBuf,
+    /// Which artifacts.
+    pub formats: BTreeSet<Format>,
+    /// How layers are compressed.
+    pub compression: Compression,
+    /// The engine that the image is loaded into.
+    pub load: Option<Which>,
+}
+
+/// A form that images are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// An archive file that Docker and Podman load.
+    Oci,
+    /// An OCI image layout folder.
+    OciLayout,
+}
+
+/// What came of a build.
+#[derive(Debug, Serialize)]
+pub struct Built {
+    /// The files and folders that are there now.
+    pub artifacts: Vec<Artifact>,
+    /// Whether all of them were there already.
+    pub unchanged: bool,
+    /// The image as the engine has it, if it was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loaded: Option<Loaded>,
+}
+
+/// A file or folder that a build wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Artifact {
+    /// What it is: `oci`, `oci-layout`, `lock`, `spdx`, `cyclonedx`.
+    pub kind: &'static str,
+    /// Where it is.
+    pub path: PathBuf,
+    /// The SHA-256 of its bytes; of its manifest if it is a folder.
+    pub sha256: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// An image in an engine.
+#[derive(Debug, Serialize)]
+pub struct Loaded {
+    /// Docker or Podman.
+    pub engine: String,
+    /// The image's name there.
+    pub reference: String,
+    /// Its id there.
+    pub id: String,
+}
+
+/// Builds what is asked for.
+///
+/// # Errors
+/// A wrong request when recipe, overlays and packages do not fit together, and failed work from anything below. No
+/// artifact is then changed but those that were finished.
+pub fn run(build: Build, store: &Store, progress: &Progress) -> Result<Built> {
+    let Build { draft, locked, access, target } = build;
+    let sources = draft.sources().clone();
+    let plan = match locked {
+        Some((lock, name)) => draft.with_lock(lock, &name)?,
+        None => packages::plan(draft, &access, store, progress)?,
+    };
+    fs::create_dir_all(&target.folder).with_context(|| format!("making the folder {}", target.folder.display()))?;
+    let finished = Finished::of(&plan, &target)?;
+    let (artifacts, unchanged) = match finished.find(store) {
+        Some(artifacts) => (artifacts, true),
+        None => {
+            let layers = Layers::make(&plan, &sources, &access, store, &Sandbox::new(), progress)?;
+            let artifacts = write(&plan, &layers, &target, store, progress)?;
+            finished.remember(store, &artifacts)?;
+            (artifacts, false)
+        }
+    };
+    let loaded = match target.load {
+        Some(engine) => Some(load(engine, &plan, &artifacts, progress)?),
+        None => None,
+    };
+    Ok(Built { artifacts, unchanged, loaded })
+}
+
+/// Writes every artifact.
+fn write(plan: &Plan, layers: &Layers, target: &Target, store: &Store, progress: &Progress) -> Result<Vec<Artifact>> {
+    let name = plan.artifact_name();
+    let mut artifacts = Vec::new();
+    let image = OciImage::assemble(store, &oci_spec(plan, layers, target.compression)?, progress)?;
+    for format in &target.formats {
+        artifacts.push(match format {
+            Format::Oci => {
+                let path = target.folder.join(format!("{name}.oci.tar"));
+                let written = image.write_archive(&path, progress)?;
+                Artifact { kind: "oci", path: written.path, sha256: written.digest, size: written.size }
+            }
+            Format::OciLayout => {
+                let path = target.folder.join(format!("{name}.oci"));
+                image.write_layout(&path)?;
+                Artifact { kind: "oci-layout", path, sha256: *image.manifest(), size: image.size() }
+            }
+        });
+    }
+    let contents = materials(plan, layers);
+    let documents = [
+        ("lock", format!("{}.lock.json", plan.name), Lock::of(plan).to_json()),
+        ("spdx", format!("{name}.spdx.json"), sbom::spdx(&contents)?),
+        ("cyclonedx", format!("{name}.cdx.json"), sbom::cyclonedx(&contents)?),
+    ];
+    for (kind, file, text) in documents {
+        artifacts.push(write_document(kind, &target.folder.join(file), &text)?);
+    }
+    Ok(artifacts)
+}
+
+fn write_document(kind: &'static str, path: &Path, text: &str) -> Result<Artifact> {
+    let mut file = NewFile::beside(path)?;
+    file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
+    file.publish(path)?;
+    Ok(Artifact { kind, path: path.to_owned(), sha256: Digest::of(text), size: text.len() as u64 })
+}
+
+/// What the image is made of, for its bills of materials.
+fn materials(plan: &Plan, layers: &Layers) -> Materials {
+    let packages = plan.packages.iter().map(|package| PackageMaterial {
+        name: package.name.clone(),
+        version: package.version.clone(),
+        architecture: package.architecture.clone(),
+        source: package.source_package.clone(),
+        sha256: package.sha256,
+    });
+    let overlays = plan.overlays.iter().map(|overlay| OverlayMaterial {
+        name: overlay.name.clone(),
+        description: overlay.description.clone(),
+        layer: layers.of_overlay(&overlay.name).map(|layer| layer.tar),
+    });
+    // Of Debian's suites (trixie, trixie-updates), the release is the one without more to its name.
+    let suites = plan.sources.values().filter(|source| source.archive == Some(Archive::Debian));
+    let release = suites.map(|source| source.suite.clone()).min_by_key(String::len).unwrap_or_default();
+    Materials {
+        name: plan.name.clone(),
+        version: None,
+        description: plan.description.clone(),
+        created: layers.epoch,
+        arch: plan.arch,
+        release,
+        packages: packages.collect(),
+        overlays: overlays.collect(),
+    }
+}
+
+fn oci_spec(plan: &Plan, layers: &Layers, compression: Compression) -> Result<OciSpec> {
+    let mut annotations = BTreeMap::from([
+        ("org.opencontainers.image.title".to_owned(), plan.name.clone()),
+        ("org.opencontainers.image.description".to_owned(), plan.description.clone()),
+    ]);
+    annotations.extend(plan.oci.labels.clone());
+    let layer = |(title, layer): &(String, StoredLayer)| OciLayer { title: title.clone(), layer: layer.clone() };
+    Ok(OciSpec {
+        references: vec![reference(plan)?],
+        arch: plan.arch,
+        created: layers.epoch,
+        layers: layers.layers.iter().map(layer).collect(),
+        compression,
+        ports: plan.oci.ports.clone(),
+        annotations,
+    })
+}
+
+/// The image's name in engines: the recipe's.
+fn reference(plan: &Plan) -> Result<Reference> {
+    Ok(plan.name.parse()?)
+}
+
+/// Puts the image into an engine, from its archive file.
+fn load(which: Which, plan: &Plan, artifacts: &[Artifact], progress: &Progress) -> Result<Loaded> {
+    let archive = artifacts.iter().find(|artifact| artifact.kind == "oci").context("an archive to load")?;
+    let engine = Engine::connect(which)?;
+    let images = engine.load(&archive.path, progress)?;
+    let wanted = reference(plan)?.to_string();
+    let image = images
+        .into_iter()
+        .find(|image| image.reference.ends_with(&wanted))
+        .with_context(|| format!("{} loaded the archive, but has no image {wanted}", engine.kind()))?;
+    Ok(Loaded { engine: engine.kind().to_string(), reference: image.reference, id: image.id })
+}

@@ -1,0 +1,102 @@
+//! `pgha-image plan`.
+
+use super::{
+    print,
+    project::{ArchiveArgs, ProjectArgs, StoreArgs},
+};
+use crate::{
+    build,
+    plan::Plan,
+    progress::{Progress, size},
+};
+use anyhow::Result;
+use std::fmt::Write as _;
+
+/// Print every decision of a build, before anything is built.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The recipe: a name in the project's recipes/ folder, or a path.
+    recipe: String,
+    #[command(flatten)]
+    project: ProjectArgs,
+    #[command(flatten)]
+    archive: ArchiveArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<()> {
+        let draft = self.project.draft(&self.recipe)?;
+        let store = self.store.open()?;
+        let plan = build::plan(draft, &self.archive.access()?, &store, &Progress::for_people())?;
+        if self.json {
+            return print(&format!("{}\n", serde_json::to_string_pretty(&plan)?));
+        }
+        print(&describe(&plan))
+    }
+}
+
+/// The plan as people read it.
+fn describe(plan: &Plan) -> String {
+    let mut text = format!("{} ({}): {}\n", plan.name, plan.arch, plan.description);
+    let _ = writeln!(text, "\nrecipes     {}", plan.lineage.join(" → "));
+    for (name, value) in &plan.parameters {
+        let _ = writeln!(text, "parameter   {name} = {value}");
+    }
+    for (name, source) in &plan.sources {
+        let _ = writeln!(text, "source      {name}: {} {}", source.suite, source.components.join(" "));
+    }
+    let download = plan.packages.iter().map(|package| package.size).sum();
+    let _ = writeln!(text, "\nbase: {} packages, {}", plan.packages.len(), size(download));
+    let width = |of: fn(&crate::plan::Package) -> &str| plan.packages.iter().map(|p| of(p).len()).max().unwrap_or(0);
+    let (name, version) = (width(|package| &package.name), width(|package| &package.version).min(32));
+    for package in &plan.packages {
+        let _ = writeln!(text, "  {:name$}  {:version$}  {}", package.name, package.version, package.reason);
+    }
+    for (user, what) in &plan.users {
+        let _ = writeln!(text, "  user {user} has the number {}", what.uid);
+    }
+    for (group, what) in &plan.groups {
+        let _ = writeln!(text, "  group {group} has the number {}", what.gid);
+    }
+    for answer in &plan.preseed {
+        let _ = writeln!(text, "  answer {answer}");
+    }
+    for pattern in &plan.paths.exclude {
+        let _ = writeln!(text, "  without {pattern}");
+    }
+    for pattern in &plan.paths.include {
+        let _ = writeln!(text, "  but with {pattern}");
+    }
+    for overlay in &plan.overlays {
+        let _ = writeln!(text, "\noverlay {}: {}", overlay.name, overlay.description);
+        for file in &overlay.files {
+            let moment = if file.before_packages { ", before packages" } else { "" };
+            let (mode, owner, group) = (file.mode.0, &file.owner, &file.group);
+            let _ = writeln!(text, "  {}  {mode:04o} {owner}:{group}, by {}{moment}", file.path, file.writer);
+        }
+        for (path, directory) in &overlay.directories {
+            let (mode, owner, group) = (directory.mode.0, &directory.owner, &directory.group);
+            let _ = writeln!(text, "  {path}/  {mode:04o} {owner}:{group}");
+        }
+        for (path, target) in &overlay.links {
+            let _ = writeln!(text, "  {path} -> {target}");
+        }
+        for path in &overlay.remove {
+            let _ = writeln!(text, "  without {path}");
+        }
+        for (verb, units) in [("enable", &overlay.enable), ("disable", &overlay.disable), ("mask", &overlay.mask)] {
+            for unit in units {
+                let _ = writeln!(text, "  {verb} {unit}");
+            }
+        }
+        if let Some(service) = &overlay.service {
+            let _ = writeln!(text, "  pgha-node starts {}", service.unit);
+        }
+    }
+    text
+}

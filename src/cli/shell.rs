@@ -1,0 +1,48 @@
+//! `pgha-image completions` and `pgha-image man`.
+
+use super::print;
+use crate::{document::suggest, error::Fault};
+use anyhow::Result;
+use clap::Command;
+use clap_complete::Shell;
+
+/// Print a completion script for a shell.
+#[derive(Debug, clap::Args)]
+pub struct Completions {
+    /// For which shell.
+    shell: Shell,
+}
+
+impl Completions {
+    pub(super) fn run(self, mut command: Command) -> Result<()> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut command, "pgha-image", &mut script);
+        print(&String::from_utf8_lossy(&script))
+    }
+}
+
+/// Print the manual page, of the program or of one verb.
+#[derive(Debug, clap::Args)]
+pub struct Man {
+    /// Of which verb.
+    verb: Option<String>,
+}
+
+impl Man {
+    pub(super) fn run(self, command: Command) -> Result<()> {
+        let command = match &self.verb {
+            None => command,
+            Some(verb) => {
+                let names: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+                let Some(found) = command.find_subcommand(verb) else {
+                    let hint = suggest(verb, names.iter().map(String::as_str), "verbs are");
+                    return Err(Fault { hint, ..Fault::request(format!("there is no verb `{verb}`")) }.into());
+                };
+                found.clone().bin_name(format!("pgha-image {verb}")).display_name(format!("pgha-image-{verb}"))
+            }
+        };
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command).render(&mut page)?;
+        print(&String::from_utf8_lossy(&page))
+    }
+}
