@@ -66,7 +66,8 @@ pub fn install(rendered: &[Rendered<'_>], root: &Path) -> Result<Vec<Changed>> {
     let mut staged = Vec::new();
     for file in rendered {
         let target = below(root, file.template.target.as_str());
-        let owner = (id_of(root, "/etc/passwd", &file.template.owner)?, id_of(root, "/etc/group", &file.template.group)?);
+        let owner =
+            (id_of(root, "/etc/passwd", &file.template.owner)?, id_of(root, "/etc/group", &file.template.group)?);
         if same(&target, file, owner) {
             continue;
         }

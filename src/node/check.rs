@@ -135,7 +135,9 @@ mod tests {
     #[test]
     fn closed_front_ends_are_seen() {
         let table = |status: &str| {
-            format!("# pxname,svname,qcur,status,weight,\nstatistics,FRONTEND,,OPEN,,\nprimary,FRONTEND,,{status},,\n\n")
+            format!(
+                "# pxname,svname,qcur,status,weight,\nstatistics,FRONTEND,,OPEN,,\nprimary,FRONTEND,,{status},,\n\n"
+            )
         };
         assert_eq!(closed_doors(&table("OPEN")), Some(vec![]));
         assert_eq!(closed_doors(&table("STOP")), Some(vec!["primary".into()]));

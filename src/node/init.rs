@@ -322,7 +322,8 @@ mod tests {
             fs::write(data.join("round"), round).unwrap();
             discard(&data).unwrap();
         }
-        let round = |number: u32| fs::read_to_string(folder.path().join(format!("default.removed-{number}/round"))).unwrap();
+        let round =
+            |number: u32| fs::read_to_string(folder.path().join(format!("default.removed-{number}/round"))).unwrap();
         assert_eq!((round(1).as_str(), round(2).as_str()), ("3", "2"));
         assert!(!data.exists());
     }

@@ -113,7 +113,10 @@ fn join(spec: &ClusterSpec, own: usize, cluster: &[Listed]) -> Step {
 }
 
 fn occupied(namesake: &Listed) -> Step {
-    Step::Wait(format!("a running etcd member at {} has this node's name: stop it first", namesake.peer_urls.join(", ")))
+    Step::Wait(format!(
+        "a running etcd member at {} has this node's name: stop it first",
+        namesake.peer_urls.join(", ")
+    ))
 }
 
 fn urls(cluster: &[Listed]) -> BTreeSet<&str> {
@@ -124,7 +127,11 @@ fn urls(cluster: &[Listed]) -> BTreeSet<&str> {
 fn listed(spec: &ClusterSpec, cluster: &[Listed]) -> Vec<(String, String)> {
     let name = |member: &Listed, url: &str| {
         let known = spec.members.iter().find(|known| peer_url(known) == url).map(|known| known.name.clone());
-        if member.name.is_empty() { known.unwrap_or_else(|| format!("member-{:x}", member.id)) } else { member.name.clone() }
+        if member.name.is_empty() {
+            known.unwrap_or_else(|| format!("member-{:x}", member.id))
+        } else {
+            member.name.clone()
+        }
     };
     let mut members: Vec<_> = cluster
         .iter()
@@ -158,7 +165,11 @@ fn form(spec: &ClusterSpec, peers: &[(String, Peer)]) -> Step {
             data.join(", ")
         ))
     } else {
-        Step::Wait(format!("the cluster exists on {} and waits for its quorum; not here: {}", data.join(", "), silent.join(", ")))
+        Step::Wait(format!(
+            "the cluster exists on {} and waits for its quorum; not here: {}",
+            data.join(", "),
+            silent.join(", ")
+        ))
     }
 }
 
@@ -268,10 +279,11 @@ mod tests {
 
     #[test]
     fn whom_a_node_waits_for_is_said() {
-        let text = [[silent(), silent()], [Data, silent()], [Data, Fresh]].map(|peers| match step(false, None, peers) {
-            Step::Wait(text) => text,
-            other => panic!("{other:?}"),
-        });
+        let text =
+            [[silent(), silent()], [Data, silent()], [Data, Fresh]].map(|peers| match step(false, None, peers) {
+                Step::Wait(text) => text,
+                other => panic!("{other:?}"),
+            });
         insta::assert_snapshot!(text.join("\n"));
     }
 

@@ -27,9 +27,7 @@ pub fn addresses() -> Result<Vec<(String, IpAddr)>> {
     let links: Vec<Link> = serde_json::from_str(&text).context("reading what `ip -json address` says")?;
     Ok(links
         .into_iter()
-        .flat_map(|link| {
-            link.addr_info.into_iter().filter_map(move |info| Some((link.ifname.clone(), info.local?)))
-        })
+        .flat_map(|link| link.addr_info.into_iter().filter_map(move |info| Some((link.ifname.clone(), info.local?))))
         .collect())
 }
 
@@ -43,7 +41,9 @@ pub fn traits() -> Result<Traits> {
         addresses: addresses()?
             .into_iter()
             .map(|(_, address)| address)
-            .filter(|address| !address.is_loopback() && !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()))
+            .filter(|address| {
+                !address.is_loopback() && !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+            })
             .collect(),
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         instance_id: instance_id.map(|id| id.trim().to_owned()),

@@ -197,10 +197,17 @@ pub fn look(spec: &ClusterSpec, own: usize, data: bool, heard: &BTreeSet<String>
     let others: Vec<&Member> = spec.members.iter().filter(|member| member.name != me.name).collect();
     let found: Vec<Found> = thread::scope(|scope| {
         let asked: Vec<_> = others.iter().map(|member| scope.spawn(|| ask(&agent, member, &me.name, data))).collect();
-        asked.into_iter().map(|asked| asked.join().unwrap_or_else(|_| Found::Silent("asking it failed".into()))).collect()
+        asked
+            .into_iter()
+            .map(|asked| asked.join().unwrap_or_else(|_| Found::Silent("asking it failed".into())))
+            .collect()
     });
-    let running: Vec<&Member> =
-        others.iter().zip(&found).filter(|(_, found)| matches!(found, Found::Etcd { .. })).map(|(member, _)| *member).collect();
+    let running: Vec<&Member> = others
+        .iter()
+        .zip(&found)
+        .filter(|(_, found)| matches!(found, Found::Etcd { .. }))
+        .map(|(member, _)| *member)
+        .collect();
     let cluster = if running.is_empty() { None } else { members(&running, me, material) };
     let peers = others
         .iter()
@@ -224,7 +231,9 @@ enum Found {
     Silent(String),
     Fresh,
     /// etcd; whether it was ever part of a quorum.
-    Etcd { ever: bool },
+    Etcd {
+        ever: bool,
+    },
 }
 
 fn ask(agent: &Agent, member: &Member, me: &str, data: bool) -> Found {
@@ -241,9 +250,12 @@ fn ask(agent: &Agent, member: &Member, me: &str, data: bool) -> Found {
         #[serde(rename = "clientURLs", default)]
         client_urls: Option<Vec<String>>,
     }
-    let listed = agent.get(format!("{url}/members")).call().and_then(|mut answer| answer.body_mut().read_json::<Vec<Entry>>());
+    let listed =
+        agent.get(format!("{url}/members")).call().and_then(|mut answer| answer.body_mut().read_json::<Vec<Entry>>());
     match listed {
-        Ok(entries) => Found::Etcd { ever: entries.iter().any(|entry| entry.client_urls.as_ref().is_some_and(|urls| !urls.is_empty())) },
+        Ok(entries) => Found::Etcd {
+            ever: entries.iter().any(|entry| entry.client_urls.as_ref().is_some_and(|urls| !urls.is_empty())),
+        },
         Err(error) => Found::Silent(short(&error)),
     }
 }

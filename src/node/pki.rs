@@ -58,7 +58,9 @@ impl Signer {
     fn derived(keys: &Keys<'_>) -> Result<Signer> {
         // One number in 2^32 is no key of this curve.
         let key = (0..8)
-            .find_map(|round| p256::ecdsa::SigningKey::from_slice(keys.bytes(&format!("authority/key/{round}")).as_slice()).ok())
+            .find_map(|round| {
+                p256::ecdsa::SigningKey::from_slice(keys.bytes(&format!("authority/key/{round}")).as_slice()).ok()
+            })
             .context("deriving the certificate authority's key")?;
         let public = key.verifying_key().to_encoded_point(false).as_bytes().to_vec();
         Ok(Signer::Derived(key, public))
@@ -174,8 +176,9 @@ impl Authority {
     /// A wrong request when what is provided is no certificate with its key.
     pub fn of(spec: &ClusterSpec) -> Result<Authority> {
         match &spec.authority {
-            Some(given) => Authority::provided(&given.certificate, given.key.expose())
-                .map_err(|reason| Fault::request(format!("the provided certificate authority cannot be used: {reason}")).into()),
+            Some(given) => Authority::provided(&given.certificate, given.key.expose()).map_err(|reason| {
+                Fault::request(format!("the provided certificate authority cannot be used: {reason}")).into()
+            }),
             None => Authority::derived(spec),
         }
     }
@@ -267,7 +270,8 @@ fn serial(bytes: &[u8]) -> SerialNumber {
 /// What one of a node's certificates is to say.
 fn label(spec: &ClusterSpec, own: usize, purpose: &Purpose, authority: &Authority, now: SystemTime) -> Label {
     let member = &spec.members[own];
-    let loopback: IpAddr = if member.address.is_ipv6() { [0, 0, 0, 0, 0, 0, 0, 1].into() } else { [127, 0, 0, 1].into() };
+    let loopback: IpAddr =
+        if member.address.is_ipv6() { [0, 0, 0, 0, 0, 0, 0, 1].into() } else { [127, 0, 0, 1].into() };
     let mut names = vec![member.name.clone(), "localhost".to_owned()];
     let mut addresses = vec![member.address, loopback];
     addresses.extend(spec.vip.iter().map(|vip| vip.address.address));
@@ -304,7 +308,13 @@ impl Store {
     ///
     /// # Errors
     /// When keys cannot be made or files not be written.
-    pub fn ensure(&self, spec: &ClusterSpec, own: usize, authority: &Authority, now: SystemTime) -> Result<Vec<&'static Purpose>> {
+    pub fn ensure(
+        &self,
+        spec: &ClusterSpec,
+        own: usize,
+        authority: &Authority,
+        now: SystemTime,
+    ) -> Result<Vec<&'static Purpose>> {
         fs::create_dir_all(&self.folder).with_context(|| format!("making the folder {}", self.folder.display()))?;
         let ca = self.folder.join(AUTHORITY_FILE);
         let mut all = false;
@@ -422,14 +432,21 @@ mod tests {
             ("client.pem", &["sslclient"]),
         ] {
             for purpose in ["sslserver", "sslclient"] {
-                let outcome = openssl(&["verify", "-x509_strict", "-CAfile", &path("ca.crt"), "-purpose", purpose, &path(file)]);
+                let outcome =
+                    openssl(&["verify", "-x509_strict", "-CAfile", &path("ca.crt"), "-purpose", purpose, &path(file)]);
                 assert_eq!(outcome.is_ok(), purposes.contains(&purpose), "{file} {purpose} {outcome:?}");
             }
             let text = openssl(&["x509", "-in", &path(file), "-noout", "-ext", "subjectAltName", "-subject"]).unwrap();
-            for part in ["DNS:pg-2", "DNS:localhost", "IP Address:10.0.0.12", "IP Address:10.0.0.10", "IP Address:127.0.0.1"] {
+            for part in
+                ["DNS:pg-2", "DNS:localhost", "IP Address:10.0.0.12", "IP Address:10.0.0.10", "IP Address:127.0.0.1"]
+            {
                 assert!(text.contains(part), "{file}: {text}");
             }
-            assert_eq!(text.contains("DNS:pg-3") && text.contains("IP Address:10.0.0.13"), file == "pooler.pem", "{text}");
+            assert_eq!(
+                text.contains("DNS:pg-3") && text.contains("IP Address:10.0.0.13"),
+                file == "pooler.pem",
+                "{text}"
+            );
             assert_eq!(text.contains("CN"), file != "client.pem", "{text}");
             openssl(&["pkey", "-in", &path(file), "-noout"]).unwrap();
         }

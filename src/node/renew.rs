@@ -26,7 +26,8 @@ pub fn run() -> Result<()> {
     let readers: BTreeSet<_> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
     let mut outcome = Ok(());
     for unit in readers {
-        let reloaded = units::show(unit).and_then(|shown| if shown.active == "active" { units::reload(unit) } else { Ok(()) });
+        let reloaded =
+            units::show(unit).and_then(|shown| if shown.active == "active" { units::reload(unit) } else { Ok(()) });
         if let Err(error) = reloaded {
             outcome = Err(error.into());
         }

@@ -121,7 +121,10 @@ pub fn claim(spec: &ClusterSpec, own: usize, state: Option<&State>, data: Data) 
     let fault = match state {
         None => format!("there is {what} on this machine, and nothing says of which cluster it is"),
         Some(state) if state.cluster != spec.cluster => {
-            format!("{what} on this machine is that of the cluster `{}`, the document is that of `{}`", state.cluster, spec.cluster)
+            format!(
+                "{what} on this machine is that of the cluster `{}`, the document is that of `{}`",
+                state.cluster, spec.cluster
+            )
         }
         Some(state) if state.identity != identity => {
             format!("{what} on this machine was made with another secret of the cluster `{}`", state.cluster)

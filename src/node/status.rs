@@ -74,8 +74,8 @@ impl Status {
     /// # Errors
     /// When systemd does not answer or the image's own files cannot be read.
     pub fn look() -> Result<Status> {
-        let manifest: Manifest =
-            serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?).with_context(|| format!("reading {MANIFEST_PATH}"))?;
+        let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
+            .with_context(|| format!("reading {MANIFEST_PATH}"))?;
         let state = State::load(Path::new(STATE_PATH))?;
         let mut services = Vec::new();
         for overlay in &manifest.overlays {
@@ -100,7 +100,8 @@ impl Status {
 
 fn ask_patroni(state: &State) -> Result<Postgresql> {
     let url = format!("https://{}/patroni", host_port(state.address, ports::PATRONI));
-    let answer: serde_json::Value = Material::of_the_node().agent(PATIENCE)?.get(&url).call()?.body_mut().read_json()?;
+    let answer: serde_json::Value =
+        Material::of_the_node().agent(PATIENCE)?.get(&url).call()?.body_mut().read_json()?;
     let word = |key: &str| answer[key].as_str().unwrap_or("unknown").to_owned();
     let streaming = answer["replication_state"].as_str();
     Ok(Postgresql {
@@ -127,7 +128,12 @@ impl fmt::Display for Status {
         let Progress { phase, step, reason, cluster, node, warnings, .. } = &self.progress;
         let known = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
         writeln!(f, "node        {} of cluster {}", known(node), known(cluster))?;
-        writeln!(f, "first boot  {}{}", phase.word(), if step.is_empty() { String::new() } else { format!(": {step}") })?;
+        writeln!(
+            f,
+            "first boot  {}{}",
+            phase.word(),
+            if step.is_empty() { String::new() } else { format!(": {step}") }
+        )?;
         for line in reason.lines() {
             writeln!(f, "            {line}")?;
         }

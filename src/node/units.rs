@@ -53,7 +53,8 @@ impl Unit {
 /// # Errors
 /// When systemd does not answer.
 pub fn show(name: &str) -> Result<Unit, ExecError> {
-    let properties = "ActiveState,SubState,Result,StatusText,ConditionResult,ConditionTimestampMonotonic,CanReload,Type";
+    let properties =
+        "ActiveState,SubState,Result,StatusText,ConditionResult,ConditionTimestampMonotonic,CanReload,Type";
     let text = Run::new("systemctl").args(["show", "--property", properties, name]).limit(LIMIT).text()?;
     Ok(parse(&text))
 }

@@ -1,8 +1,8 @@
 //! Clusters against which every template is tried: one, three and five nodes, with and without each optional part.
 
 use super::{
-    AuthoritySpec, ClusterSpec, Database, Member, PasswordSpec, PoolMode, PoolSpec, PostgresqlSpec, Secret, Setting,
-    Synchronous, SynchronousMode, Login, Vip,
+    AuthoritySpec, ClusterSpec, Database, Login, Member, PasswordSpec, PoolMode, PoolSpec, PostgresqlSpec, Secret,
+    Setting, Synchronous, SynchronousMode, Vip,
     timing::{Preset, TimingSpec},
 };
 

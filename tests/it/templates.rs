@@ -88,7 +88,8 @@ fn rendered_documents_are_well_formed() {
     for spec in samples::all() {
         for (guest, text) in rendered(&spec, 0) {
             if guest.ends_with(".yaml") || guest.ends_with(".yml") {
-                let value: serde_json::Value = serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{guest}: {error}"));
+                let value: serde_json::Value =
+                    serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{guest}: {error}"));
                 assert!(value.is_object(), "{guest}");
             }
         }

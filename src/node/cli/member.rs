@@ -115,7 +115,9 @@ pub fn move_etcd_leader(arguments: Vec<OsString>) -> Result<ExitCode> {
 
 /// How `save-haproxy-state` is described.
 pub fn save_haproxy_state_command() -> Command {
-    Command::new("save-haproxy-state").about("Keeps which servers HAProxy holds for up, before it is reloaded").hide(true)
+    Command::new("save-haproxy-state")
+        .about("Keeps which servers HAProxy holds for up, before it is reloaded")
+        .hide(true)
 }
 
 /// Runs `save-haproxy-state`.
