@@ -41,6 +41,8 @@ pub const NEVER: u8 = 78;
 
 /// How often a node looks again while it waits.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long a forming cluster waits for all its members.
+const LATECOMERS: Duration = Duration::from_secs(10);
 /// For a service that says nothing about its readiness.
 const PLAIN_WITHIN: Duration = Duration::from_secs(90);
 
@@ -140,6 +142,9 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
 
     for (name, service) in services(&manifest) {
         bring_up(name, service, &node, teller)?;
+        if name == "etcd" {
+            settle(&node, teller)?;
+        }
     }
     state.complete = true;
     state.store(state_path)?;
@@ -221,6 +226,34 @@ fn ask_cluster(node: &Node, step: &join::Step, material: &Material) -> Result<()
         _ => {}
     }
     Ok(())
+}
+
+/// Waits until etcd's cluster knows its version, without which Patroni cannot speak to it; members that do not come for
+/// [`LATECOMERS`] are let go, see [`join::absent`].
+fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
+    let material = Material::of_the_node();
+    let deadline = Instant::now() + LATECOMERS;
+    loop {
+        let Some(cluster) = peers::unsettled(node.member(), &material)? else { return Ok(()) };
+        let absent = join::absent(&cluster);
+        if Instant::now() < deadline || absent.is_empty() {
+            teller.tell(Phase::Waiting, "forming the cluster's etcd", "not every member has come yet");
+        } else {
+            teller.tell(
+                Phase::Working,
+                "forming the cluster's etcd",
+                "going on without the members that have not come",
+            );
+            let client = material.etcd(vec![crate::spec::scope::client_url(node.member())])?;
+            for id in absent {
+                // Another node may have done it, or etcd wants all connections to be five seconds old: looked at again.
+                if let Err(error) = client.member_remove(id) {
+                    log::info!("letting the member {id:x} go: {error}");
+                }
+            }
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 /// Puts etcd's data aside, beside itself; the newest two are kept.

@@ -141,6 +141,14 @@ fn listed(spec: &ClusterSpec, cluster: &[Listed]) -> Vec<(String, String)> {
     members
 }
 
+/// The members that have never started, if the others are a quorum. Until all members have told their versions, etcd
+/// says that its cluster's is 3.0, and Patroni speaks a dialect of that age, which no etcd of today understands. A node
+/// that comes late adds itself; a cluster of two members of two survives as little as one of two of three.
+pub fn absent(cluster: &[Listed]) -> Vec<u64> {
+    let never: Vec<u64> = cluster.iter().filter(|member| !member.started).map(|member| member.id).collect();
+    if cluster.len() - never.len() > cluster.len() / 2 { never } else { Vec::new() }
+}
+
 fn form(spec: &ClusterSpec, peers: &[(String, Peer)]) -> Step {
     let quorum = spec.members.len() / 2 + 1;
     let named = |wanted: fn(&Peer) -> bool| -> Vec<&str> {
@@ -259,6 +267,16 @@ mod tests {
         assert_eq!(step(false, Some(vec![awaited.clone(), started(2), started(3)]), [Data, Data]), together());
         // Not if the members are others than the document's meanwhile.
         assert_eq!(step(false, Some(vec![awaited, started(2)]), [Data, Data]), Step::Remove(1));
+    }
+
+    #[test]
+    fn members_that_never_came_are_let_go_by_a_quorum_only() {
+        let never = |number: u8| Listed { started: false, ..dead(number) };
+        assert_eq!(absent(&[started(1), started(2), started(3)]), []);
+        assert_eq!(absent(&[started(1), started(2), never(3)]), [3]);
+        assert_eq!(absent(&[started(1), never(2), never(3)]), []);
+        assert_eq!(absent(&[started(1), started(2), started(3), never(4), never(5)]), [4, 5]);
+        assert_eq!(absent(&[started(1), never(2)]), []);
     }
 
     #[test]

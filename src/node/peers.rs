@@ -296,6 +296,26 @@ fn members(running: &[&Member], me: &Member, material: &Material) -> Option<Vec<
     Some(listed.collect())
 }
 
+/// The members as this node's own etcd lists them, if it has a quorum and its cluster's version is not settled yet.
+///
+/// # Errors
+/// When it does not answer.
+pub fn unsettled(me: &Member, material: &Material) -> Result<Option<Vec<Listed>>> {
+    #[derive(Deserialize)]
+    struct Version {
+        etcdcluster: String,
+    }
+    let url = format!("{}/version", client_url(me));
+    let version: Version =
+        material.agent(PATIENCE)?.get(&url).call()?.body_mut().read_json().context("reading etcd's version")?;
+    // etcd's first word for a cluster whose members it does not know all; a real one of that age is not in any image.
+    Ok(if version.etcdcluster.starts_with("3.0.") || version.etcdcluster == "not_decided" {
+        members(&[me], me, material)
+    } else {
+        None
+    })
+}
+
 fn runs(endpoint: &str, material: &Material) -> bool {
     material.etcd(vec![endpoint.to_owned()]).and_then(|client| client.status(endpoint)).is_ok()
 }
