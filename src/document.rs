@@ -1,8 +1,11 @@
 //! YAML documents that people write: read into typed values, with errors that show the line.
 
-use crate::error::Fault;
-use serde::de::DeserializeOwned;
-use serde_saphyr::{DuplicateKeyPolicy, Error, Location};
+use crate::{
+    error::Fault,
+    spec::{ClusterSpec, Finding},
+};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::IgnoredAny};
+use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Spanned};
 use std::fmt::Write as _;
 
 /// A document and the name that errors give it.
@@ -44,8 +47,34 @@ impl Document {
         let margin = " ".repeat(number.len());
         let indent = " ".repeat(column.saturating_sub(1));
         let mut shown = format!("{}:{line}:{column}: {message}\n", self.name);
+        let text = veil(text);
         let _ = write!(shown, "{margin} |\n{number} | {text}\n{margin} | {indent}^");
         Fault::request(shown)
+    }
+
+    /// Reads the document as a cluster's, and checks it whole. Returns it with the warnings about it.
+    ///
+    /// # Errors
+    /// As [`Document::parse`]; and a wrong request with every fault that [`ClusterSpec::check`] found, each with its
+    /// line.
+    pub fn cluster(&self) -> Result<(ClusterSpec, Vec<String>), Fault> {
+        let spec: ClusterSpec = self.parse()?;
+        let findings = spec.check();
+        let told = |fatal: bool| {
+            let chosen = findings.iter().filter(move |finding| finding.fatal == fatal);
+            chosen.map(|finding| self.tell(finding)).collect::<Vec<_>>()
+        };
+        let faults = told(true);
+        if faults.is_empty() { Ok((spec, told(false))) } else { Err(Fault::request(faults.join("\n"))) }
+    }
+
+    /// A finding with the line that it is about, or the nearest thing around it that the document has.
+    fn tell(&self, finding: &Finding) -> String {
+        let tree = serde_saphyr::from_str::<Spanned<Tree>>(&self.text).ok();
+        match tree.as_ref().and_then(|tree| locate(tree, &finding.pointer)) {
+            Some(location) => self.fault_at(location, &finding.message).message,
+            None => format!("{}: {}", self.name, finding.message),
+        }
     }
 
     fn fault(&self, error: &Error) -> Fault {
@@ -72,6 +101,108 @@ impl Document {
         };
         Fault { hint, ..fault }
     }
+}
+
+/// Keys whose values no error may repeat.
+const SECRETS: [&str; 9] =
+    ["secret", "password", "superuser", "replication", "rewind", "pooler", "rest", "statistics", "key"];
+
+/// A line with the values of secret keys hidden, each character by a star, so that carets still point right.
+fn veil(line: &str) -> String {
+    let mut shown = line.to_owned();
+    for key in SECRETS {
+        for (at, _) in line.match_indices(key) {
+            let inside = line[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric() || c == '-' || c == '_');
+            let rest = line[at + key.len()..].trim_start_matches(['"', '\'']);
+            let Some(value) = rest.trim_start().strip_prefix(':') else { continue };
+            if inside {
+                continue;
+            }
+            let start = line.len() - value.len();
+            let end = start + value.find([',', '}']).unwrap_or(value.len());
+            let stars = line[start..end].chars().map(|c| if c.is_whitespace() { c } else { '*' }).collect::<String>();
+            // Stars are as many characters, not as many bytes: rebuilt from the end only where lengths agree.
+            if stars.len() == end - start {
+                shown.replace_range(start..end, &stars);
+            } else {
+                shown = line[..start].to_owned() + &stars + &line[end..];
+            }
+        }
+    }
+    shown
+}
+
+/// A document's shape, to find places in it.
+enum Tree {
+    Keys(Vec<(String, Spanned<Tree>)>),
+    Items(Vec<Spanned<Tree>>),
+    Leaf,
+}
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Tree, D::Error> {
+        struct Visitor;
+        macro_rules! leaves {
+            ($($method:ident: $kind:ty),*) => {
+                $(fn $method<E>(self, _: $kind) -> Result<Tree, E> {
+                    Ok(Tree::Leaf)
+                })*
+            };
+        }
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Tree;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("anything")
+            }
+
+            leaves!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_i128: i128, visit_u128: u128, visit_f64: f64,
+                visit_str: &str);
+
+            fn visit_unit<E>(self) -> Result<Tree, E> {
+                Ok(Tree::Leaf)
+            }
+
+            fn visit_none<E>(self) -> Result<Tree, E> {
+                Ok(Tree::Leaf)
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Tree, A::Error> {
+                let mut tree = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    tree.push(item);
+                }
+                Ok(Tree::Items(tree))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut keys: A) -> Result<Tree, A::Error> {
+                let mut tree = Vec::new();
+                while let Some(key) = keys.next_key::<String>()? {
+                    tree.push((key, keys.next_value()?));
+                }
+                while keys.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Tree::Keys(tree))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Where a JSON pointer points, or the innermost thing on the way there.
+fn locate(tree: &Spanned<Tree>, pointer: &str) -> Option<Location> {
+    let mut at = tree;
+    for step in pointer.split('/').skip(1) {
+        let below = match &at.value {
+            Tree::Keys(keys) => keys.iter().find(|(key, _)| key == step).map(|(_, value)| value),
+            Tree::Items(items) => step.parse::<usize>().ok().and_then(|index| items.get(index)),
+            Tree::Leaf => None,
+        };
+        match below {
+            Some(below) => at = below,
+            None => break,
+        }
+    }
+    (!std::ptr::eq(at, tree)).then_some(at.referenced)
 }
 
 /// An error's message without the position, which the snippet shows.
@@ -132,6 +263,37 @@ mod tests {
         let error = Document::new("demo.yaml", text).parse::<Sample>().unwrap_err();
         assert_eq!(error.blame, crate::error::Blame::Request);
         crate::error::report(&error.into())
+    }
+
+    #[test]
+    fn a_wrong_cluster_is_refused_with_every_line_that_is_wrong() {
+        let text = "schema: 1\ncluster: demo\nsecret: c2hvcnQ=\nmembers:\n  - {name: pg-1, address: 10.0.0.11}\n  \
+                    - name: pg-1\n    address: 10.0.0.12\nvip: {address: 10.0.1.10/24}\ntiming: {ttl: 10s}\n";
+        let error = Document::new("cluster.yaml", text).cluster().unwrap_err();
+        assert_eq!(error.blame, crate::error::Blame::Request);
+        insta::assert_snapshot!(error.message);
+        let unknown = Document::new("cluster.yaml", text.replace("timing:", "timings:")).cluster().unwrap_err();
+        insta::assert_snapshot!(crate::error::report(&unknown.into()));
+        let missing = Document::new("cluster.yaml", "schema: 1\ncluster: demo\n").cluster().unwrap_err();
+        insta::assert_snapshot!(missing.message);
+    }
+
+    #[test]
+    fn no_error_repeats_a_secret() {
+        assert_eq!(veil("secret: abc="), "secret: ****");
+        assert_eq!(veil("- {name: a, password: pä, x: 1}"), "- {name: a, password: **, x: 1}");
+        assert_eq!(veil("{\"secret\": \"abc\", \"key\": \"k\"}"), "{\"secret\": *****, \"key\": ***}");
+        assert_eq!(veil("router-key: 5, monkey: 6"), "router-key: 5, monkey: 6");
+    }
+
+    #[test]
+    fn a_good_cluster_is_read_with_its_warnings() {
+        let text = "schema: 1\ncluster: demo\nsecret: BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\nsynchronous: {mode: off}\n\
+                    members: [{name: pg-1, address: 10.0.0.11}]\ntiming: fast\n";
+        let (spec, warnings) = Document::new("cluster.yaml", text).cluster().unwrap();
+        assert_eq!(spec.members.len(), 1);
+        assert_eq!(spec.synchronous.mode, crate::spec::SynchronousMode::Off);
+        insta::assert_snapshot!(warnings.join("\n"));
     }
 
     #[test]

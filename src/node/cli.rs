@@ -3,27 +3,36 @@
 //! Called under the name `confd`, the program is confd: the first argument is then a flag of confd, not a verb.
 
 mod confd;
+mod member;
 
 use crate::error::{Blame, blame, report};
 use clap::{Command, error::ErrorKind};
 use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 
 /// A verb: how it is described, and what it does with its own arguments.
-type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<()>);
+type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<ExitCode>);
 
 /// All verbs.
-const VERBS: [Verb; 1] = [(confd::command, confd::run)];
+const VERBS: [Verb; 7] = [
+    (member::init_command, member::init),
+    (member::status_command, member::status),
+    (member::check_command, member::check),
+    (member::renew_command, member::renew),
+    (member::move_etcd_leader_command, member::move_etcd_leader),
+    (member::save_haproxy_state_command, member::save_haproxy_state),
+    (confd::command, confd::run),
+];
 
 /// Runs the program.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
     match dispatch(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => fail(&error),
     }
 }
 
-fn dispatch(arguments: Vec<OsString>) -> anyhow::Result<()> {
+fn dispatch(arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
     let called = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default().to_owned();
     let verb = |name: &OsString| VERBS.iter().find(|(command, _)| name.to_str() == Some(command().get_name()));
     if let Some((_, run)) = verb(&called) {
@@ -40,7 +49,7 @@ fn dispatch(arguments: Vec<OsString>) -> anyhow::Result<()> {
         .arg_required_else_help(true)
         .subcommands(VERBS.iter().map(|(command, _)| command()));
     program.try_get_matches_from(arguments)?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {

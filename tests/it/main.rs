@@ -9,6 +9,8 @@ mod apt;
 mod base;
 #[cfg(all(feature = "builder", feature = "node"))]
 mod build;
+#[cfg(feature = "node")]
+mod confd;
 #[cfg(feature = "builder")]
 mod container;
 #[cfg(feature = "builder")]
@@ -16,3 +18,4 @@ mod engines;
 mod floors;
 #[cfg(feature = "builder")]
 mod support;
+mod templates;

@@ -3,7 +3,7 @@
 use crate::node::confd::{self, KEYS, Key, Kind, Layer, Raw, variable_of};
 use anyhow::Result;
 use clap::{Arg, ArgAction, Command};
-use std::ffi::OsString;
+use std::{ffi::OsString, process::ExitCode};
 
 /// How it is described.
 pub fn command() -> Command {
@@ -35,7 +35,7 @@ fn argument(key: &Key) -> Arg {
 ///
 /// # Errors
 /// When the arguments are wrong, or the work fails.
-pub fn run(arguments: Vec<OsString>) -> Result<()> {
+pub fn run(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = command().try_get_matches_from(arguments.into_iter().map(two_dashes))?;
     let mut flags = Layer::new();
     for key in KEYS {
@@ -43,7 +43,7 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
             flags.insert(key.flag, Raw { texts: values.cloned().collect(), source: format!("-{}", key.flag) });
         }
     }
-    confd::run(flags)
+    confd::run(flags).map(|()| ExitCode::SUCCESS)
 }
 
 /// `-watch` is `--watch`; `-h`, `-V` and values stay.

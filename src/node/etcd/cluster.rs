@@ -82,6 +82,15 @@ impl Client {
         self.call::<Value>("/v3/cluster/member/remove", &json!({"ID": id.to_string()}), Repeat::OnlyUnsent).map(drop)
     }
 
+    /// Changes where a member's peers reach it.
+    ///
+    /// # Errors
+    /// As [`Client::member_add`].
+    pub fn member_update(&self, id: u64, peer_urls: &[String]) -> Result<()> {
+        let body = json!({"ID": id.to_string(), "peerURLs": peer_urls});
+        self.call::<Value>("/v3/cluster/member/update", &body, Repeat::OnlyUnsent).map(drop)
+    }
+
     /// Gives a learner its vote.
     ///
     /// # Errors

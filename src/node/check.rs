@@ -1,0 +1,147 @@
+//! What other programs ask this one: whether HAProxy answers, whether Patroni is well.
+
+use super::{peers::Material, state::State};
+use crate::{
+    error::Fault,
+    files::{NewFile, read_text},
+    spec::scope::{host_port, ports},
+};
+use anyhow::{Context as _, Result, bail};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+/// HAProxy's own socket.
+const HAPROXY_SOCKET: &str = "/run/haproxy/admin.sock";
+/// Where HAProxy's next worker reads which servers were up.
+const HAPROXY_STATE: &str = "/run/haproxy/servers.state";
+/// confd's template resources.
+const CONFD_RESOURCES: &str = "/etc/confd/conf.d";
+/// For an answer of a program on this node.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether HAProxy answers within this time and its doors are open. A process that hangs accepts connections too (the kernel does), so
+/// it must say something.
+///
+/// # Errors
+/// When it does not.
+pub fn haproxy(within: Duration) -> Result<()> {
+    // Proxies of every number (-1), front ends only (1), of every number (-1).
+    let table = ask_haproxy("show stat -1 1 -1", within)?;
+    match closed_doors(&table) {
+        None => bail!("HAProxy has no front end `primary`"),
+        Some(closed) if closed.is_empty() => Ok(()),
+        Some(closed) => bail!("HAProxy's front ends are closed: {}", closed.join(", ")),
+    }
+}
+
+/// The front ends that are not open; `None` if `primary` is not among them all.
+fn closed_doors(table: &str) -> Option<Vec<String>> {
+    let mut lines = table.lines();
+    let status = lines.next()?.trim_start_matches("# ").split(',').position(|column| column == "status")?;
+    let rows: Vec<Vec<&str>> = lines.filter(|line| !line.is_empty()).map(|line| line.split(',').collect()).collect();
+    rows.iter().find(|row| row[0] == "primary")?;
+    let closed = rows.iter().filter(|row| row.get(status) != Some(&"OPEN"));
+    Some(closed.map(|row| row[0].to_owned()).collect())
+}
+
+/// Keeps which servers HAProxy holds for up, for the worker that replaces this one.
+///
+/// # Errors
+/// When HAProxy does not answer, or the file cannot be written.
+pub fn save_haproxy_state() -> Result<()> {
+    let text = ask_haproxy("show servers state", PATIENCE)?;
+    let path = Path::new(HAPROXY_STATE);
+    let mut new = NewFile::beside(path)?;
+    new.write_all(text.as_bytes()).with_context(|| format!("writing {HAPROXY_STATE}"))?;
+    new.publish(path)
+}
+
+fn ask_haproxy(command: &str, within: Duration) -> Result<String> {
+    let ask = || -> std::io::Result<String> {
+        let mut socket = UnixStream::connect(HAPROXY_SOCKET)?;
+        socket.set_read_timeout(Some(within))?;
+        socket.set_write_timeout(Some(within))?;
+        socket.write_all(format!("{command}\n").as_bytes())?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().with_context(|| format!("asking HAProxy at {HAPROXY_SOCKET}"))
+}
+
+/// Whether confd has written every file that it is there for, at this boot or before.
+///
+/// # Errors
+/// When one is missing, or a resource cannot be read.
+pub fn confd() -> Result<()> {
+    let missing = missing_files(Path::new(CONFD_RESOURCES), Path::new("/"))?;
+    if missing.is_empty() { Ok(()) } else { bail!("confd has not written yet: {}", missing.join(", ")) }
+}
+
+fn missing_files(resources: &Path, root: &Path) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    for entry in fs::read_dir(resources).with_context(|| format!("reading the folder {}", resources.display()))? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let resource: toml::Table = read_text(&path)?.parse().with_context(|| format!("reading {}", path.display()))?;
+        let dest = resource.get("template").and_then(|template| template.get("dest")).and_then(toml::Value::as_str);
+        let Some(dest) = dest else { bail!("{} names no `dest`", path.display()) };
+        if !root.join(dest.trim_start_matches('/')).exists() {
+            missing.push(dest.to_owned());
+        }
+    }
+    Ok(missing)
+}
+
+/// Whether Patroni's PostgreSQL runs, as primary or as replica.
+///
+/// # Errors
+/// When it does not, with how it stands.
+pub fn patroni(state: &State) -> Result<()> {
+    let agent = Material::of_the_node().agent(PATIENCE)?;
+    let url = format!("https://{}/health", host_port(state.address, ports::PATRONI));
+    let mut answer = agent.get(&url).call().context("asking Patroni")?;
+    if answer.status() == 200 {
+        return Ok(());
+    }
+    let value: serde_json::Value = answer.body_mut().read_json().context("reading Patroni's answer")?;
+    let word = |key: &str| value[key].as_str().unwrap_or("unknown").to_owned();
+    Err(Fault::work(format!("PostgreSQL is {} ({})", word("state"), word("role"))).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_confd_has_not_written_are_named() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("one.toml"), "[template]\ndest = \"/one.conf\"\n").unwrap();
+        fs::write(root.path().join("note.txt"), "none").unwrap();
+        assert_eq!(missing_files(root.path(), root.path()).unwrap(), ["/one.conf"]);
+        fs::write(root.path().join("one.conf"), "").unwrap();
+        assert_eq!(missing_files(root.path(), root.path()).unwrap(), [""; 0]);
+        fs::write(root.path().join("two.toml"), "[template]\n").unwrap();
+        assert!(missing_files(root.path(), root.path()).is_err());
+    }
+
+    #[test]
+    fn closed_front_ends_are_seen() {
+        let table = |status: &str| {
+            format!(
+                "# pxname,svname,qcur,status,weight,\nstatistics,FRONTEND,,OPEN,,\nprimary,FRONTEND,,{status},,\n\n"
+            )
+        };
+        assert_eq!(closed_doors(&table("OPEN")), Some(vec![]));
+        assert_eq!(closed_doors(&table("STOP")), Some(vec!["primary".into()]));
+        assert_eq!(closed_doors("# pxname,svname,status,\nother,FRONTEND,OPEN,\n"), None);
+        assert_eq!(closed_doors(""), None);
+    }
+}

@@ -1,0 +1,135 @@
+//! The verbs that make a machine a member of its cluster and keep it one.
+
+use crate::{
+    error::Fault,
+    node::{
+        check as checks, init as first_boot, leader, renew as certificates,
+        state::{STATE_PATH, State},
+        status::Status,
+    },
+    spec::Time,
+};
+use anyhow::Result;
+use clap::{Arg, ArgAction, Command, value_parser};
+use std::{ffi::OsString, io::Write as _, path::Path, process::ExitCode};
+
+/// How `init` is described.
+pub fn init_command() -> Command {
+    Command::new("init")
+        .about("Makes this machine a member: reads its document, writes the configuration, starts the services in order")
+        .after_help(
+            "Safe to run again at any time. Exit status: 0 ready, 75 try again, 77 another cluster's data is here, 78 the \
+             document is wrong.",
+        )
+}
+
+/// Runs `init`.
+///
+/// # Errors
+/// When the arguments are wrong; how the work went is told by the status.
+pub fn init(arguments: Vec<OsString>) -> Result<ExitCode> {
+    init_command().try_get_matches_from(arguments)?;
+    Ok(first_boot::run())
+}
+
+/// How `status` is described.
+pub fn status_command() -> Command {
+    Command::new("status")
+        .about("Shows where this node stands, what it waits for and why")
+        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Prints JSON"))
+        .after_help("Exit status: 0 ready, 1 not ready.")
+}
+
+/// Runs `status`.
+///
+/// # Errors
+/// When systemd or the image cannot be asked.
+pub fn status(arguments: Vec<OsString>) -> Result<ExitCode> {
+    let json = status_command().try_get_matches_from(arguments)?.get_flag("json");
+    let status = Status::look()?;
+    let text = if json { format!("{}\n", serde_json::to_string_pretty(&status)?) } else { status.to_string() };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(if status.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// How `check` is described.
+pub fn check_command() -> Command {
+    Command::new("check")
+        .about("Asks one service whether it is well")
+        .arg(Arg::new("service").required(true).value_parser(["confd", "haproxy", "patroni"]))
+        .arg(
+            Arg::new("within")
+                .long("within")
+                .value_name("TIME")
+                .value_parser(value_parser!(Time))
+                .default_value("2s")
+                .help("How long HAProxy may take to answer"),
+        )
+}
+
+/// Runs `check`.
+///
+/// # Errors
+/// When the service is not well, with how it stands.
+pub fn check(arguments: Vec<OsString>) -> Result<ExitCode> {
+    let matches = check_command().try_get_matches_from(arguments)?;
+    let within = matches.get_one::<Time>("within").map_or(std::time::Duration::from_secs(2), |time| time.0);
+    match matches.get_one::<String>("service").map(String::as_str) {
+        Some("confd") => checks::confd(),
+        Some("haproxy") => checks::haproxy(within),
+        _ => checks::patroni(&state()?),
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+/// How `renew` is described.
+pub fn renew_command() -> Command {
+    Command::new("renew").about("Renews certificates that end soon, without restarting a service")
+}
+
+/// Runs `renew`.
+///
+/// # Errors
+/// When certificates cannot be renewed or taken up.
+pub fn renew(arguments: Vec<OsString>) -> Result<ExitCode> {
+    renew_command().try_get_matches_from(arguments)?;
+    certificates::run().map(|()| ExitCode::SUCCESS)
+}
+
+/// How `move-etcd-leader` is described.
+pub fn move_etcd_leader_command() -> Command {
+    Command::new("move-etcd-leader")
+        .about("Gives etcd's leadership away if this node has both it and the primary")
+        // Patroni tells its callbacks action, role and cluster; nothing is decided by them.
+        .arg(Arg::new("callback").num_args(0..).hide(true))
+}
+
+/// Runs `move-etcd-leader`.
+///
+/// # Errors
+/// When Patroni or etcd does not answer.
+pub fn move_etcd_leader(arguments: Vec<OsString>) -> Result<ExitCode> {
+    move_etcd_leader_command().try_get_matches_from(arguments)?;
+    leader::move_away(&state()?).map(|()| ExitCode::SUCCESS)
+}
+
+/// How `save-haproxy-state` is described.
+pub fn save_haproxy_state_command() -> Command {
+    Command::new("save-haproxy-state")
+        .about("Keeps which servers HAProxy holds for up, before it is reloaded")
+        .hide(true)
+}
+
+/// Runs `save-haproxy-state`.
+///
+/// # Errors
+/// When HAProxy does not answer.
+pub fn save_haproxy_state(arguments: Vec<OsString>) -> Result<ExitCode> {
+    save_haproxy_state_command().try_get_matches_from(arguments)?;
+    checks::save_haproxy_state().map(|()| ExitCode::SUCCESS)
+}
+
+fn state() -> Result<State> {
+    let state = State::load(Path::new(STATE_PATH))?;
+    state.ok_or_else(|| Fault::work("this machine is no member of a cluster yet").hint("pgha-node init").into())
+}

@@ -1,0 +1,371 @@
+//! From metadata to a running member, at every boot.
+//!
+//! Every step looks at what is there and does what is missing, and every file appears whole, so the power may fail
+//! anywhere and the next boot goes on. The one thing that is remembered is written before the first service starts:
+//! whose data this machine holds from then on ([`super::state`]).
+
+use super::{
+    apply::{self, Changed},
+    identity, join, log, machine, metadata,
+    peers::{self, Material, Reception},
+    pki::{Authority, Store},
+    progress::{Phase, Teller},
+    state::{self, Data, ETCD_DATA, STATE_PATH, State},
+    units,
+};
+use crate::{
+    error::{Blame, Fault, blame},
+    files::read_text,
+    spec::{
+        ClusterSpec, MANIFEST_PATH, Manifest, Readiness, Service,
+        scope::{EtcdStart, Machine, Scope, peer_url},
+    },
+};
+use anyhow::{Context as _, Result};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// Exit status when systemd shall try again (sysexits.h: EX_TEMPFAIL).
+pub const LATER: u8 = 75;
+/// Exit status when this machine holds data that is not the document's cluster's (EX_NOPERM).
+pub const FOREIGN: u8 = 77;
+/// Exit status when the document is wrong (EX_CONFIG).
+pub const NEVER: u8 = 78;
+
+/// How often a node looks again while it waits.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long a forming cluster waits for all its members.
+const LATECOMERS: Duration = Duration::from_secs(10);
+/// For a service that says nothing about its readiness.
+const PLAIN_WITHIN: Duration = Duration::from_secs(90);
+
+/// The document, and which of its members this machine is.
+#[derive(Debug)]
+pub struct Node {
+    /// The cluster.
+    pub spec: ClusterSpec,
+    /// The index of this machine's member.
+    pub own: usize,
+    /// What is doubtful about the document.
+    pub warnings: Vec<String>,
+}
+
+impl Node {
+    /// Reads the document and finds this machine in it.
+    ///
+    /// # Errors
+    /// A wrong request when the document is missing, wrong, or names this machine twice; failed work when it does not
+    /// name it, which a network that comes up late can change.
+    pub fn find() -> Result<Node> {
+        let document = metadata::find(Path::new("/"))?;
+        let (spec, warnings) = document.cluster()?;
+        let traits = machine::traits()?;
+        match identity::identify(&spec, &traits)? {
+            Some(own) => Ok(Node { spec, own, warnings }),
+            None => Err(identity::stranger(&spec, &traits).into()),
+        }
+    }
+
+    fn member(&self) -> &crate::spec::Member {
+        &self.spec.members[self.own]
+    }
+}
+
+/// Makes this machine a member. Exit status: 0, [`LATER`], [`FOREIGN`] or [`NEVER`].
+pub fn run() -> ExitCode {
+    let mut teller = Teller::of_the_node();
+    match init(&mut teller) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, error }) => {
+            let phase = if code == LATER { Phase::Failed } else { Phase::Refused };
+            let step = if code == LATER { "it failed and is tried again" } else { "refused" };
+            teller.tell(phase, step, &crate::error::report(&error));
+            ExitCode::from(code)
+        }
+    }
+}
+
+struct Failure {
+    code: u8,
+    error: anyhow::Error,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        let error = error.into();
+        Failure { code: if blame(&error) == Blame::Request { NEVER } else { LATER }, error }
+    }
+}
+
+fn init(teller: &mut Teller) -> Result<(), Failure> {
+    let node = Node::find()?;
+    teller.cluster(&node.spec.cluster, node.warnings.clone());
+    teller.node(&node.member().name);
+
+    let state_path = Path::new(STATE_PATH);
+    let known = State::load(state_path)?;
+    let data = Data::look(Path::new("/"));
+    state::claim(&node.spec, node.own, known.as_ref(), data)
+        .map_err(|fault| Failure { code: FOREIGN, error: fault.into() })?;
+    let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
+        .with_context(|| format!("reading {MANIFEST_PATH}"))?;
+    let facts = machine::facts(node.member().address)?;
+
+    // What cannot be rendered is found before anything waits or changes.
+    apply::render_all(&manifest, &scope(&node, &facts, &EtcdStart::together(&node.spec), &manifest), Path::new("/"))?;
+
+    teller.tell(Phase::Working, "making certificates", "");
+    let authority = Authority::of(&node.spec)?;
+    let made = Store::of_the_node().ensure(&node.spec, node.own, &authority, SystemTime::now())?;
+    let reread: BTreeSet<&str> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
+
+    let earlier = known.as_ref().filter(|state| state.identity == authority_identity(&node.spec));
+    let start = enter(&node, data.etcd, earlier.map(|state| &state.etcd), teller)?;
+    let mut state = State::new(&node.spec, node.own, start);
+    state.complete = earlier.is_some_and(|state| state.complete);
+    state.store(state_path)?;
+
+    teller.tell(Phase::Working, "writing configuration", "");
+    let rendered = apply::render_all(&manifest, &scope(&node, &facts, &state.etcd, &manifest), Path::new("/"))?;
+    let changed = apply::install(&rendered, Path::new("/"))?;
+    for change in &changed {
+        log::info!("wrote {}", change.target);
+    }
+    let running = reread_changed(&manifest, &changed, &reread)?;
+
+    for (name, service) in services(&manifest) {
+        bring_up(name, service, &node, teller)?;
+        if name == "etcd" {
+            settle(&node, teller)?;
+        }
+    }
+    state.complete = true;
+    state.store(state_path)?;
+    let unchanged = changed.is_empty() && made.is_empty() && running == services(&manifest).count();
+    teller.tell(Phase::Ready, "every service is ready", if unchanged { "nothing had to be changed" } else { "" });
+    Ok(())
+}
+
+fn authority_identity(spec: &ClusterSpec) -> String {
+    crate::spec::keys::Keys::new(spec).identity()
+}
+
+fn scope(node: &Node, facts: &Machine, start: &EtcdStart, manifest: &Manifest) -> Scope {
+    let parameters = manifest.parameters.clone().into_iter().collect();
+    Scope::new(&node.spec, node.own, facts, start, &parameters)
+}
+
+fn services(manifest: &Manifest) -> impl Iterator<Item = (&str, &Service)> {
+    manifest.overlays.iter().filter_map(|overlay| Some((overlay.name.as_str(), overlay.service.as_ref()?)))
+}
+
+/// Finds out how this node's etcd member starts, and waits as long as it may not.
+fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, teller: &mut Teller) -> Result<EtcdStart> {
+    let material = Material::of_the_node();
+    let step = "entering the cluster's etcd";
+    let mut data = data;
+    let mut reception = None;
+    if data && units::show("etcd.service")?.active == "active" {
+        return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec)));
+    }
+    loop {
+        if !data && reception.is_none() && node.spec.members.len() > 1 {
+            reception = Some(Reception::open(peers::reception_address(node.member()), &material)?);
+        }
+        let heard = reception.as_ref().map(Reception::heard).unwrap_or_default();
+        let view = peers::look(&node.spec, node.own, data, &heard, &material)?;
+        match join::next(&node.spec, node.own, &view) {
+            join::Step::Start(start) => return Ok(start),
+            join::Step::Resume => return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec))),
+            join::Step::Wait(why) => {
+                teller.tell(Phase::Waiting, step, &why);
+                thread::sleep(PAUSE);
+            }
+            join::Step::Discard => {
+                teller.tell(Phase::Working, step, "the cluster does not know this member any more: it joins anew");
+                discard(Path::new(ETCD_DATA))?;
+                data = false;
+            }
+            change => {
+                teller.tell(Phase::Working, step, &words(&change));
+                if let Err(error) = ask_cluster(node, &change, &material) {
+                    // etcd refuses changes while a member has not been connected for five seconds: it is asked again.
+                    teller.tell(Phase::Waiting, step, &format!("{}: {error}", words(&change)));
+                    thread::sleep(PAUSE);
+                }
+            }
+        }
+    }
+}
+
+fn words(step: &join::Step) -> String {
+    match step {
+        join::Step::Remove(id) => format!("removing the member {id:x}, whose data is lost"),
+        join::Step::Add => "asking to be added".to_owned(),
+        join::Step::Readdress(id) => format!("telling the new address of the member {id:x}"),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Changes the cluster's members.
+fn ask_cluster(node: &Node, step: &join::Step, material: &Material) -> Result<()> {
+    let me = node.member();
+    let others = node.spec.members.iter().filter(|member| member.name != me.name);
+    let client = material.etcd(others.map(crate::spec::scope::client_url).collect())?;
+    match step {
+        join::Step::Remove(id) => client.member_remove(*id)?,
+        join::Step::Add => client.member_add(&[peer_url(me)], false).map(drop)?,
+        join::Step::Readdress(id) => client.member_update(*id, &[peer_url(me)])?,
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Waits until etcd's cluster knows its version, without which Patroni cannot speak to it; members that do not come for
+/// [`LATECOMERS`] are let go, see [`join::absent`].
+fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
+    let material = Material::of_the_node();
+    let deadline = Instant::now() + LATECOMERS;
+    loop {
+        let Some(cluster) = peers::unsettled(node.member(), &material)? else { return Ok(()) };
+        let absent = join::absent(&cluster);
+        if Instant::now() < deadline || absent.is_empty() {
+            teller.tell(Phase::Waiting, "forming the cluster's etcd", "not every member has come yet");
+        } else {
+            teller.tell(
+                Phase::Working,
+                "forming the cluster's etcd",
+                "going on without the members that have not come",
+            );
+            let client = material.etcd(vec![crate::spec::scope::client_url(node.member())])?;
+            for id in absent {
+                // Another node may have done it, or etcd wants all connections to be five seconds old: looked at again.
+                if let Err(error) = client.member_remove(id) {
+                    log::info!("letting the member {id:x} go: {error}");
+                }
+            }
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Puts etcd's data aside, beside itself; the newest two are kept.
+fn discard(data: &Path) -> Result<()> {
+    let aside = |number: u32| PathBuf::from(format!("{}.removed-{number}", data.display()));
+    let doing = || format!("putting {} aside", data.display());
+    if aside(2).exists() {
+        fs::remove_dir_all(aside(2)).with_context(doing)?;
+    }
+    if aside(1).exists() {
+        fs::rename(aside(1), aside(2)).with_context(doing)?;
+    }
+    fs::rename(data, aside(1)).with_context(doing)
+}
+
+/// Makes services that run already take up what has changed. Returns how many services run.
+fn reread_changed(manifest: &Manifest, changed: &[Changed], certificates: &BTreeSet<&str>) -> Result<usize> {
+    // The agent's folder has files of the components whose configuration it writes.
+    let agent = changed.iter().any(|change| change.target.starts_with("/etc/confd/"));
+    let mut running = 0;
+    for (name, service) in services(manifest) {
+        let unit = units::show(&service.unit)?;
+        if unit.settled() {
+            running += 1;
+        }
+        let own = changed.iter().any(|change| change.component == name) || (agent && name == "confd");
+        if unit.active != "active" || !(own || certificates.contains(service.unit.as_str())) {
+            continue;
+        }
+        match unit.kind.as_str() {
+            _ if unit.reloads => units::reload(&service.unit)?,
+            // It keeps state, and a restart of all at once would cost the quorum.
+            "notify" => log::warning!("{} uses its new configuration after its next restart", service.unit),
+            _ => units::restart(&service.unit)?,
+        }
+    }
+    Ok(running)
+}
+
+/// Starts a service and waits until it is ready.
+fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> Result<()> {
+    let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
+    let step = format!("starting {name}");
+    if !units::show(&service.unit)?.settled() {
+        teller.tell(Phase::Working, &step, "");
+        units::start(&service.unit)?;
+    }
+    let deadline = Instant::now() + within;
+    loop {
+        let unit = units::show(&service.unit)?;
+        let missing = if !unit.settled() {
+            Some(unit.words())
+        } else if unit.active != "active" {
+            None
+        } else {
+            service.ready.as_ref().and_then(|ready| not_ready(ready, node))
+        };
+        let Some(missing) = missing else { return Ok(()) };
+        if Instant::now() >= deadline {
+            return Err(Fault::work(format!("{} is not ready after {} s: {missing}", service.unit, within.as_secs()))
+                .hint(format!("journalctl -u {}", service.unit))
+                .into());
+        }
+        teller.tell(Phase::Waiting, &step, &missing);
+        thread::sleep(PAUSE / 2);
+    }
+}
+
+/// What is missing for readiness; `None` when nothing is.
+fn not_ready(ready: &Readiness, node: &Node) -> Option<String> {
+    if let Some(port) = ready.tcp {
+        let address = SocketAddr::new(node.member().address, port);
+        if let Err(error) = TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
+            return Some(format!("port {port}: {error}"));
+        }
+    }
+    if let Some([program, arguments @ ..]) = ready.command.as_deref() {
+        let run = crate::exec::Run::new(program).args(arguments.iter().cloned()).limit(Duration::from_secs(15));
+        if let Err(error) = run.capture() {
+            return Some(match error {
+                crate::exec::ExecError::Failed { tail, .. } if !tail.is_empty() => tail,
+                other => other.to_string(),
+            });
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_put_aside_is_kept_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("default");
+        for round in ["1", "2", "3"] {
+            fs::create_dir(&data).unwrap();
+            fs::write(data.join("round"), round).unwrap();
+            discard(&data).unwrap();
+        }
+        let round =
+            |number: u32| fs::read_to_string(folder.path().join(format!("default.removed-{number}/round"))).unwrap();
+        assert_eq!((round(1).as_str(), round(2).as_str()), ("3", "2"));
+        assert!(!data.exists());
+    }
+
+    #[test]
+    fn a_wrong_request_is_never_tried_again_and_failed_work_is() {
+        let code = |error: anyhow::Error| Failure::from(error).code;
+        assert_eq!(code(Fault::request("wrong").into()), NEVER);
+        assert_eq!(code(Fault::work("not yet").into()), LATER);
+        assert_eq!(code(anyhow::anyhow!("disk")), LATER);
+    }
+}

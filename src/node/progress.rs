@@ -1,0 +1,178 @@
+//! How the node's first boot tells where it stands: console, journal, systemd's status line, and a file for
+//! `pgha-node status`.
+
+use super::log;
+use crate::files::NewFile;
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// The file for `pgha-node status`.
+pub const PROGRESS_PATH: &str = "/run/pgha/progress.json";
+
+/// What kind of place the node stands at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Nothing has been said yet.
+    #[default]
+    Unknown,
+    /// It works on the step.
+    Working,
+    /// It waits for something outside.
+    Waiting,
+    /// Every service is ready.
+    Ready,
+    /// It failed and will be tried again.
+    Failed,
+    /// It was refused and will not be tried again.
+    Refused,
+}
+
+impl Phase {
+    /// The phase as a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Phase::Unknown => "unknown",
+            Phase::Working => "working",
+            Phase::Waiting => "waiting",
+            Phase::Ready => "ready",
+            Phase::Failed => "failed",
+            Phase::Refused => "refused",
+        }
+    }
+}
+
+/// Where the node stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// The kind of place.
+    pub phase: Phase,
+    /// What is being done.
+    pub step: String,
+    /// For what it waits, or why it failed.
+    pub reason: String,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// The cluster, once the document is read.
+    pub cluster: String,
+    /// The node, once it knows itself.
+    pub node: String,
+    /// What is doubtful about the document.
+    pub warnings: Vec<String>,
+}
+
+impl Progress {
+    /// Reads it; nothing has been said if there is no file.
+    pub fn load(path: &Path) -> Progress {
+        fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+}
+
+/// Tells where the node stands, once for each change.
+#[derive(Debug)]
+pub struct Teller {
+    path: PathBuf,
+    console: Option<PathBuf>,
+    progress: Progress,
+}
+
+impl Teller {
+    /// Tells to the node's own places.
+    pub fn of_the_node() -> Teller {
+        Teller::new(PathBuf::from(PROGRESS_PATH), Some(PathBuf::from("/dev/console")))
+    }
+
+    fn new(path: PathBuf, console: Option<PathBuf>) -> Teller {
+        let progress = Progress::load(&path);
+        Teller { path, console, progress }
+    }
+
+    /// Says what is known of the cluster.
+    pub fn cluster(&mut self, name: &str, warnings: Vec<String>) {
+        for warning in &warnings {
+            log::warning!("{warning}");
+        }
+        self.progress.cluster = name.to_owned();
+        self.progress.warnings = warnings;
+    }
+
+    /// Says which node this is.
+    pub fn node(&mut self, name: &str) {
+        self.progress.node = name.to_owned();
+    }
+
+    /// Says that the node stands elsewhere than before; nothing if it does not.
+    pub fn tell(&mut self, phase: Phase, step: &str, reason: &str) {
+        let now = &self.progress;
+        if (now.phase, now.step.as_str(), now.reason.as_str()) == (phase, step, reason) {
+            return;
+        }
+        self.progress.phase = phase;
+        step.clone_into(&mut self.progress.step);
+        reason.clone_into(&mut self.progress.reason);
+        self.progress.since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let text = if reason.is_empty() { step.to_owned() } else { format!("{step}: {reason}") };
+        match phase {
+            Phase::Failed | Phase::Refused => log::error!("{text}"),
+            _ => log::info!("{text}"),
+        }
+        let line = text.lines().next().unwrap_or_default().to_owned();
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&line)]);
+        // Telling must never stop the work: a console that is not there, a full /run.
+        let _ = self.write();
+        if let Some(console) = &self.console {
+            let _ = to_console(console, &text);
+        }
+    }
+
+    fn write(&self) -> anyhow::Result<()> {
+        use std::os::unix::fs::PermissionsExt as _;
+        if let Some(folder) = self.path.parent() {
+            fs::create_dir_all(folder)?;
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+        }
+        let mut new = NewFile::beside(&self.path)?;
+        new.write_all(&serde_json::to_vec_pretty(&self.progress)?)?;
+        new.file().set_permissions(fs::Permissions::from_mode(0o644))?;
+        new.publish(&self.path)
+    }
+}
+
+fn to_console(console: &Path, text: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // O_NOCTTY: the console must not become this program's terminal; O_NONBLOCK: a stopped console must not stop it.
+    let flags = rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::NONBLOCK;
+    let mut file = fs::OpenOptions::new().write(true).custom_flags(flags.bits() as i32).open(console)?;
+    file.write_all(format!("pgha: {}\r\n", text.replace('\n', "\r\n      ")).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, console) = (folder.path().join("run/progress.json"), folder.path().join("console"));
+        fs::write(&console, "").unwrap();
+        let mut teller = Teller::new(path.clone(), Some(console.clone()));
+        teller.cluster("demo", vec!["an even number".into()]);
+        teller.tell(Phase::Waiting, "forming the cluster", "not yet pg-2");
+        // A file that is written from its start each time shows the last line only.
+        assert_eq!(fs::read_to_string(&console).unwrap(), "pgha: forming the cluster: not yet pg-2\r\n");
+        fs::write(&console, "").unwrap();
+        teller.tell(Phase::Waiting, "forming the cluster", "not yet pg-2");
+        Teller::new(path.clone(), Some(console.clone())).tell(Phase::Waiting, "forming the cluster", "not yet pg-2");
+        assert_eq!(fs::read_to_string(&console).unwrap(), "");
+        let progress = Progress::load(&path);
+        assert_eq!((progress.phase, progress.cluster.as_str()), (Phase::Waiting, "demo"));
+        assert_eq!(progress.warnings, ["an even number"]);
+        assert_eq!(Progress::load(Path::new("/no/such")), Progress::default());
+    }
+}

@@ -1,0 +1,189 @@
+//! `pgha-node status`: where this node stands, and why.
+
+use super::{
+    peers::Material,
+    progress::{PROGRESS_PATH, Phase, Progress},
+    state::{STATE_PATH, State},
+    units,
+};
+use crate::{
+    files::read_text,
+    spec::{
+        MANIFEST_PATH, Manifest,
+        scope::{host_port, ports},
+    },
+};
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use std::{fmt, path::Path, time::Duration};
+
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where a node stands.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// What its first boot said last.
+    #[serde(flatten)]
+    pub progress: Progress,
+    /// Whether every service was ready once.
+    pub complete: bool,
+    /// Each service, in the order in which they start.
+    pub services: Vec<ServiceStatus>,
+    /// What Patroni says of this node.
+    pub postgresql: Option<Postgresql>,
+    /// The cluster's etcd.
+    pub etcd: Option<Etcd>,
+}
+
+/// One service.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServiceStatus {
+    /// The overlay's name.
+    pub name: String,
+    /// Whether it runs, or has nothing to do here.
+    pub settled: bool,
+    /// How it stands.
+    pub state: String,
+}
+
+/// What Patroni says of this node.
+#[derive(Debug, Clone, Serialize)]
+pub struct Postgresql {
+    /// `primary`, `replica` …
+    pub role: String,
+    /// `running`, `streaming` …
+    pub state: String,
+    /// The timeline.
+    pub timeline: Option<u64>,
+    /// Whether it waits for a restart to use new parameters.
+    pub pending_restart: bool,
+}
+
+/// This node's etcd.
+#[derive(Debug, Clone, Serialize)]
+pub struct Etcd {
+    /// The leader's name.
+    pub leader: Option<String>,
+    /// Members that have started, and all.
+    pub members: (usize, usize),
+}
+
+impl Status {
+    /// Looks at everything; what does not answer is left out.
+    ///
+    /// # Errors
+    /// When systemd does not answer or the image's own files cannot be read.
+    pub fn look() -> Result<Status> {
+        let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
+            .with_context(|| format!("reading {MANIFEST_PATH}"))?;
+        let state = State::load(Path::new(STATE_PATH))?;
+        let mut services = Vec::new();
+        for overlay in &manifest.overlays {
+            let Some(service) = &overlay.service else { continue };
+            let unit = units::show(&service.unit)?;
+            services.push(ServiceStatus { name: overlay.name.clone(), settled: unit.settled(), state: unit.words() });
+        }
+        Ok(Status {
+            progress: Progress::load(Path::new(PROGRESS_PATH)),
+            complete: state.as_ref().is_some_and(|state| state.complete),
+            services,
+            postgresql: state.as_ref().and_then(|state| ask_patroni(state).ok()),
+            etcd: state.as_ref().and_then(|state| ask_etcd(state).ok()),
+        })
+    }
+
+    /// Whether the node is ready, and all its services run.
+    pub fn good(&self) -> bool {
+        self.progress.phase == Phase::Ready && self.services.iter().all(|service| service.settled)
+    }
+}
+
+fn ask_patroni(state: &State) -> Result<Postgresql> {
+    let url = format!("https://{}/patroni", host_port(state.address, ports::PATRONI));
+    let answer: serde_json::Value =
+        Material::of_the_node().agent(PATIENCE)?.get(&url).call()?.body_mut().read_json()?;
+    let word = |key: &str| answer[key].as_str().unwrap_or("unknown").to_owned();
+    let streaming = answer["replication_state"].as_str();
+    Ok(Postgresql {
+        role: word("role"),
+        state: streaming.map_or_else(|| word("state"), ToOwned::to_owned),
+        timeline: answer["timeline"].as_u64(),
+        pending_restart: answer["pending_restart"].as_bool().unwrap_or(false),
+    })
+}
+
+fn ask_etcd(state: &State) -> Result<Etcd> {
+    let endpoint = format!("https://{}", host_port(state.address, ports::ETCD_CLIENT));
+    let client = Material::of_the_node().etcd(vec![endpoint.clone()])?;
+    let leader = client.status(&endpoint)?.leader;
+    let members = client.members()?;
+    Ok(Etcd {
+        leader: members.iter().find(|member| member.id == leader).map(|member| member.name.clone()),
+        members: (members.iter().filter(|member| !member.client_urls.is_empty()).count(), members.len()),
+    })
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Progress { phase, step, reason, cluster, node, warnings, .. } = &self.progress;
+        let known = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+        writeln!(f, "node        {} of cluster {}", known(node), known(cluster))?;
+        writeln!(
+            f,
+            "first boot  {}{}",
+            phase.word(),
+            if step.is_empty() { String::new() } else { format!(": {step}") }
+        )?;
+        for line in reason.lines() {
+            writeln!(f, "            {line}")?;
+        }
+        for warning in warnings.iter().flat_map(|warning| warning.lines()) {
+            writeln!(f, "warning     {warning}")?;
+        }
+        if let Some(postgresql) = &self.postgresql {
+            let restart = if postgresql.pending_restart { ", new parameters wait for a restart" } else { "" };
+            let timeline = postgresql.timeline.map(|timeline| format!(", timeline {timeline}")).unwrap_or_default();
+            writeln!(f, "postgresql  {}, {}{timeline}{restart}", postgresql.role, postgresql.state)?;
+        }
+        if let Some(etcd) = &self.etcd {
+            let leader = etcd.leader.as_deref().unwrap_or("nobody");
+            writeln!(f, "etcd        {} of {} members started, {leader} leads", etcd.members.0, etcd.members.1)?;
+        }
+        for service in &self.services {
+            writeln!(f, "  {:<12}{}", service.name, service.state)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_reads_where_the_node_stands() {
+        let status = Status {
+            progress: Progress {
+                phase: Phase::Waiting,
+                step: "entering the cluster's etcd".into(),
+                reason: "1 of 2 nodes that form the cluster are here; not yet pg-2 (no answer)".into(),
+                cluster: "demo".into(),
+                node: "pg-1".into(),
+                warnings: vec!["an even number".into()],
+                since: 0,
+            },
+            complete: false,
+            services: vec![ServiceStatus { name: "etcd".into(), settled: false, state: "inactive (dead)".into() }],
+            postgresql: Some(Postgresql {
+                role: "replica".into(),
+                state: "streaming".into(),
+                timeline: Some(3),
+                pending_restart: true,
+            }),
+            etcd: Some(Etcd { leader: Some("pg-2".into()), members: (2, 3) }),
+        };
+        insta::assert_snapshot!(status);
+        insta::assert_snapshot!(serde_json::to_string_pretty(&status).unwrap());
+        assert!(!status.good());
+    }
+}

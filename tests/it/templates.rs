@@ -1,0 +1,132 @@
+//! The templates of all overlays, rendered against the sample clusters.
+
+use pgha_image::{
+    exec::Run,
+    render::render,
+    spec::{
+        ClusterSpec, samples,
+        scope::{EtcdStart, Machine, Scope},
+    },
+};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Every template that is rendered once: guest path to the path of its source.
+fn templates() -> BTreeMap<String, PathBuf> {
+    let overlays = Path::new(env!("CARGO_MANIFEST_DIR")).join("overlays");
+    let mut found = BTreeMap::new();
+    for overlay in fs::read_dir(&overlays).unwrap() {
+        let root = overlay.unwrap().path().join("rootfs");
+        collect(&root, &root, &mut found);
+    }
+    assert!(found.len() > 8, "{found:?}");
+    found
+}
+
+fn collect(root: &Path, folder: &Path, found: &mut BTreeMap<String, PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(root, &path, found);
+        } else if path.extension().is_some_and(|extension| extension == "hbs") {
+            let guest = path.strip_prefix(root).unwrap().with_extension("");
+            found.insert(format!("/{}", guest.display()), path);
+        }
+    }
+}
+
+fn scope(spec: &ClusterSpec, own: usize) -> Scope {
+    let parameters = [("postgres_version".to_owned(), 17.into())].into_iter().collect();
+    Scope::new(spec, own, &Machine::sample(), &EtcdStart::together(spec), &parameters)
+}
+
+fn rendered(spec: &ClusterSpec, own: usize) -> BTreeMap<String, String> {
+    let scope = scope(spec, own);
+    let one = |(guest, path): (String, PathBuf)| {
+        let text = render(&guest, &fs::read_to_string(path).unwrap(), &scope).unwrap();
+        (guest, text)
+    };
+    templates().into_iter().map(one).collect()
+}
+
+#[test]
+fn every_template_renders_for_every_member_of_every_sample() {
+    for spec in samples::all() {
+        for own in 0..spec.members.len() {
+            for (guest, text) in rendered(&spec, own) {
+                assert!(!text.contains("{{"), "{guest}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn templates_give_what_they_gave() {
+    for spec in samples::all() {
+        let all = rendered(&spec, 0);
+        let text: String = all.iter().map(|(guest, text)| format!("=== {guest}\n{text}\n")).collect();
+        insta::assert_snapshot!(spec.cluster.as_str(), text);
+    }
+}
+
+#[test]
+fn every_rendered_file_names_its_source_first() {
+    for (guest, text) in rendered(&samples::five(), 4) {
+        // The list of users has no comments in its format.
+        if guest != "/etc/pgbouncer/userlist.txt" {
+            let first = text.lines().next().unwrap();
+            assert!(first.contains(&format!("/rootfs{guest}.hbs")) && first.contains("pgha-node"), "{guest}: {first}");
+        }
+    }
+}
+
+#[test]
+fn rendered_documents_are_well_formed() {
+    for spec in samples::all() {
+        for (guest, text) in rendered(&spec, 0) {
+            if guest.ends_with(".yaml") || guest.ends_with(".yml") {
+                let value: serde_json::Value =
+                    serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{guest}: {error}"));
+                assert!(value.is_object(), "{guest}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_member_is_told_anything_that_is_not_the_same_on_all_but_itself() {
+    // The password that one node sends is the one that another expects.
+    let spec = samples::three();
+    let secrets = |own: usize| {
+        let text = rendered(&spec, own)["/etc/patroni/config.yml"].clone();
+        text.lines().filter(|line| line.trim().starts_with("password:")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(secrets(0), secrets(2));
+    assert_eq!(secrets(0).len(), 5);
+}
+
+#[test]
+fn programs_accept_their_configuration() {
+    for (program, probe, guest, arguments) in [
+        ("keepalived", "--version", "/etc/keepalived/keepalived.conf", &["-t", "-f"][..]),
+        ("patroni", "--version", "/etc/patroni/config.yml", &["--validate-config", "--ignore-listen-port"]),
+    ] {
+        if Run::new(program).arg(probe).capture().is_err() {
+            println!("skipped: {program} is not here");
+            continue;
+        }
+        for spec in samples::all() {
+            let text = rendered(&spec, 0).remove(guest).unwrap();
+            if text.trim().is_empty() {
+                continue;
+            }
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), text).unwrap();
+            let run = Run::new(program).args(arguments.iter().copied()).arg(file.path());
+            run.capture().unwrap_or_else(|error| panic!("{}: {error}", spec.cluster));
+        }
+    }
+}
