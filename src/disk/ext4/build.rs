@@ -31,10 +31,20 @@ const MANY_LINKS: usize = 65000;
 /// A size at which the fixed parts of any tree fit.
 const ROOMY: u64 = 64 << 30;
 
+/// A volume without room for what should be on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the file system needs {needed} bytes, not {size}")]
+pub struct TooSmall {
+    /// Bytes that are enough: whole MiB.
+    pub needed: u64,
+    /// Bytes that there are.
+    pub size: u64,
+}
+
 /// Lays out an ext4 file system that holds `tree`. Files' bytes stay in the store.
 ///
 /// # Errors
-/// [`Fault`] when the volume is too small, with the size that is enough; when the tree holds what ext4 cannot.
+/// [`TooSmall`]; [`Fault`] when the tree holds what ext4 cannot.
 pub fn format(tree: &Tree, options: &Options) -> Result<Map> {
     ensure!(options.label.len() <= 16, "the label `{}` is longer than 16 bytes", options.label);
     let inodes = Inodes::number(tree)?;
@@ -56,12 +66,7 @@ pub fn format(tree: &Tree, options: &Options) -> Result<Map> {
         None => build(Geometry::new(ROOMY, wanted).context("the tree has too many files")?)?.1,
     };
     let needed = enough(taken, wanted);
-    let message = format!(
-        "the root file system needs {needed} bytes ({} MiB), the disk has {} for it",
-        needed >> 20,
-        options.size
-    );
-    Err(Fault::request(message).hint("raise `disk.size` in the recipe, or leave packages out").into())
+    Err(TooSmall { needed, size: options.size }.into())
 }
 
 /// The least number of whole MiB that has room for `taken` blocks and a journal.
@@ -115,9 +120,10 @@ impl<'t> Inodes<'t> {
                     .get(target.as_str())
                     .with_context(|| format!("`{path}` is a link to `{target}`, which is not there"))?;
                 let links = self.links.entry(target).or_insert(1);
-                *links = links.checked_add(1).filter(|links| usize::from(*links) <= MANY_LINKS).with_context(|| {
-                    format!("`{path}` is one link too many: a file has {MANY_LINKS} names at most")
-                })?;
+                *links = links
+                    .checked_add(1)
+                    .filter(|links| usize::from(*links) <= MANY_LINKS)
+                    .with_context(|| format!("`{path}` is one link too many: a file has {MANY_LINKS} names at most"))?;
                 Some(target)
             }
             _ => None,
@@ -254,8 +260,7 @@ impl<'o> Builder<'o> {
         let parent = path.parent().map_or(ROOT_INODE, |parent| inodes.numbers[parent.as_str()]);
         let names = inodes.names.get(path.as_str()).map_or(&[][..], Vec::as_slice);
         let place = Place { inode: number, parent };
-        let directory::Blocks { blocks, indexed } =
-            directory::blocks(place, names, self.options.hash_seed, self.seed)?;
+        let directory::Blocks { blocks, indexed } = directory::blocks(place, names, self.options.hash_seed, self.seed)?;
         let mut inode = self.inode(entry, modes::DIRECTORY)?;
         let below = names.iter().filter(|name| name.kind == types::DIRECTORY).count();
         inode.links = if 2 + below > MANY_LINKS { 1 } else { 2 + below as u16 };

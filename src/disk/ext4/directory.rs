@@ -2,7 +2,8 @@
 
 use super::{
     super::{bytes::Fields as _, uuid::Uuid},
-    BLOCK, Seed, hash::half_md4,
+    BLOCK, Seed,
+    hash::half_md4,
 };
 use anyhow::{Result, ensure};
 

@@ -1,9 +1,6 @@
 //! Extent trees: which blocks hold a file (Documentation, "Extent Tree").
 
-use super::{
-    super::bytes::Fields as _,
-    BLOCK, Run, Seed,
-};
+use super::{super::bytes::Fields as _, BLOCK, Run, Seed};
 
 const MAGIC: u16 = 0xf30a;
 const HEADER: usize = 12;

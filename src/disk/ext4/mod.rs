@@ -33,7 +33,7 @@ mod special;
 mod superblock;
 mod xattr;
 
-pub use build::format;
+pub use build::{TooSmall, format};
 pub use superblock::Summary;
 
 use super::{

@@ -11,7 +11,7 @@ const DOUBLY_INDIRECT: usize = 4 * 13;
 
 /// Blocks of the journal of a file system of this many blocks.
 pub(super) fn journal_blocks(blocks: u64) -> u64 {
-    match blocks * BLOCK >> 20 {
+    match (blocks * BLOCK) >> 20 {
         0..128 => 1024,
         128..1024 => 4096,
         _ => 16384,

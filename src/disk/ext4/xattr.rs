@@ -28,7 +28,8 @@ pub(super) fn encode(attributes: &BTreeMap<String, Vec<u8>>) -> Result<Attribute
     let mut stored = attributes.iter().map(|(name, value)| attribute(name, value)).collect::<Result<Vec<_>>>()?;
     // The kernel searches blocks in this order.
     stored.sort_by(|a, b| (a.0, a.1.len(), a.1).cmp(&(b.0, b.1.len(), b.1)));
-    let size: usize = stored.iter().map(|(_, name, value)| padded(ENTRY_HEADER + name.len()) + padded(value.len())).sum();
+    let size: usize =
+        stored.iter().map(|(_, name, value)| padded(ENTRY_HEADER + name.len()) + padded(value.len())).sum();
     if stored.is_empty() {
         return Ok(Attributes::Inline(Vec::new()));
     }
