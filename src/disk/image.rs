@@ -123,6 +123,10 @@ impl Disk {
     /// [`Fault`] when the disk is too small, with the size that is enough; when the tree lacks what it boots with, or
     /// holds what ext4 cannot.
     pub fn layout(&self, tree: &Tree) -> Result<Map> {
+        if !self.size.is_multiple_of(MIB) {
+            let message = format!("a disk of {} bytes cannot be made", self.size);
+            return Err(Fault::request(message).hint("give `disk.size` in whole MiB").into());
+        }
         let root = self.root_file_system(tree)?;
         let esp = self.esp(tree)?;
         let table = self.table();

@@ -183,6 +183,13 @@ fn a_disk_that_is_too_small_is_told_what_is_enough() {
 }
 
 #[test]
+fn a_disk_of_odd_size_is_refused() {
+    let bench = Bench::new();
+    let odd = Disk { size: 300 * MIB + 512, ..disk(300) };
+    assert_eq!(blame(&odd.layout(&tree(&bench)).unwrap_err()), Blame::Request);
+}
+
+#[test]
 fn a_machine_without_a_bios_has_no_partition_for_one() {
     let disk = Disk { arch: Arch::Arm64, bios: None, ..disk(300) };
     let table = disk.table();

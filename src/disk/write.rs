@@ -16,7 +16,7 @@ use crate::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use std::{
     fs::File,
-    io,
+    io::{self, BufReader},
     ops::Range,
     os::unix::fs::FileExt as _,
     sync::mpsc::{SyncSender, sync_channel},
@@ -133,28 +133,15 @@ impl<'a> Worker<'a> {
         for piece in pieces[first..].iter().take_while(|piece| piece.offset < chunk.end) {
             self.fill(piece, chunk, buffer)?;
         }
-        let mut clusters = Vec::new();
-        for (place, cluster) in buffer.chunks(CLUSTER as usize).enumerate() {
-            if is_zero(cluster) {
-                continue;
-            }
-            let at = chunk.start + place as u64 * CLUSTER;
-            if let Some(raw) = self.raw {
-                raw.write_all_at(cluster, at).context("writing the raw image")?;
-            }
-            if let Some(compressor) = &mut self.compressor {
-                // The last cluster of a volume may be short; qcow2 knows whole ones only.
-                let whole: &mut [u8] = &mut [0; CLUSTER as usize];
-                let cluster = if cluster.len() < whole.len() {
-                    whole[..cluster.len()].copy_from_slice(cluster);
-                    whole
-                } else {
-                    cluster
-                };
-                clusters.push((at / CLUSTER, compressor.pack(cluster)?));
-            }
+        let full: Vec<bool> = buffer.chunks(CLUSTER as usize).map(|cluster| !is_zero(cluster)).collect();
+        if let Some(raw) = self.raw {
+            write_sparse(raw, chunk.start, buffer, &full)?;
         }
-        Ok(clusters)
+        let Some(compressor) = &mut self.compressor else { return Ok(Vec::new()) };
+        // The last cluster of a volume may be short; qcow2 knows whole ones only.
+        buffer.resize(buffer.len().next_multiple_of(CLUSTER as usize), 0);
+        let clusters = buffer.chunks(CLUSTER as usize).zip(chunk.start / CLUSTER..).zip(full);
+        clusters.filter(|(_, full)| *full).map(|((cluster, index), _)| Ok((index, compressor.pack(cluster)?))).collect()
     }
 
     /// Copies what `piece` has in `chunk` into `buffer`.
@@ -178,10 +165,24 @@ impl<'a> Worker<'a> {
 
     /// Reads a content through, which fails if it is damaged.
     fn check(&mut self, content: &Content) -> Result<()> {
-        let read = io::copy(&mut self.contents.open(content)?, &mut io::sink()).context("reading from the store")?;
+        let mut reader = BufReader::with_capacity(CHUNK as usize / 4, self.contents.open(content)?);
+        let read = io::copy(&mut reader, &mut io::sink()).context("reading from the store")?;
         ensure!(read == content.size, "a content of the store changed while it was read");
         Ok(())
     }
+}
+
+/// Writes the clusters of `buffer` that are `full`, those that lie together at once; `start` is the place of the first.
+fn write_sparse(raw: &File, start: u64, buffer: &[u8], full: &[bool]) -> Result<()> {
+    let mut at = 0;
+    for run in full.chunk_by(|a, b| a == b) {
+        let end = (at + run.len() * CLUSTER as usize).min(buffer.len());
+        if run[0] {
+            raw.write_all_at(&buffer[at..end], start + at as u64).context("writing the raw image")?;
+        }
+        at = end;
+    }
+    Ok(())
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
