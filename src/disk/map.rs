@@ -2,7 +2,7 @@
 //!
 //! Every writer of this room answers with a [`Map`]: the pieces that are not zero, where each lies, and where its bytes
 //! come from. Nothing else is ever written; what lies between the pieces is a hole. A map costs memory for metadata
-//! only, as the bytes of files stay in the store until [`Map::write`](super::write).
+//! only, as the bytes of files stay in the store until [`Map::write`].
 
 use crate::rootfs::Content;
 use anyhow::{Result, ensure};
