@@ -31,6 +31,8 @@ pub mod build;
 pub mod cli;
 #[cfg(feature = "builder")]
 pub mod debian;
+#[cfg(feature = "builder")]
+pub mod disk;
 pub mod document;
 #[cfg(feature = "builder")]
 pub mod engine;

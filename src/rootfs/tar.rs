@@ -13,7 +13,7 @@ use crate::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map},
     io::{self, BufWriter, Read, Write},
 };
 
@@ -301,14 +301,7 @@ impl Contents {
     /// # Errors
     /// When the blob is gone.
     pub fn open(&mut self, content: &Content) -> Result<ContentReader> {
-        if !self.open.contains_key(&content.blob) {
-            let blob = self
-                .store
-                .read_blob(&content.blob)?
-                .with_context(|| format!("the store lost the blob {}; build again", content.blob))?;
-            self.open.insert(content.blob, blob);
-        }
-        let blob = self.open[&content.blob].try_clone()?;
+        let blob = self.blob(content)?.try_clone()?;
         Ok(ContentReader {
             store: self.store.clone(),
             blob,
@@ -316,6 +309,28 @@ impl Contents {
             position: 0,
             hasher: Some(Sha256::new()),
         })
+    }
+
+    /// Fills `buffer` with a content's bytes from its byte `skip` on, unchecked: for readers that take parts of it in
+    /// any order and check the whole by themselves.
+    ///
+    /// # Errors
+    /// When the blob is gone or too short.
+    pub fn read_at(&mut self, content: &Content, skip: u64, buffer: &mut [u8]) -> Result<()> {
+        self.blob(content)?.read_exact_at(buffer, content.offset + skip).context("reading from the store")
+    }
+
+    fn blob(&mut self, content: &Content) -> Result<&BlobReader> {
+        match self.open.entry(content.blob) {
+            hash_map::Entry::Occupied(known) => Ok(known.into_mut()),
+            hash_map::Entry::Vacant(new) => {
+                let blob = self
+                    .store
+                    .read_blob(&content.blob)?
+                    .with_context(|| format!("the store lost the blob {}; build again", content.blob))?;
+                Ok(new.insert(blob))
+            }
+        }
     }
 
     /// A whole content in memory, checked.
