@@ -10,9 +10,9 @@
 //! ```text
 //!            builder                                                        node
 //! 7 doors    cli/                                                           node/
-//! 6 stories  build.rs
+//! 6 stories  build/
 //! 5 engines  base/  image/  engine.rs
-//! 4 plan     plan/  archive.rs
+//! 4 plan     plan/  archive/
 //! 3 nouns    recipe/  overlay/  debian/  disk/
 //! 2 trees    rootfs/  sandbox/
 //! 1 hands    store/  http.rs  progress.rs  interrupt.rs    document.rs  files.rs  render.rs  exec/   both

@@ -48,7 +48,7 @@ use std::{
 pub const JOB: Job = Job { name: "base", work: job::work };
 
 /// Changes when the same [`BaseSpec`] gives another layer than before.
-pub const ENGINE: u32 = 1;
+pub const ENGINE: u32 = 2;
 
 /// What a base layer is made of; its digest is the layer's cache key.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
