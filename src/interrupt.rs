@@ -17,7 +17,7 @@ use std::{
 };
 
 /// How long what the program has started may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// From now on, the first of these signals ends the program's children, calls `clean_up` until it says that all is
 /// clean, and ends the program with status 128 + the signal's number: 130 for Ctrl-C. A second one ends it at once.

@@ -36,6 +36,8 @@ use std::{
 pub const LATER: u8 = 75;
 /// Exit status when this machine holds data that is not the document's cluster's (EX_NOPERM).
 pub const FOREIGN: u8 = 77;
+/// Exit status when there is no document (EX_NOINPUT); for systemd that is no failure.
+pub const UNASKED: u8 = 66;
 /// Exit status when the document is wrong (EX_CONFIG).
 pub const NEVER: u8 = 78;
 
@@ -100,7 +102,12 @@ struct Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
         let error = error.into();
-        Failure { code: if blame(&error) == Blame::Request { NEVER } else { LATER }, error }
+        let code = match blame(&error) {
+            _ if metadata::is_missing(&error) => UNASKED,
+            Blame::Request => NEVER,
+            Blame::Work => LATER,
+        };
+        Failure { code, error }
     }
 }
 

@@ -34,6 +34,13 @@ const POINTERS: [&str; 10] = [
     "/ds/meta_data/instance/attributes/pgha",
 ];
 
+const MISSING: &str = "this machine has no cluster document";
+
+/// Whether `error` is that there is no document: nobody has asked this machine to be a node yet.
+pub fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Fault>().is_some_and(|fault| fault.message == MISSING)
+}
+
 /// Finds the document below `root` (`/` on a node).
 ///
 /// # Errors
@@ -55,7 +62,7 @@ pub fn find(root: &Path) -> Result<Document> {
             return Ok(document);
         }
     }
-    Err(Fault::request("this machine has no cluster document")
+    Err(Fault::request(MISSING)
         .hint(format!(
             "write it to {DOCUMENT_PATH} (cloud-init: write_files), or give the instance the metadata `pgha`; then run `pgha-node init`"
         ))

@@ -93,7 +93,9 @@ impl Overlay {
     pub fn claims(&self) -> impl Iterator<Item = (&GuestPath, &'static str)> {
         let files = self.files.keys().map(|path| (path, "a file"));
         let links = self.links.keys().map(|path| (path, "a link"));
-        let removals = self.remove.iter().map(|path| (path, "a removal"));
+        // A package's file may go so that a template's takes its place in the running guest.
+        let is_template = |path: &GuestPath| self.files.get(path).is_some_and(|file| file.writer != Writer::Image);
+        let removals = self.remove.iter().filter(move |path| !is_template(path)).map(|path| (path, "a removal"));
         files.chain(links).chain(removals)
     }
 }

@@ -85,10 +85,11 @@ impl Store {
     }
 
     /// Takes away work in progress, if no other program works here: for a program that ends without dropping its values.
-    /// `remove` is tried on what this user may not remove as it is. Returns whether nothing is left to be done.
+    /// `remove` is tried on what this user may not remove as it is. Returns whether all is gone.
     pub fn abandon_scratch(&self, remove: impl Fn(&Path)) -> bool {
+        // A program that is being killed holds its lock a moment longer.
         if self.in_use.try_lock().is_err() {
-            return true;
+            return false;
         }
         let scratch = self.scratch_root();
         sweep(&scratch);
