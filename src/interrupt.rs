@@ -12,12 +12,23 @@ use signal_hook::{
 use std::{
     fs,
     io::Write as _,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 /// How long what the program has started may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Does not return once a signal has come: work that fails because its children were ended must not end the program
+/// before it is clean.
+pub fn leave_the_end_to_the_signal() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        thread::park();
+    }
+}
 
 /// From now on, the first of these signals ends the program's children, calls `clean_up` until it says that all is
 /// clean, and ends the program with status 128 + the signal's number: 130 for Ctrl-C. A second one ends it at once.
@@ -30,6 +41,7 @@ pub fn on_signal(clean_up: impl Fn() -> bool + Send + 'static) -> Result<()> {
         let mut clean_up = Some(clean_up);
         for signal in &mut signals {
             let status = 128 + signal;
+            INTERRUPTED.store(true, Ordering::SeqCst);
             let Some(clean_up) = clean_up.take() else { end(status) };
             let _ = writeln!(std::io::stderr(), "\ninterrupted: cleaning up");
             thread::spawn(move || {

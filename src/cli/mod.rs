@@ -14,7 +14,7 @@ mod shell;
 use crate::{
     base,
     error::{self, Blame},
-    sandbox,
+    interrupt, sandbox,
 };
 use clap::{CommandFactory as _, Parser, Subcommand};
 use std::process::ExitCode;
@@ -53,6 +53,7 @@ pub fn main() -> ExitCode {
         Verb::Completions(args) => args.run(Cli::command()),
         Verb::Man(args) => args.run(Cli::command()),
     };
+    interrupt::leave_the_end_to_the_signal();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
