@@ -3,8 +3,10 @@
 //! An [`Engine`] is found by `DOCKER_HOST`, or at the sockets where engines listen by default, and owns the runtime on
 //! which its connection lives. Its functions wait until the work is done.
 
+mod containers;
 mod find;
 
+pub use containers::{Container, ContainerSpec, ContainerState, Executed, NetworkSpec};
 pub use find::Which;
 
 use crate::{

@@ -10,8 +10,8 @@
 //! ```text
 //!            builder                                                        node
 //! 7 doors    cli/                                                           node/
-//! 6 stories  build/
-//! 5 engines  base/  image/  engine.rs
+//! 6 stories  build/  cluster/
+//! 5 engines  base/  image/  seed/  engine.rs
 //! 4 plan     plan/  archive/
 //! 3 nouns    recipe/  overlay/  debian/  disk/
 //! 2 trees    rootfs/  sandbox/
@@ -29,6 +29,8 @@ pub mod base;
 pub mod build;
 #[cfg(feature = "builder")]
 pub mod cli;
+#[cfg(feature = "builder")]
+pub mod cluster;
 #[cfg(feature = "builder")]
 pub mod debian;
 #[cfg(feature = "builder")]
@@ -60,6 +62,8 @@ pub mod render;
 pub mod rootfs;
 #[cfg(feature = "builder")]
 pub mod sandbox;
+#[cfg(feature = "builder")]
+pub mod seed;
 pub mod spec;
 #[cfg(feature = "builder")]
 pub mod store;

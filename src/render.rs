@@ -5,6 +5,7 @@
 //! | `{{quote x}}` | `x` as a YAML or JSON text in quotes, with every special character escaped; numbers stay numbers |
 //! | `{{literal x}}` | `x` as an SQL text in quotes |
 //! | `{{name x}}` | `x` as an SQL name in quotes |
+//! | `{{password_field x}}` | `x` as a field of PostgreSQL's password file, its colons and backslashes escaped |
 //! | `{{seconds t}}`, `{{milliseconds t}}` | a time as a number; seconds may have decimals |
 //! | `{{host_port address port}}` | both as a URL writes them |
 //! | `{{#if (eq a b)}}` | whether both are the same (`ne`, `gt`, `and`, `or`, `not` likewise) |
@@ -59,10 +60,11 @@ fn engine() -> Handlebars<'static> {
     let mut engine = Handlebars::new();
     engine.set_strict_mode(true);
     engine.register_escape_fn(handlebars::no_escape);
-    let helpers: [(&'static str, Convert); 6] = [
+    let helpers: [(&'static str, Convert); 7] = [
         ("quote", |values| Some(quote(values.first()?))),
         ("literal", |values| Some(sql_quote(&plain(values.first()?)?, '\''))),
         ("name", |values| Some(sql_quote(&plain(values.first()?)?, '"'))),
+        ("password_field", |values| Some(plain(values.first()?)?.replace('\\', r"\\").replace(':', r"\:"))),
         ("seconds", |values| time(values.first()?).map(|time| decimal(time.0.as_millis()))),
         ("milliseconds", |values| time(values.first()?).map(|time| time.0.as_millis().to_string())),
         ("host_port", |values| {
@@ -167,6 +169,7 @@ mod tests {
         assert_eq!(rendered("{{quote cluster.name}}"), Ok("\"demo\"".into()));
         assert_eq!(rendered("{{literal \"it's\"}} {{name \"a\\\"b\"}}"), Ok("'it''s' \"a\"\"b\"".into()));
         assert_eq!(rendered("{{seconds timing.vrrp.advert}} {{seconds timing.patroni.ttl}}"), Ok("0.2 20".into()));
+        assert_eq!(rendered(r#"{{password_field "a:b\\c"}}"#), Ok(r"a\:b\\c".into()));
         assert_eq!(rendered("{{milliseconds timing.etcd.election}}"), Ok("1000".into()));
         assert_eq!(rendered("{{host_port node.address ports.patroni}}"), Ok("10.0.0.11:8008".into()));
         assert_eq!(

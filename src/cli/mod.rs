@@ -5,10 +5,13 @@
 
 mod build;
 mod cache;
+mod cluster;
 mod explain;
 mod plan;
 mod project;
+mod recovery;
 mod schema;
+mod seed;
 mod shell;
 
 use crate::{
@@ -32,6 +35,8 @@ enum Verb {
     Build(build::Args),
     Plan(plan::Args),
     Explain(explain::Args),
+    Seed(seed::Args),
+    Cluster(cluster::Args),
     Schema(schema::Args),
     Cache(cache::Args),
     Completions(shell::Completions),
@@ -48,6 +53,8 @@ pub fn main() -> ExitCode {
         Verb::Build(args) => args.run(),
         Verb::Plan(args) => args.run(),
         Verb::Explain(args) => args.run(),
+        Verb::Seed(args) => args.run(),
+        Verb::Cluster(args) => args.run(),
         Verb::Schema(args) => args.run(),
         Verb::Cache(args) => args.run(),
         Verb::Completions(args) => args.run(Cli::command()),

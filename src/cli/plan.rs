@@ -3,20 +3,32 @@
 use super::{
     print,
     project::{ArchiveArgs, ProjectArgs, StoreArgs},
+    recovery,
 };
 use crate::{
     build,
+    document::Document,
+    files::read_text,
     plan::Plan,
-    progress::{Progress, size},
+    progress::{Progress, Style, size},
+    seed::with_secret,
 };
 use anyhow::Result;
-use std::fmt::Write as _;
+use serde_json::json;
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 /// Print every decision of a build, before anything is built.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The recipe: a name in the project's recipes/ folder, or a path.
-    recipe: String,
+    #[arg(required_unless_present = "cluster")]
+    recipe: Option<String>,
+    /// Print the recovery times that follow from this cluster's document, too; alone if no recipe is named.
+    #[arg(long, value_name = "FILE")]
+    cluster: Option<PathBuf>,
     #[command(flatten)]
     project: ProjectArgs,
     #[command(flatten)]
@@ -30,13 +42,33 @@ pub struct Args {
 
 impl Args {
     pub(super) fn run(self) -> Result<()> {
-        let draft = self.project.draft(&self.recipe)?;
+        if let Some(path) = &self.cluster {
+            self.plan_cluster(path)?;
+        }
+        let Some(recipe) = &self.recipe else { return Ok(()) };
+        let draft = self.project.draft(recipe)?;
         let store = self.store.open()?;
         let plan = build::plan(draft, &self.archive.access()?, &store, &Progress::for_people())?;
         if self.json {
             return print(&format!("{}\n", serde_json::to_string_pretty(&plan)?));
         }
         print(&describe(&plan))
+    }
+
+    /// Checks the document at `path` and prints what follows from its timers.
+    fn plan_cluster(&self, path: &Path) -> Result<()> {
+        let document = Document::new(path.display().to_string(), read_text(path)?);
+        // Times do not depend on the secret, which many documents get later.
+        let (document, _) = with_secret(document, None)?;
+        let (spec, warnings) = document.cluster()?;
+        let progress = Progress::new(Style::Plain);
+        warnings.iter().for_each(|warning| progress.warn(warning));
+        if self.json {
+            let timing = spec.timing.timing();
+            let value = json!({"cluster": spec.cluster, "timing": timing, "recovery": timing.recovery()});
+            return print(&format!("{value:#}\n"));
+        }
+        print(&recovery::text(&spec))
     }
 }
 

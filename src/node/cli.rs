@@ -13,11 +13,12 @@ use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<ExitCode>);
 
 /// All verbs.
-const VERBS: [Verb; 7] = [
+const VERBS: [Verb; 8] = [
     (member::init_command, member::init),
     (member::status_command, member::status),
     (member::check_command, member::check),
     (member::renew_command, member::renew),
+    (member::leave_command, member::leave),
     (member::move_etcd_leader_command, member::move_etcd_leader),
     (member::save_haproxy_state_command, member::save_haproxy_state),
     (confd::command, confd::run),

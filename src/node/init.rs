@@ -241,7 +241,7 @@ fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
     let material = Material::of_the_node();
     let deadline = Instant::now() + LATECOMERS;
     loop {
-        let Some(cluster) = peers::unsettled(node.member(), &material)? else { return Ok(()) };
+        let Some(cluster) = peers::unsettled(node.member(), &material)? else { return prune(node, &material) };
         let absent = join::absent(&cluster);
         if Instant::now() < deadline || absent.is_empty() {
             teller.tell(Phase::Waiting, "forming the cluster's etcd", "not every member has come yet");
@@ -261,6 +261,21 @@ fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
         }
         thread::sleep(PAUSE);
     }
+}
+
+/// Removes the members of etcd that the document does not name any more and that do not answer.
+fn prune(node: &Node, material: &Material) -> Result<()> {
+    for id in peers::dead_strangers(&node.spec, node.own, material)? {
+        let client = material.etcd(vec![crate::spec::scope::client_url(node.member())])?;
+        match client.member_remove(id) {
+            Ok(()) => {
+                log::info!("removed the member {id:x} from etcd: the document does not name it, and it does not answer")
+            }
+            // Another node may have done it. A member too many stops nothing.
+            Err(error) => log::info!("removing the member {id:x} from etcd: {error}"),
+        }
+    }
+    Ok(())
 }
 
 /// Puts etcd's data aside, beside itself; the newest two are kept.

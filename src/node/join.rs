@@ -149,6 +149,12 @@ pub fn absent(cluster: &[Listed]) -> Vec<u64> {
     if cluster.len() - never.len() > cluster.len() / 2 { never } else { Vec::new() }
 }
 
+/// Whether the document names the member, by its name or its address. One that it does not name and that does not answer
+/// is a node that was taken out of it while it was dead; it costs the cluster a part of what it could lose.
+pub fn is_named(spec: &ClusterSpec, name: &str, peer_urls: &[String]) -> bool {
+    spec.members.iter().any(|known| known.name == name || peer_urls.contains(&peer_url(known)))
+}
+
 fn form(spec: &ClusterSpec, peers: &[(String, Peer)]) -> Step {
     let quorum = spec.members.len() / 2 + 1;
     let named = |wanted: fn(&Peer) -> bool| -> Vec<&str> {
@@ -210,6 +216,14 @@ mod tests {
         let [second, third] = peers;
         let view = View { data, cluster, peers: vec![("pg-2".into(), second), ("pg-3".into(), third)] };
         next(&samples::three(), 0, &view)
+    }
+
+    #[test]
+    fn a_member_is_named_by_its_name_or_its_address() {
+        let spec = samples::three();
+        assert!(is_named(&spec, "pg-2", &["https://192.0.2.7:2380".to_owned()]));
+        assert!(is_named(&spec, "", &["https://10.0.0.13:2380".to_owned()]));
+        assert!(!is_named(&spec, "pg-7", &["https://10.0.0.17:2380".to_owned()]));
     }
 
     fn together() -> Step {

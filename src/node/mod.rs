@@ -11,6 +11,7 @@ pub mod identity;
 pub mod init;
 pub mod join;
 pub mod leader;
+pub mod leave;
 pub mod log;
 pub mod machine;
 pub mod metadata;

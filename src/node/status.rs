@@ -1,6 +1,8 @@
 //! `pgha-node status`: where this node stands, and why.
 
 use super::{
+    init::Node,
+    machine,
     peers::Material,
     progress::{PROGRESS_PATH, Phase, Progress},
     state::{STATE_PATH, State},
@@ -33,6 +35,8 @@ pub struct Status {
     pub postgresql: Option<Postgresql>,
     /// The cluster's etcd.
     pub etcd: Option<Etcd>,
+    /// Whether this node holds the virtual address; nothing where there is none.
+    pub vip: Option<bool>,
 }
 
 /// One service.
@@ -53,6 +57,10 @@ pub struct Postgresql {
     pub role: String,
     /// `running`, `streaming` …
     pub state: String,
+    /// Whether commits wait for this replica.
+    pub synchronous: bool,
+    /// How far it is behind the primary, in bytes.
+    pub lag: Option<u64>,
     /// The timeline.
     pub timeline: Option<u64>,
     /// Whether it waits for a restart to use new parameters.
@@ -89,6 +97,7 @@ impl Status {
             services,
             postgresql: state.as_ref().and_then(|state| ask_patroni(state).ok()),
             etcd: state.as_ref().and_then(|state| ask_etcd(state).ok()),
+            vip: vip(),
         })
     }
 
@@ -98,15 +107,30 @@ impl Status {
     }
 }
 
+/// Whether this node holds its document's virtual address.
+fn vip() -> Option<bool> {
+    let vip = Node::find().ok()?.spec.vip?.address.address;
+    Some(machine::addresses().ok()?.iter().any(|(_, address)| *address == vip))
+}
+
 fn ask_patroni(state: &State) -> Result<Postgresql> {
-    let url = format!("https://{}/patroni", host_port(state.address, ports::PATRONI));
-    let answer: serde_json::Value =
-        Material::of_the_node().agent(PATIENCE)?.get(&url).call()?.body_mut().read_json()?;
+    let agent = Material::of_the_node().agent(PATIENCE)?;
+    let ask = |path: &str| -> Result<serde_json::Value> {
+        let url = format!("https://{}/{path}", host_port(state.address, ports::PATRONI));
+        Ok(agent.get(&url).call()?.body_mut().read_json()?)
+    };
+    let answer = ask("patroni")?;
+    // What the cluster knows of this node; nothing while etcd is away.
+    let cluster = ask("cluster").unwrap_or_default();
+    let members = cluster["members"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let own = members.iter().find(|member| member["name"] == state.node.as_str());
     let word = |key: &str| answer[key].as_str().unwrap_or("unknown").to_owned();
     let streaming = answer["replication_state"].as_str();
     Ok(Postgresql {
         role: word("role"),
         state: streaming.map_or_else(|| word("state"), ToOwned::to_owned),
+        synchronous: own.is_some_and(|own| own["role"] == "sync_standby" || own["role"] == "quorum_standby"),
+        lag: own.and_then(|own| own["lag"].as_u64()),
         timeline: answer["timeline"].as_u64(),
         pending_restart: answer["pending_restart"].as_bool().unwrap_or(false),
     })
@@ -143,11 +167,15 @@ impl fmt::Display for Status {
         if let Some(postgresql) = &self.postgresql {
             let restart = if postgresql.pending_restart { ", new parameters wait for a restart" } else { "" };
             let timeline = postgresql.timeline.map(|timeline| format!(", timeline {timeline}")).unwrap_or_default();
-            writeln!(f, "postgresql  {}, {}{timeline}{restart}", postgresql.role, postgresql.state)?;
+            let synchronous = if postgresql.synchronous { "synchronous " } else { "" };
+            writeln!(f, "postgresql  {synchronous}{}, {}{timeline}{restart}", postgresql.role, postgresql.state)?;
         }
         if let Some(etcd) = &self.etcd {
             let leader = etcd.leader.as_deref().unwrap_or("nobody");
             writeln!(f, "etcd        {} of {} members started, {leader} leads", etcd.members.0, etcd.members.1)?;
+        }
+        if let Some(holds) = self.vip {
+            writeln!(f, "vip         {}", if holds { "here" } else { "elsewhere" })?;
         }
         for service in &self.services {
             writeln!(f, "  {:<12}{}", service.name, service.state)?;
@@ -177,10 +205,13 @@ mod tests {
             postgresql: Some(Postgresql {
                 role: "replica".into(),
                 state: "streaming".into(),
+                synchronous: true,
+                lag: Some(0),
                 timeline: Some(3),
                 pending_restart: true,
             }),
             etcd: Some(Etcd { leader: Some("pg-2".into()), members: (2, 3) }),
+            vip: Some(false),
         };
         insta::assert_snapshot!(status);
         insta::assert_snapshot!(serde_json::to_string_pretty(&status).unwrap());

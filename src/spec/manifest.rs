@@ -4,6 +4,8 @@ use super::{GuestPath, Time};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Where a node's cluster document is, in the guest.
+pub const DOCUMENT_PATH: &str = "/etc/pgha/cluster.yaml";
 /// Where the manifest lies in every image.
 pub const MANIFEST_PATH: &str = "/usr/share/pgha/image.json";
 /// The folder of the templates that the guest program renders: `OVERLAY/GUEST/PATH.hbs` below it.

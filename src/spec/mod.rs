@@ -25,6 +25,7 @@ pub use digest::{Digest, DigestError, Sha256};
 pub use duration::{Time, TimeError};
 pub use guest_path::{GuestPath, GuestPathError};
 pub use manifest::{
-    CONFD_TEMPLATES_PATH, Component, MANIFEST_PATH, Manifest, Readiness, Service, TEMPLATES_PATH, Template,
+    CONFD_TEMPLATES_PATH, Component, DOCUMENT_PATH, MANIFEST_PATH, Manifest, Readiness, Service, TEMPLATES_PATH,
+    Template,
 };
 pub use secret::Secret;

@@ -26,10 +26,27 @@ pub mod ports {
     pub const ETCD_CLIENT: u16 = 2379;
     /// etcd, among its members; before etcd runs, the nodes' first words to each other.
     pub const ETCD_PEER: u16 = 2380;
+
+    /// Every port, in the order in which people ask for them.
+    pub const ALL: [u16; 10] = [
+        PRIMARY,
+        REPLICAS,
+        SYNCHRONOUS,
+        ASYNCHRONOUS,
+        STATISTICS,
+        POSTGRESQL,
+        PGBOUNCER,
+        PATRONI,
+        ETCD_CLIENT,
+        ETCD_PEER,
+    ];
 }
 
 /// The folder of the node's certificates and keys.
 pub const TLS_PATH: &str = "/etc/pgha/tls";
+
+/// The list of the users' passwords that root's psql on a node reads (PostgreSQL, «The Password File»).
+pub const PASSWORDS_PATH: &str = "/etc/pgha/pgpass";
 
 /// What templates need to know about the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -40,6 +40,7 @@ fn rooms() -> BTreeMap<&'static str, (u8, Program)> {
         ("engine", 5, Builder),
         ("image", 5, Builder),
         ("machine", 5, Builder),
+        ("seed", 5, Builder),
         ("build", 6, Builder),
         ("cluster", 6, Builder),
         ("cli", 7, Builder),

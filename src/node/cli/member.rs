@@ -3,7 +3,7 @@
 use crate::{
     error::Fault,
     node::{
-        check as checks, init as first_boot, leader, renew as certificates,
+        check as checks, init as first_boot, leader, leave as leaving, renew as certificates,
         state::{STATE_PATH, State},
         status::Status,
     },
@@ -111,6 +111,21 @@ pub fn move_etcd_leader_command() -> Command {
 pub fn move_etcd_leader(arguments: Vec<OsString>) -> Result<ExitCode> {
     move_etcd_leader_command().try_get_matches_from(arguments)?;
     leader::move_away(&state()?).map(|()| ExitCode::SUCCESS)
+}
+
+/// How `leave` is described.
+pub fn leave_command() -> Command {
+    Command::new("leave")
+        .about("Takes this node out of its cluster for good: stops its services, tells the others; its data stays")
+}
+
+/// Runs `leave`.
+///
+/// # Errors
+/// When nobody can be told, or a service does not stop.
+pub fn leave(arguments: Vec<OsString>) -> Result<ExitCode> {
+    leave_command().try_get_matches_from(arguments)?;
+    leaving::leave(&state()?).map(|()| ExitCode::SUCCESS)
 }
 
 /// How `save-haproxy-state` is described.

@@ -1,0 +1,271 @@
+//! How a cluster's nodes stand, as each of them says.
+
+use super::driver::Power;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
+
+/// The widest that a node's state may be in a table, in characters.
+const STATE_WIDTH: usize = 60;
+
+/// What `pgha-node status --json` says, as far as clusters are concerned.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// `unknown`, `working`, `waiting`, `ready`, `failed`, `refused`.
+    pub phase: String,
+    /// What is being done.
+    pub step: String,
+    /// For what it waits, or why it failed.
+    pub reason: String,
+    /// Each service.
+    pub services: Vec<Service>,
+    /// What Patroni says of the node.
+    pub postgresql: Option<Postgresql>,
+    /// The cluster's etcd as the node sees it.
+    pub etcd: Option<Etcd>,
+    /// Whether it holds the virtual address.
+    pub vip: Option<bool>,
+}
+
+/// One service of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// The overlay's name.
+    pub name: String,
+    /// Whether it runs, or has nothing to do there.
+    pub settled: bool,
+    /// How it stands.
+    pub state: String,
+}
+
+/// What Patroni says of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Postgresql {
+    /// `primary` or `replica`.
+    pub role: String,
+    /// `running`, `streaming` …
+    pub state: String,
+    /// Whether commits wait for it.
+    pub synchronous: bool,
+    /// How far it is behind, in bytes.
+    pub lag: Option<u64>,
+    /// The timeline.
+    pub timeline: Option<u64>,
+}
+
+/// The cluster's etcd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Etcd {
+    /// The leader's name.
+    pub leader: Option<String>,
+    /// Members that have started, and all.
+    pub members: (usize, usize),
+}
+
+/// How one node stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct View {
+    /// Its name.
+    pub node: String,
+    /// Its address.
+    pub address: String,
+    /// Whether it runs.
+    pub power: Power,
+    /// What it says of itself, if it says something.
+    pub said: Option<Said>,
+}
+
+impl View {
+    fn postgresql(&self) -> Option<&Postgresql> {
+        self.said.as_ref()?.postgresql.as_ref()
+    }
+
+    /// Whether its server takes writes.
+    pub fn is_primary(&self) -> bool {
+        self.postgresql().is_some_and(|postgresql| postgresql.role == "primary" && postgresql.state == "running")
+    }
+
+    /// Whether its server follows the primary.
+    pub fn is_streaming(&self) -> bool {
+        self.postgresql().is_some_and(|postgresql| postgresql.role == "replica" && postgresql.state == "streaming")
+    }
+
+    /// Whether commits wait for its server.
+    pub fn is_synchronous(&self) -> bool {
+        self.postgresql().is_some_and(|postgresql| postgresql.synchronous)
+    }
+
+    /// Whether it holds the virtual address.
+    pub fn holds_vip(&self) -> bool {
+        self.said.as_ref().is_some_and(|said| said.vip == Some(true))
+    }
+
+    /// What keeps it from being well; `None` if nothing does.
+    pub fn ailment(&self) -> Option<String> {
+        let Some(said) = &self.said else { return Some(self.power.to_string()) };
+        if said.phase != "ready" {
+            let step = [said.step.as_str(), said.reason.as_str()];
+            let step: Vec<_> = step.into_iter().filter(|text| !text.is_empty()).collect();
+            return Some(format!("{}: {}", said.phase, step.join(": ").replace('\n', " ")));
+        }
+        if let Some(service) = said.services.iter().find(|service| !service.settled) {
+            return Some(format!("{} is {}", service.name, service.state));
+        }
+        match &said.postgresql {
+            None => Some("Patroni does not answer".to_owned()),
+            Some(_) if self.is_primary() || self.is_streaming() => None,
+            Some(postgresql) => Some(format!("{} is {}", postgresql.role, postgresql.state)),
+        }
+    }
+}
+
+/// What keeps the cluster from being well; `None` if nothing does.
+pub fn ailment(views: &[View], has_vip: bool) -> Option<String> {
+    let ailing = views.iter().find_map(|view| Some(format!("{}: {}", view.node, view.ailment()?)));
+    let count = |is: fn(&View) -> bool| views.iter().filter(|view| is(view)).count();
+    let holders = count(View::holds_vip);
+    ailing.or_else(|| match count(View::is_primary) {
+        1 if !has_vip || holders == 1 => None,
+        1 => Some(format!("the virtual address is on {holders} nodes")),
+        primaries => Some(format!("there are {primaries} primaries")),
+    })
+}
+
+/// A text that fits a column.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(STATE_WIDTH) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// The nodes as a table.
+pub fn table(views: &[View]) -> String {
+    let head = ["NODE", "ADDRESS", "POWER", "STATE", "POSTGRESQL", "TIMELINE", "LAG", "ETCD", "VIP"];
+    let mut rows = vec![head.map(str::to_owned)];
+    for view in views {
+        let dash = || "-".to_owned();
+        let (role, timeline, lag) = match view.postgresql() {
+            None => (dash(), dash(), dash()),
+            Some(postgresql) => (
+                format!(
+                    "{}{} {}",
+                    if postgresql.synchronous { "synchronous " } else { "" },
+                    postgresql.role,
+                    postgresql.state
+                ),
+                postgresql.timeline.map_or_else(dash, |timeline| timeline.to_string()),
+                postgresql.lag.map_or_else(dash, |lag| format!("{lag} B")),
+            ),
+        };
+        let etcd = view.said.as_ref().and_then(|said| said.etcd.as_ref()).map_or_else(dash, |etcd| {
+            let leads = if etcd.leader.as_deref() == Some(&view.node) { " leads" } else { "" };
+            format!("{}/{}{leads}", etcd.members.0, etcd.members.1)
+        });
+        let state = match (&view.said, view.ailment()) {
+            (None, _) => dash(),
+            (_, None) => "ready".to_owned(),
+            (_, Some(ailment)) => shortened(&ailment),
+        };
+        let vip = if view.holds_vip() { "here".to_owned() } else { dash() };
+        rows.push([
+            view.node.clone(),
+            view.address.clone(),
+            view.power.to_string(),
+            state,
+            role,
+            timeline,
+            lag,
+            etcd,
+            vip,
+        ]);
+    }
+    let mut widths = [0; 9];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(node: &str, role: &str, state: &str) -> View {
+        let postgresql = Postgresql {
+            role: role.into(),
+            state: state.into(),
+            synchronous: node == "pg-2",
+            lag: (role == "replica").then_some(0),
+            timeline: Some(1),
+        };
+        View {
+            node: node.into(),
+            address: "10.0.0.11".into(),
+            power: Power::On,
+            said: Some(Said {
+                phase: "ready".into(),
+                postgresql: Some(postgresql),
+                etcd: Some(Etcd { leader: Some("pg-2".into()), members: (3, 3) }),
+                vip: Some(node == "pg-1"),
+                ..Said::default()
+            }),
+        }
+    }
+
+    fn three() -> Vec<View> {
+        vec![
+            view("pg-1", "primary", "running"),
+            view("pg-2", "replica", "streaming"),
+            view("pg-3", "replica", "streaming"),
+        ]
+    }
+
+    #[test]
+    fn a_table_shows_who_does_what() {
+        let mut views = three();
+        views[2].said = None;
+        views[2].power = Power::Off;
+        insta::assert_snapshot!(table(&views));
+    }
+
+    #[test]
+    fn one_primary_and_one_holder_make_a_cluster_well() {
+        assert_eq!(ailment(&three(), true), None);
+        let change = |change: fn(&mut Vec<View>)| {
+            let mut views = three();
+            change(&mut views);
+            ailment(&views, true).unwrap()
+        };
+        assert_eq!(change(|views| views[1].said = None), "pg-2: on");
+        assert_eq!(change(|views| views[1] = view("pg-2", "primary", "running")), "there are 2 primaries");
+        assert_eq!(change(|views| views[1] = view("pg-2", "replica", "starting")), "pg-2: replica is starting");
+        assert_eq!(
+            change(|views| views[0].said.as_mut().unwrap().vip = Some(false)),
+            "the virtual address is on 0 nodes"
+        );
+    }
+
+    #[test]
+    fn what_nodes_say_is_understood() {
+        // The other program's own picture of its status.
+        let text = include_str!(
+            "../node/snapshots/pgha_image__node__status__tests__a_person_reads_where_the_node_stands-2.snap"
+        );
+        let json = text.split("---\n").nth(2).unwrap();
+        let said: Said = serde_json::from_str(json).unwrap();
+        assert_eq!(said.phase, "waiting");
+        assert_eq!(said.etcd.unwrap().members, (2, 3));
+        assert_eq!(said.vip, Some(false));
+        assert!(said.postgresql.unwrap().synchronous);
+    }
+}
