@@ -81,7 +81,7 @@ fn addresses_outside_the_network_are_refused() {
         Seeds::new(document(&format!("{DEMO}secret: {SECRET}\n")), Extras { addressing, ..Extras::default() })
     };
     let message = |outcome: Result<Seeds>| outcome.unwrap_err().to_string();
-    assert_eq!(message(seeds(31, None)), "the member pg-1 at 10.0.0.11 is outside the network 10.0.0.11/31");
+    assert_eq!(message(seeds(31, None)), "the member pg-2 at 10.0.0.12 is outside the network 10.0.0.11/31");
     assert_eq!(
         message(seeds(24, Some("192.0.2.1"))),
         "the gateway 192.0.2.1 is outside the nodes' network 10.0.0.11/24"

@@ -1,0 +1,295 @@
+//! The cluster that scenarios run on, and what they ask of it.
+
+use crate::{
+    support::{Ran, builder, has, has_mirror, shared_store, wait},
+    writer::Connection,
+};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// The name of the shared cluster; a user's own clusters stay as they are.
+const NAME: &str = "pgha-test";
+/// How long a cluster may take to be well again after any event.
+pub const HEALED_WITHIN: Duration = Duration::from_secs(180);
+
+/// The names of the nodes of most clusters.
+pub const NODES: [&str; 3] = ["pg-1", "pg-2", "pg-3"];
+
+/// Where clusters are remembered and built; the cluster goes when the value goes.
+pub struct Ground {
+    folder: tempfile::TempDir,
+    image: Option<String>,
+    up: bool,
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        self.down();
+        if let Some(image) = &self.image {
+            let _ = Command::new("docker").args(["rmi", "--force", image]).output();
+        }
+    }
+}
+
+impl Ground {
+    /// Whether this machine can run them; says so if not.
+    pub fn is_possible() -> bool {
+        if !has_mirror() || !["docker", "psql", "curl", "openssl"].into_iter().all(has) {
+            return false;
+        }
+        let answers = Ran::of(Command::new("docker").arg("info")).status == Some(0);
+        if !answers {
+            println!("skipped: no Docker engine answers");
+        }
+        answers
+    }
+
+    pub fn new() -> Ground {
+        let ground = Ground { folder: tempfile::tempdir().unwrap(), image: None, up: false };
+        // What an earlier run that was killed has left.
+        for name in [NAME, "pgha-test-other"] {
+            remove_leftovers(name);
+        }
+        ground
+    }
+
+    /// The program, with clusters of its own.
+    pub fn program(&self) -> Command {
+        let mut command = builder();
+        command.env("XDG_STATE_HOME", self.folder.path().join("state")).env_remove("PGPASSWORD");
+        command
+    }
+
+    /// A folder for files.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The image's name in the engine, built and loaded once.
+    pub fn image(&mut self) -> String {
+        if let Some(image) = &self.image {
+            return image.clone();
+        }
+        let project = self.folder.path().join("project");
+        fs::create_dir(&project).unwrap();
+        for part in ["recipes", "overlays"] {
+            Ran::well(Command::new("cp").arg("-r").arg(crate::support::project().join(part)).arg(project.join(part)));
+        }
+        let name = "pgha-test-cluster";
+        let recipe = project.join("recipes/ha-postgres.yaml");
+        let text = fs::read_to_string(&recipe).unwrap().replace("name: ha-postgres", &format!("name: {name}"));
+        fs::write(&recipe, text).unwrap();
+        let mut build = builder();
+        build.args(["build", "ha-postgres", "--load=docker", "--quiet", "--project"]).arg(&project);
+        build.arg("--cache-dir").arg(shared_store()).arg("-o").arg(self.folder.path().join("out"));
+        Ran::well(&mut build);
+        self.image = Some(name.to_owned());
+        name.to_owned()
+    }
+
+    /// Runs `pgha-image cluster VERB` with the shared cluster and `arguments`; it must end well.
+    pub fn cluster(&self, verb: &str, arguments: &[&str]) -> String {
+        let mut command = self.program();
+        command.args(["cluster", verb, NAME]).args(arguments);
+        Ran::well(&mut command).stdout
+    }
+
+    /// The document of the shared cluster, as it would be made for `nodes` nodes.
+    pub fn document(&self, nodes: usize) -> PathBuf {
+        let members: String = (1..=nodes)
+            .map(|number| format!("  - {{name: pg-{number}, address: 10.214.7.{}}}\n", 10 + number))
+            .collect();
+        let text = format!(
+            "schema: 1\ncluster: {NAME}\nmembers:\n{members}vip: {{address: 10.214.7.10/24}}\ntiming: fast\n\
+             postgresql: {{databases: [{{name: app, owner: app}}]}}\n"
+        );
+        let path = self.folder.path().join(format!("cluster-of-{nodes}.yaml"));
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Makes the shared cluster's nodes, but starts none.
+    pub fn prepare(&mut self) {
+        let image = self.image();
+        let document = self.document(3);
+        let mut command = self.program();
+        command.args(["cluster", "up", "--no-start", "--image", &image, "--spec"]).arg(document);
+        Ran::well(&mut command);
+        self.up = true;
+    }
+
+    /// The shared cluster, well.
+    pub fn healthy(&mut self) {
+        if !self.up {
+            self.prepare();
+            self.cluster("start", &[]);
+        }
+        self.wait_healthy(HEALED_WITHIN);
+    }
+
+    /// Waits until every node is ready, and the front doors agree with the roles.
+    pub fn wait_healthy(&self, within: Duration) -> Vec<Node> {
+        let began = Instant::now();
+        let nodes = wait("a healthy cluster", within, || {
+            let status = self.status();
+            if status.ailment.is_empty() { Ok(status.nodes) } else { Err(status.ailment) }
+        });
+        let left = within.saturating_sub(began.elapsed());
+        wait("two replicas behind the front door", left, || {
+            let synchronous = self.who(5002);
+            let asynchronous = self.who(5003);
+            if synchronous.is_ok() && (nodes.len() < 3 || asynchronous.is_ok()) && self.who(5000).is_ok() {
+                Ok(())
+            } else {
+                Err(format!("5002: {synchronous:?}, 5003: {asynchronous:?}"))
+            }
+        });
+        nodes
+    }
+
+    /// How the shared cluster stands.
+    pub fn status(&self) -> Status {
+        let text = self.cluster("status", &["--json"]);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let nodes = value["nodes"].as_array().unwrap().iter().map(Node::of).collect();
+        Status { nodes, ailment: value["ailment"].as_str().unwrap_or_default().to_owned() }
+    }
+
+    /// The name of the primary, of which there must be one.
+    pub fn primary(&self) -> String {
+        let status = self.status();
+        let primaries: Vec<_> = status.nodes.iter().filter(|node| node.role == "primary").collect();
+        assert_eq!(primaries.len(), 1, "{status:?}");
+        primaries[0].name.clone()
+    }
+
+    /// The node that holds the virtual address, of which there must be one.
+    pub fn vip_holder(&self) -> String {
+        let status = self.status();
+        let holders: Vec<_> = status.nodes.iter().filter(|node| node.vip).collect();
+        assert_eq!(holders.len(), 1, "{status:?}");
+        holders[0].name.clone()
+    }
+
+    /// Runs a command on a node; it must end well.
+    pub fn on(&self, node: &str, script: &str) -> String {
+        let ran = self.try_on(node, script);
+        assert_eq!(ran.status, Some(0), "{node}: {script}\n{}\n{}", ran.stdout, ran.stderr);
+        ran.stdout
+    }
+
+    /// Runs a command on a node.
+    pub fn try_on(&self, node: &str, script: &str) -> Ran {
+        Ran::of(self.program().args(["cluster", "exec", NAME, node, "--", "sh", "-c", script]))
+    }
+
+    /// How this machine's own psql reaches the port of the virtual address.
+    pub fn door(&self, port: u16) -> Connection {
+        let text = self.cluster("env", &["--port", &port.to_string()]);
+        Connection::from_environment(&text)
+    }
+
+    /// How this machine's own psql reaches the port of a node.
+    pub fn node_door(&self, door: &Connection, node: &str, port: u16) -> Connection {
+        door.at(&self.address_of(node), port)
+    }
+
+    /// A node's address.
+    pub fn address_of(&self, node: &str) -> String {
+        self.status().nodes.into_iter().find(|known| known.name == node).unwrap().address
+    }
+
+    /// The virtual address.
+    pub fn address_of_vip(&self) -> &'static str {
+        "10.214.7.10"
+    }
+
+    /// Who answers behind the port of the virtual address: `primary`, or the name of a replica.
+    pub fn who(&self, port: u16) -> Result<String, String> {
+        // A replica's slot on the primary has its name (Patroni, `slot_name_from_member_name`).
+        self.door_of_the_host(port)?.ask(
+            "select case when pg_is_in_recovery() then replace(current_setting('primary_slot_name'), '_', '-') \
+             else 'primary' end",
+        )
+    }
+
+    fn door_of_the_host(&self, port: u16) -> Result<Connection, String> {
+        let ran = Ran::of(self.program().args(["cluster", "env", NAME, "--port", &port.to_string()]));
+        if ran.status == Some(0) { Ok(Connection::from_environment(&ran.stdout)) } else { Err(ran.stderr) }
+    }
+
+    /// Tells how things stand, for whoever reads of a failure.
+    pub fn tell(&self) {
+        if !self.up {
+            return;
+        }
+        println!("{}", Ran::of(self.program().args(["cluster", "status", NAME])).stdout);
+        for node in NODES {
+            let journal = self.try_on(
+                node,
+                "journalctl --no-pager --lines 60 --priority 6 -u pgha-node -u patroni -u confd -u keepalived",
+            );
+            println!("=== {node}\n{}", journal.stdout);
+        }
+    }
+
+    /// Removes the shared cluster, so that the next scenario makes a new one.
+    pub fn start_afresh(&mut self) {
+        self.down();
+    }
+
+    fn down(&mut self) {
+        if self.up {
+            let _ = Ran::of(self.program().args(["cluster", "down", NAME]));
+            self.up = false;
+        }
+    }
+}
+
+/// How a cluster stands.
+#[derive(Debug)]
+pub struct Status {
+    pub nodes: Vec<Node>,
+    pub ailment: String,
+}
+
+/// How a node stands.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub name: String,
+    pub address: String,
+    pub role: String,
+    pub state: String,
+    pub synchronous: bool,
+    pub vip: bool,
+}
+
+impl Node {
+    fn of(value: &Value) -> Node {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let said = &value["said"];
+        Node {
+            name: text(&value["node"]),
+            address: text(&value["address"]),
+            role: text(&said["postgresql"]["role"]),
+            state: text(&said["postgresql"]["state"]),
+            synchronous: said["postgresql"]["synchronous"] == true,
+            vip: said["vip"] == true,
+        }
+    }
+}
+
+/// Removes the containers and the network of a cluster that nobody remembers.
+fn remove_leftovers(name: &str) {
+    let label = format!("label=io.pgha.cluster={name}");
+    let found = Ran::of(Command::new("docker").args(["ps", "--all", "--quiet", "--filter", &label]));
+    for id in found.stdout.split_whitespace() {
+        let _ = Command::new("docker").args(["rm", "--force", "--volumes", id]).output();
+    }
+    let _ = Command::new("docker").args(["network", "rm", &format!("pgha-{name}")]).output();
+}

@@ -1,0 +1,81 @@
+//! Clusters of real nodes, broken in every way that people fear.
+//!
+//! ```console
+//! cargo test --release --test cluster                        # a representative part
+//! cargo test --release --test cluster -- --include-ignored   # all of it
+//! cargo test --release --test cluster -- switchover          # the scenarios with this in their names
+//! ```
+//!
+//! Scenarios run one after the other, most of them on one cluster that each leaves as well as it found it. Those that
+//! measure print their figures. The driver is `PGHA_TEST_DRIVER`, `docker` if it is not set.
+
+#[path = "../it/support.rs"]
+#[allow(dead_code, reason = "shared with tests that use more of it")]
+mod support;
+
+mod ground;
+mod scenarios;
+mod writer;
+
+use ground::Ground;
+use std::{
+    env,
+    panic::{self, AssertUnwindSafe},
+    process::ExitCode,
+    time::Instant,
+};
+
+/// One scenario.
+struct Scenario {
+    /// What it proves, as a sentence.
+    name: &'static str,
+    /// Whether it runs only when it is asked for.
+    ignored: bool,
+    run: fn(&mut Ground),
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let flag = |name: &str| arguments.iter().any(|argument| argument == name);
+    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let exact = flag("--exact");
+    let wanted = |scenario: &Scenario| {
+        let chosen = match (flag("--include-ignored"), flag("--ignored")) {
+            (true, _) => true,
+            (_, true) => scenario.ignored,
+            _ => !scenario.ignored || !filters.is_empty(),
+        };
+        let named =
+            |filter: &&String| if exact { scenario.name == **filter } else { scenario.name.contains(filter.as_str()) };
+        chosen && (filters.is_empty() || filters.iter().any(named))
+    };
+    let scenarios: Vec<Scenario> = scenarios::all().into_iter().filter(wanted).collect();
+    if flag("--list") {
+        scenarios.iter().for_each(|scenario| println!("{}: test", scenario.name));
+        return ExitCode::SUCCESS;
+    }
+    if scenarios.is_empty() || !Ground::is_possible() {
+        return ExitCode::SUCCESS;
+    }
+    let mut ground = Ground::new();
+    let mut failed = Vec::new();
+    println!("\nrunning {} scenarios", scenarios.len());
+    for scenario in &scenarios {
+        let began = Instant::now();
+        println!("scenario {} ...", scenario.name);
+        let outcome = panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(&mut ground)));
+        let seconds = began.elapsed().as_secs_f64();
+        if outcome.is_ok() {
+            println!("scenario {} ... ok ({seconds:.1} s)", scenario.name);
+        } else {
+            println!("scenario {} ... FAILED ({seconds:.1} s)", scenario.name);
+            failed.push(scenario.name);
+            ground.tell();
+            ground.start_afresh();
+        }
+    }
+    drop(ground);
+    println!("\n{} passed, {} failed", scenarios.len() - failed.len(), failed.len());
+    failed.iter().for_each(|name| println!("failed: {name}"));
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,568 @@
+//! What happens to clusters, and what must come of it.
+
+use crate::{
+    Scenario,
+    ground::{Ground, HEALED_WITHIN, NODES},
+    support::{Ran, wait},
+    writer::Writer,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Every scenario, in the order in which they run.
+pub fn all() -> Vec<Scenario> {
+    let always = |name, run| Scenario { name, ignored: false, run };
+    let asked = |name, run| Scenario { name, ignored: true, run };
+    vec![
+        always("three_nodes_started_at_once_are_writable_within_a_minute", at_once),
+        always("every_port_serves_its_role", every_port),
+        always("every_tls_port_is_verified_by_the_authority_and_by_nothing_else", tls),
+        always("no_secret_is_readable_by_others", secrets),
+        always("a_second_init_changes_nothing", second_init),
+        always("a_switchover_stops_writes_for_a_moment", switchover),
+        always("a_killed_primary_is_replaced_and_loses_nothing", killed_primary),
+        always("a_hung_haproxy_loses_the_virtual_address", hung_haproxy),
+        always("a_dead_pgbouncer_is_avoided_and_restored", dead_pgbouncer),
+        always("a_replaced_node_heals_by_itself", replaced_node),
+        always("all_nodes_killed_together_come_back_with_their_data", all_killed),
+        asked("an_isolated_primary_steps_down_and_loses_nothing", isolated_primary),
+        asked("members_come_and_go_by_document", scaled),
+        asked("nodes_started_one_after_the_other_become_a_cluster", staggered),
+        asked("two_nodes_begin_without_the_third", third_is_late),
+        asked("power_cuts_during_first_boot_do_no_harm", power_cuts),
+        asked("documents_that_are_wrong_are_refused", wrong_documents),
+        asked("the_compose_file_brings_up_the_same_cluster", compose),
+    ]
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+/// The system identifiers of all nodes' databases: one cluster has one.
+fn system_identifiers(ground: &Ground) -> BTreeSet<String> {
+    let script = "/usr/lib/postgresql/*/bin/pg_controldata -D /var/lib/postgresql/*/main | grep 'system identifier'";
+    NODES.iter().map(|node| ground.on(node, script).split(':').nth(1).unwrap().trim().to_owned()).collect()
+}
+
+fn writable(ground: &Ground, within: Duration) -> Duration {
+    let began = Instant::now();
+    wait("the front door takes writes", within, || {
+        let ran = Ran::of(ground.program().args(["cluster", "env", "pgha-test"]));
+        if ran.status != Some(0) {
+            return Err(ran.stderr);
+        }
+        crate::writer::Connection::from_environment(&ran.stdout).ask("create table if not exists opened (); select 1")
+    });
+    began.elapsed()
+}
+
+fn at_once(ground: &mut Ground) {
+    ground.start_afresh();
+    ground.prepare();
+    ground.cluster("start", &[]);
+    let took = writable(ground, Duration::from_secs(60));
+    println!("    boot to writable: {}", seconds(took));
+    let nodes = ground.wait_healthy(HEALED_WITHIN);
+    let streaming = nodes.iter().filter(|node| node.state == "streaming").count();
+    assert_eq!((streaming, nodes.iter().filter(|node| node.vip).count()), (2, 1), "{nodes:?}");
+    assert_eq!(system_identifiers(ground).len(), 1);
+}
+
+/// Each port serves its role and no other.
+fn assert_ports(ground: &Ground) {
+    wait("every port to serve its role", Duration::from_secs(30), || {
+        let nodes = ground.status().nodes;
+        let replicas: BTreeSet<&str> =
+            nodes.iter().filter(|node| node.role == "replica").map(|node| node.name.as_str()).collect();
+        let synchronous = nodes.iter().find(|node| node.synchronous).ok_or("no replica is synchronous")?;
+        let seen = |port: u16, times: usize| -> Result<BTreeSet<String>, String> {
+            (0..times).map(|_| ground.who(port)).collect()
+        };
+        let (primary, readers) = (seen(5000, 2)?, seen(5001, 6)?);
+        let (sync, others) = (seen(5002, 2)?, seen(5003, 2)?);
+        let rest: BTreeSet<String> =
+            replicas.iter().filter(|name| **name != synchronous.name).map(|name| (*name).to_owned()).collect();
+        let right = primary == BTreeSet::from(["primary".to_owned()])
+            && readers == replicas.iter().map(|name| (*name).to_owned()).collect()
+            && sync == BTreeSet::from([synchronous.name.clone()])
+            && others == rest;
+        if right {
+            Ok(())
+        } else {
+            Err(format!("5000 {primary:?}, 5001 {readers:?}, 5002 {sync:?}, 5003 {others:?}; {nodes:?}"))
+        }
+    });
+}
+
+fn every_port(ground: &mut Ground) {
+    ground.healthy();
+    assert_ports(ground);
+    let door = ground.door(5000);
+    door.ask("create table if not exists port_test (id int); insert into port_test values (42)").unwrap();
+    let reader = ground.door(5001);
+    wait("the row on a replica", Duration::from_secs(5), || {
+        let seen = reader.ask("select max(id) from port_test")?;
+        if seen == "42" { Ok(()) } else { Err(seen) }
+    });
+    let refused = reader.ask("insert into port_test values (43)").unwrap_err();
+    assert!(refused.contains("read-only transaction"), "{refused}");
+    for node in NODES {
+        let pool = ground.node_door(&door, node, 6432);
+        assert_eq!(pool.ask("select 1").unwrap(), "1", "the pool on {node}");
+        let direct = ground.node_door(&door, node, 5432);
+        assert_eq!(direct.ask("select 1").unwrap(), "1", "the server on {node}");
+    }
+    let authority = ground.folder().join("ca.crt");
+    fs::write(&authority, ground.on("pg-1", "cat /etc/pgha/tls/ca.crt")).unwrap();
+    let password = ground.on("pg-1", "sed -n 's/^HAPROXY_STATISTICS_PASSWORD=//p' /etc/confd/env.d/haproxy.env");
+    let user = format!("admin:{}", password.trim().trim_matches('"'));
+    let ask = |user: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--fail", "--max-time", "10", "--user", user, "--cacert"])
+            .arg(&authority);
+        Ran::of(curl.arg(format!("https://{}:7000/;csv", ground.address_of_vip())))
+    };
+    let statistics = ask(&user);
+    for name in ["primary", "replicas", "synchronous", "asynchronous"] {
+        let row = format!("{name},pg-1,");
+        assert!(statistics.stdout.lines().any(|line| line.starts_with(&row)), "{name}: {statistics:?}");
+    }
+    let stranger = ask("admin:guess");
+    assert!(stranger.stderr.contains("401"), "{stranger:?}");
+}
+
+fn tls(ground: &mut Ground) {
+    ground.healthy();
+    let door = ground.door(5000);
+    let vip = door.clone();
+    let authority = ground.on("pg-1", "cat /etc/pgha/tls/ca.crt");
+    let trusted = ground.folder().join("ca.crt");
+    fs::write(&trusted, authority).unwrap();
+    let stranger = ground.folder().join("stranger.crt");
+    let key = ground.folder().join("stranger.key");
+    let mut make = Command::new("openssl");
+    make.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=stranger",
+    ]);
+    Ran::well(make.arg("-keyout").arg(&key).arg("-out").arg(&stranger));
+
+    for (port, node) in [(5000, None), (5001, None), (5432, Some("pg-1")), (6432, Some("pg-2")), (5432, Some("pg-3"))] {
+        let place = match node {
+            Some(node) => ground.node_door(&vip, node, port),
+            None => ground.door(port),
+        };
+        let with = |file: &std::path::Path| place.with("PGSSLROOTCERT", file.to_str().unwrap()).ask("select 1");
+        assert_eq!(with(&trusted).unwrap(), "1", "{port}");
+        let refused = with(&stranger).unwrap_err();
+        assert!(refused.contains("certificate verify failed"), "{port}: {refused}");
+        let open = place.with("PGSSLMODE", "disable").ask("select 1").unwrap_err();
+        assert!(!open.is_empty(), "{port} speaks without TLS");
+    }
+    // The other ports, seen from a node: its own certificate is what etcd asks for.
+    for (port, client) in [(2379, true), (2380, true), (8008, false), (7000, false)] {
+        let show = if client { "-cert /etc/pgha/tls/client.pem -key /etc/pgha/tls/client.pem" } else { "" };
+        let connect = |roots: &str, show: &str| {
+            let script = format!(
+                "openssl s_client -connect $(hostname -I | cut -d' ' -f1):{port} -verify_return_error \
+                 -verify_ip $(hostname -I | cut -d' ' -f1) {roots} {show} </dev/null 2>&1"
+            );
+            ground.try_on("pg-2", &script)
+        };
+        let trusted = connect("-CAfile /etc/pgha/tls/ca.crt", show);
+        assert!(trusted.stdout.contains("Verify return code: 0 (ok)"), "{port}: {}", trusted.stdout);
+        let stranger = connect("-no-CAfile -no-CApath -no-CAstore", show);
+        assert!(!stranger.stdout.contains("Verify return code: 0 (ok)"), "{port} is verified without the authority");
+    }
+    // Strangers who trust the authority, but show nothing themselves.
+    let curl = |arguments: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--max-time", "10", "--write-out", "%{http_code}", "--cacert"]);
+        Ran::of(curl.arg(&trusted).args(arguments))
+    };
+    let node = ground.address_of("pg-2");
+    let etcd = curl(&["--data", "{}", &format!("https://{node}:2379/v3/kv/range")]);
+    assert!(etcd.status != Some(0) || etcd.stdout.ends_with("401"), "etcd serves strangers: {etcd:?}");
+    let patroni = curl(&["--request", "POST", "--data", "{}", &format!("https://{node}:8008/restart")]);
+    assert!(["401", "403"].iter().any(|code| patroni.stdout.ends_with(code)), "Patroni obeys strangers: {patroni:?}");
+}
+
+fn secrets(ground: &mut Ground) {
+    ground.healthy();
+    let document = ground.on("pg-1", "cat /etc/pgha/cluster.yaml");
+    let secret = document.lines().find_map(|line| line.strip_prefix("secret: ")).unwrap().trim().to_owned();
+    let password = ground.door(5000).password();
+    let superuser = ground.on("pg-1", "sed -n 's/^ *password: *\"\\(.*\\)\"/\\1/p' /etc/patroni/config.yml | sort -u");
+    let needles: Vec<&str> = [secret.as_str(), password.as_str()].into_iter().chain(superuser.lines()).collect();
+    assert!(needles.len() > 4, "{}", needles.len());
+    for node in NODES {
+        // Whatever `nobody` may read holds none of them, and processes show none in their arguments or to others.
+        let list = needles.join("\n");
+        let script = format!(
+            "umask 077; cat >/run/needles <<'END'\n{list}\nEND\n\
+             chmod 644 /run/needles\n\
+             find / -xdev \\( -path /proc -o -path /sys -o -path /run/needles \\) -prune -o -type f -perm /004 -print0 2>/dev/null \
+             | runuser -u nobody -- xargs -0 grep -lsFf /run/needles\n\
+             runuser -u nobody -- find /run /tmp -type f ! -path /run/needles -readable -print0 2>/dev/null | runuser -u nobody -- xargs -0 -r grep -lsFf /run/needles\n\
+             for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -qFf /run/needles && cat $p/comm; done\n\
+             journalctl --no-pager --boot | grep -cFf /run/needles\n\
+             rm /run/needles; true"
+        );
+        let found = ground.on(node, &script);
+        assert_eq!(found.trim(), "0", "{node}: secrets are readable in\n{found}");
+        let keys = ground.on(node, "find /etc/pgha/tls -type f ! -name ca.crt -perm /007");
+        assert_eq!(keys.trim(), "", "{node}: keys that others may read");
+    }
+}
+
+fn second_init(ground: &mut Ground) {
+    ground.healthy();
+    let state = "find /etc/pgha /etc/patroni /etc/haproxy /etc/pgbouncer /etc/etcd /etc/keepalived /etc/confd /var/lib/pgha \
+                 -type f -exec stat -c '%n %Y %i' {} + | sort; systemctl show -p MainPID --value etcd patroni haproxy pgbouncer confd";
+    let before = ground.on("pg-2", state);
+    ground.on("pg-2", "pgha-node init");
+    assert_eq!(ground.on("pg-2", state), before);
+    assert!(ground.on("pg-2", "pgha-node status").contains("nothing had to be changed"));
+}
+
+fn switchover(ground: &mut Ground) {
+    ground.healthy();
+    let door = ground.door(5000);
+    let writer = Writer::start(&door);
+    thread::sleep(Duration::from_secs(3));
+    let old = ground.primary();
+    ground.cluster("switchover", &[]);
+    thread::sleep(Duration::from_secs(8));
+    let written = writer.stop();
+    println!("    switchover: writes stop for {}, {} rows", seconds(written.longest_gap()), written.acknowledged.len());
+    ground.wait_healthy(HEALED_WITHIN);
+    written.assert_kept(&door);
+    assert_ne!(ground.primary(), old);
+    assert!(written.longest_gap() <= Duration::from_secs(3), "{:?}", written.longest_gap());
+    assert_ports(ground);
+}
+
+fn killed_primary(ground: &mut Ground) {
+    ground.healthy();
+    let door = ground.door(5000);
+    let writer = Writer::start(&door);
+    thread::sleep(Duration::from_secs(3));
+    let old = ground.primary();
+    ground.cluster("kill", &[&old]);
+    // The worst that the preset `fast` promises, and a moment of writing after it.
+    thread::sleep(Duration::from_secs(32));
+    let written = writer.stop();
+    println!(
+        "    killed primary: writes stop for {}, {} rows, {} connections",
+        seconds(written.longest_gap()),
+        written.acknowledged.len(),
+        written.connections
+    );
+    let last = written.acknowledged.last().unwrap().1;
+    assert!(last.elapsed() < Duration::from_secs(6), "writes have not resumed");
+    assert!(written.longest_gap() <= Duration::from_secs(25), "{:?}", written.longest_gap());
+    written.assert_kept(&door);
+    let new = ground.primary();
+    assert_ne!(new, old);
+    ground.cluster("start", &[&old]);
+    let nodes = ground.wait_healthy(HEALED_WITHIN);
+    assert!(nodes.iter().any(|node| node.name == old && node.state == "streaming"), "{nodes:?}");
+    assert_eq!(ground.primary(), new, "the old primary comes back as a replica");
+    written.assert_kept(&door);
+    assert_ports(ground);
+}
+
+fn hung_haproxy(ground: &mut Ground) {
+    ground.healthy();
+    let holder = ground.vip_holder();
+    let others: Vec<&str> = NODES.into_iter().filter(|node| *node != holder).collect();
+    let address = "10.214.7.10/";
+    ground.on(&holder, "pkill -STOP -x haproxy");
+    let began = Instant::now();
+    let moved = wait("another node to take the address", Duration::from_secs(15), || {
+        let taken = others.iter().find(|node| ground.on(node, "ip -o address show").contains(address));
+        taken.map(|node| (began.elapsed(), (*node).to_owned())).ok_or_else(|| "nobody has it".to_owned())
+    });
+    println!("    hung HAProxy: the address moves after {}", seconds(moved.0));
+    ground.on(&holder, "pkill -CONT -x haproxy");
+    assert!(moved.0 <= Duration::from_secs(4), "{:?}", moved.0);
+    ground.wait_healthy(HEALED_WITHIN);
+    assert_ports(ground);
+}
+
+fn dead_pgbouncer(ground: &mut Ground) {
+    ground.healthy();
+    let primary = ground.primary();
+    let replica = ground.status().nodes.into_iter().find(|node| node.role == "replica").unwrap().name;
+    ground.on(&primary, "pkill -KILL -x pgbouncer");
+    wait("systemd to restore it", Duration::from_secs(20), || {
+        let state = ground.try_on(&primary, "systemctl is-active pgbouncer").stdout;
+        if state.trim() == "active" { Ok(()) } else { Err(state) }
+    });
+    ground.wait_healthy(HEALED_WITHIN);
+    ground.on(&replica, "systemctl stop pgbouncer");
+    wait("the front door to avoid the node", Duration::from_secs(15), || {
+        let seen: BTreeSet<Result<String, String>> = (0..6).map(|_| ground.who(5001)).collect();
+        if seen.len() == 1 && seen.iter().all(|name| name.as_ref().is_ok_and(|name| *name != replica)) {
+            Ok(())
+        } else {
+            Err(format!("{seen:?}"))
+        }
+    });
+    ground.on(&replica, "systemctl start pgbouncer");
+    ground.on(&primary, "systemctl stop pgbouncer");
+    wait("the front door to close", Duration::from_secs(15), || match ground.who(5000) {
+        Err(_) => Ok(()),
+        Ok(who) => Err(format!("{who} answers")),
+    });
+    ground.on(&primary, "systemctl start pgbouncer");
+    ground.wait_healthy(HEALED_WITHIN);
+    assert_ports(ground);
+}
+
+fn replaced_node(ground: &mut Ground) {
+    ground.healthy();
+    let door = ground.door(5000);
+    door.ask("create table if not exists survivors (id int); insert into survivors values (1)").unwrap();
+    let replica = ground.status().nodes.into_iter().find(|node| node.synchronous).unwrap().name;
+    // etcd's member loses its data while the rest of the node lives.
+    ground.on(&replica, "systemctl stop etcd; rm -rf /var/lib/etcd/default; systemctl restart pgha-node");
+    ground.wait_healthy(HEALED_WITHIN);
+    // The whole node is lost, and a new one with the same name takes its place.
+    let began = Instant::now();
+    ground.cluster("replace", &[&replica]);
+    wait("the new node to be a replica", HEALED_WITHIN, || {
+        let status = ground.status();
+        let node = status.nodes.iter().find(|node| node.name == replica).unwrap().clone();
+        if node.state == "streaming" && status.ailment.is_empty() { Ok(()) } else { Err(format!("{status:?}")) }
+    });
+    println!("    replaced node: whole after {}", seconds(began.elapsed()));
+    let members = ground.on(&replica, "pgha-node status");
+    assert!(members.contains("3 of 3 members started"), "{members}");
+    assert_eq!(system_identifiers(ground).len(), 1);
+    ground.wait_healthy(HEALED_WITHIN);
+    assert_ports(ground);
+}
+
+fn all_killed(ground: &mut Ground) {
+    ground.healthy();
+    let door = ground.door(5000);
+    let writer = Writer::start(&door);
+    thread::sleep(Duration::from_secs(3));
+    let before = ground.status().nodes;
+    let candidates: BTreeSet<&str> = before
+        .iter()
+        .filter(|node| node.role == "primary" || node.synchronous)
+        .map(|node| node.name.as_str())
+        .collect();
+    let identifiers = system_identifiers(ground);
+    ground.cluster("kill", &NODES);
+    let written = writer.stop();
+    ground.cluster("start", &[]);
+    let took = writable(ground, HEALED_WITHIN);
+    println!("    all killed: writable {} after power returns", seconds(took));
+    written.assert_kept(&door);
+    assert!(candidates.contains(ground.primary().as_str()), "{} was not among {candidates:?}", ground.primary());
+    ground.wait_healthy(HEALED_WITHIN);
+    assert_eq!(system_identifiers(ground), identifiers);
+    assert_ports(ground);
+}
+
+fn isolated_primary(ground: &mut Ground) {
+    ground.healthy();
+    let door = ground.door(5000);
+    let writer = Writer::start(&door);
+    thread::sleep(Duration::from_secs(3));
+    let old = ground.primary();
+    ground.cluster("partition", &[&old, "--wholly"]);
+    // Whether a server takes writes: at most one does, at every look.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(45) {
+        let script = "runuser -u postgres -- psql -Atc 'select not pg_is_in_recovery()' 2>/dev/null || echo f";
+        let writing: Vec<_> = NODES.iter().filter(|node| ground.on(node, script).trim() == "t").collect();
+        assert!(writing.len() <= 1, "{writing:?} take writes after {:?}", began.elapsed());
+        thread::sleep(Duration::from_millis(500));
+    }
+    let written = writer.stop();
+    println!("    isolated primary: writes stop for {}", seconds(written.longest_gap()));
+    assert!(written.acknowledged.last().unwrap().1.elapsed() < Duration::from_secs(10), "writes have not resumed");
+    ground.cluster("heal", &[]);
+    ground.wait_healthy(HEALED_WITHIN);
+    assert_ne!(ground.primary(), old);
+    written.assert_kept(&door);
+    assert_ports(ground);
+}
+
+/// The servers of each HAProxy, as its own socket tells.
+fn servers(ground: &Ground, node: &str) -> BTreeSet<String> {
+    let script = "python3 -c \"\nimport socket\ns = socket.socket(socket.AF_UNIX)\n\
+                  s.connect('/run/haproxy/admin.sock')\ns.sendall(b'show servers state primary\\\\n')\n\
+                  print(b''.join(iter(lambda: s.recv(65536), b'')).decode())\"";
+    let text = ground.on(node, script);
+    let names = text.lines().filter_map(|line| line.split_whitespace().nth(3)).filter(|name| name.starts_with("pg-"));
+    names.map(str::to_owned).collect()
+}
+
+fn scaled(ground: &mut Ground) {
+    ground.healthy();
+    let update = |ground: &Ground, nodes: usize| {
+        let document = ground.document(nodes);
+        ground.cluster("update", &[document.to_str().unwrap(), "--within", "5m"]);
+        let wanted: BTreeSet<String> = (1..=nodes).map(|number| format!("pg-{number}")).collect();
+        for node in &wanted {
+            wait("HAProxy to follow the members", Duration::from_secs(10), || {
+                let seen = servers(ground, node);
+                assert!(!seen.is_empty(), "{node} has no servers");
+                if seen == wanted { Ok(()) } else { Err(format!("{node}: {seen:?}")) }
+            });
+        }
+    };
+    let door = ground.door(5000);
+    door.ask("create table if not exists survivors (id int); insert into survivors values (2)").unwrap();
+    update(ground, 5);
+    update(ground, 4);
+    update(ground, 3);
+    assert_eq!(door.ask("select count(*) > 0 from survivors").unwrap(), "t");
+    ground.wait_healthy(HEALED_WITHIN);
+    assert_ports(ground);
+}
+
+fn staggered(ground: &mut Ground) {
+    ground.start_afresh();
+    ground.prepare();
+    for node in NODES.into_iter().rev() {
+        ground.cluster("start", &[node]);
+        if node != NODES[0] {
+            thread::sleep(Duration::from_secs(30));
+        }
+    }
+    let nodes = ground.wait_healthy(HEALED_WITHIN);
+    assert_eq!(nodes.iter().filter(|node| node.state == "streaming").count(), 2);
+    assert_eq!(system_identifiers(ground).len(), 1);
+    assert_ports(ground);
+}
+
+fn third_is_late(ground: &mut Ground) {
+    ground.start_afresh();
+    ground.prepare();
+    ground.cluster("start", &["pg-1", "pg-2"]);
+    let took = writable(ground, Duration::from_secs(120));
+    println!("    third absent: writable after {}", seconds(took));
+    ground.cluster("start", &["pg-3"]);
+    let began = Instant::now();
+    ground.wait_healthy(HEALED_WITHIN);
+    println!("    third late: whole after {}", seconds(began.elapsed()));
+    assert_eq!(system_identifiers(ground).len(), 1);
+    assert_ports(ground);
+}
+
+fn power_cuts(ground: &mut Ground) {
+    ground.start_afresh();
+    ground.prepare();
+    ground.cluster("start", &[]);
+    // Twenty moments, spread over what a first boot takes; who loses power changes, and thrice all do.
+    for cut in 0..20u32 {
+        thread::sleep(Duration::from_millis(700 + u64::from(cut) * 450));
+        let node = NODES[cut as usize % 3];
+        if cut % 7 == 6 {
+            ground.cluster("kill", &NODES);
+            ground.cluster("start", &[]);
+        } else {
+            ground.cluster("kill", &[node]);
+            ground.cluster("start", &[node]);
+        }
+        if cut % 5 == 4 {
+            ground.wait_healthy(HEALED_WITHIN);
+            assert_eq!(system_identifiers(ground).len(), 1, "after {} cuts", cut + 1);
+            // The next cuts meet a first boot again.
+            ground.start_afresh();
+            ground.prepare();
+            ground.cluster("start", &[]);
+        }
+    }
+    ground.wait_healthy(HEALED_WITHIN);
+    assert_eq!(system_identifiers(ground).len(), 1);
+}
+
+fn wrong_documents(ground: &mut Ground) {
+    ground.healthy();
+    let state = "stat -c '%n %Y %i' /var/lib/pgha/state.json /etc/patroni/config.yml";
+    let before = ground.on("pg-3", state);
+    let cases = BTreeMap::from([
+        ("s/cluster: .*/cluster: other/", "is that of the cluster `pgha-test`, the document is that of `other`"),
+        ("s/address: 10.214.7.12/address: 10.214.7.11/", "10.214.7.11"),
+        ("s/timing: fast/timing: quick/", "`quick`"),
+        ("s/vip: .*/vip: {address: 192.0.2.1\\/24}/", "192.0.2.1"),
+    ]);
+    for (edit, reason) in cases {
+        let script = format!(
+            "cp -p /etc/pgha/cluster.yaml /run/kept; sed -i '{edit}' /etc/pgha/cluster.yaml; pgha-node init 2>/run/said; s=$?; \
+             pgha-node status >>/run/said; cp -p /run/kept /etc/pgha/cluster.yaml; cat /run/said; exit $s"
+        );
+        let ran = ground.try_on("pg-3", &script);
+        assert_ne!(ran.status, Some(0), "{edit}");
+        assert!(ran.stdout.contains(reason), "{edit}: {}", ran.stdout);
+        assert_eq!(ground.on("pg-3", state), before, "{edit}");
+    }
+    ground.on("pg-3", "pgha-node init");
+    ground.wait_healthy(HEALED_WITHIN);
+}
+
+fn compose(ground: &mut Ground) {
+    let program = ["docker compose version", "docker-compose version"]
+        .into_iter()
+        .find(|command| Ran::of(Command::new("sh").args(["-c", command])).status == Some(0));
+    let Some(program) = program.map(|command| command.trim_end_matches(" version")) else {
+        println!("    skipped: Compose is not installed here");
+        return;
+    };
+    let image = ground.image();
+    ground.start_afresh();
+    let seeds = ground.folder().join("pgha-test-compose");
+    let document = ground.document(3);
+    let mut seed = ground.program();
+    seed.arg("seed").arg(&document).arg("-o").arg(&seeds).args(["--compose", "--image", &image]);
+    Ran::well(&mut seed);
+    let text = fs::read_to_string(seeds.join("compose.yaml")).unwrap();
+    // Ports of the host may be taken here.
+    fs::write(
+        seeds.join("compose.yaml"),
+        text.replace("127.0.0.1:5000:", "127.0.0.1::")
+            .replace("127.0.0.1:5001:", "127.0.0.1::")
+            .replace("127.0.0.1:7000:", "127.0.0.1::"),
+    )
+    .unwrap();
+    let run = |arguments: &str| {
+        Ran::of(Command::new("sh").args(["-c", &format!("{program} {arguments}")]).current_dir(&seeds))
+    };
+    let up = run("up --detach");
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        assert_eq!(up.status, Some(0), "{up:?}");
+        wait("all three nodes to be ready", HEALED_WITHIN, || {
+            for node in NODES {
+                let ran = run(&format!("exec -T {node} pgha-node status"));
+                if ran.status != Some(0) {
+                    return Err(format!("{node}: {}{}", ran.stdout, ran.stderr));
+                }
+            }
+            Ok(())
+        });
+    }));
+    run("down --volumes");
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
