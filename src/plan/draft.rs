@@ -1,6 +1,6 @@
 //! The plan without its packages.
 
-use super::{Lock, LockedSource, Package, Plan, PlannedFile, PlannedOverlay, SCHEMA, order};
+use super::{Lock, LockedSource, Package, Plan, PlannedFile, PlannedOverlay, SCHEMA, order, trial};
 use crate::{
     document::suggest,
     error::Fault,
@@ -68,7 +68,7 @@ impl Draft {
         let planned =
             overlays.into_iter().map(|overlay| plan_overlay(overlay, programs)).collect::<Result<Vec<_>>>()?;
         let sources = recipe.sources.iter().map(|(name, source)| (name.clone(), LockedSource::of(source))).collect();
-        Ok(Draft {
+        let draft = Draft {
             plan: Plan {
                 schema: SCHEMA,
                 name: recipe.name,
@@ -91,7 +91,9 @@ impl Draft {
                 oci: recipe.oci,
             },
             sources: recipe.sources,
-        })
+        };
+        trial::render_all(&draft.plan)?;
+        Ok(draft)
     }
 
     /// What is known already; its list of packages is empty.

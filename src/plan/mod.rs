@@ -8,6 +8,7 @@ mod draft;
 mod explain;
 mod lock;
 mod order;
+mod trial;
 
 pub use draft::{Draft, Request};
 pub use explain::{Explanation, explain};

@@ -217,3 +217,13 @@ fn a_lock_fits_its_own_recipe_only() {
     let truncated = Lock::parse("demo.lock.json", &text[..text.len() / 2]).unwrap_err();
     insta::assert_snapshot!("lock_truncated", error::report(&truncated.into()));
 }
+
+#[test]
+fn a_template_that_would_fail_on_a_node_fails_here() {
+    let project = project(&[("overlays/front/rootfs/etc/front.cfg.hbs", "a\n{{cluster.nam}}\n")]);
+    let told = complaint(project.path(), &[]);
+    assert!(
+        told.starts_with("error: overlays/front/rootfs/etc/front.cfg.hbs:2:1: nothing is called `cluster.nam` here"),
+        "{told}"
+    );
+}

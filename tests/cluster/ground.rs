@@ -7,8 +7,9 @@ use crate::{
 use serde_json::Value;
 use std::{
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -186,6 +187,17 @@ impl Ground {
     /// Runs a command on a node.
     pub fn try_on(&self, node: &str, script: &str) -> Ran {
         Ran::of(self.program().args(["cluster", "exec", NAME, node, "--", "sh", "-c", script]))
+    }
+
+    /// Runs a command on a node with `input` as its standard input; it must end well.
+    pub fn feed(&self, node: &str, script: &str, input: &str) -> String {
+        let mut command = self.program();
+        command.args(["cluster", "exec", NAME, node, "--", "sh", "-c", script]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let ran = Ran::from(child.wait_with_output().unwrap());
+        assert_eq!(ran.status, Some(0), "{node}: {script}\n{}\n{}", ran.stdout, ran.stderr);
+        ran.stdout
     }
 
     /// How this machine's own psql reaches the port of the virtual address.

@@ -209,19 +209,18 @@ fn secrets(ground: &mut Ground) {
     let needles: Vec<&str> = [secret.as_str(), password.as_str()].into_iter().chain(superuser.lines()).collect();
     assert!(needles.len() > 4, "{}", needles.len());
     for node in NODES {
-        // Whatever `nobody` may read holds none of them, and processes show none in their arguments or to others.
-        let list = needles.join("\n");
-        let script = format!(
-            "umask 077; cat >/run/needles <<'END'\n{list}\nEND\n\
+        // Whatever `nobody` may read holds none of them, and processes show none in their arguments. What is looked for
+        // comes by standard input, so that it is not found in the search itself.
+        let script = "cat >/run/needles\n\
              chmod 644 /run/needles\n\
              find / -xdev \\( -path /proc -o -path /sys -o -path /run/needles \\) -prune -o -type f -perm /004 -print0 2>/dev/null \
              | runuser -u nobody -- xargs -0 grep -lsFf /run/needles\n\
-             runuser -u nobody -- find /run /tmp -type f ! -path /run/needles -readable -print0 2>/dev/null | runuser -u nobody -- xargs -0 -r grep -lsFf /run/needles\n\
+             runuser -u nobody -- find /run /tmp -type f ! -path /run/needles -readable -print0 2>/dev/null \
+             | runuser -u nobody -- xargs -0 -r grep -lsFf /run/needles\n\
              for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -qFf /run/needles && cat $p/comm; done\n\
              journalctl --no-pager --boot | grep -cFf /run/needles\n\
-             rm /run/needles; true"
-        );
-        let found = ground.on(node, &script);
+             rm /run/needles; true";
+        let found = ground.feed(node, script, &(needles.join("\n") + "\n"));
         assert_eq!(found.trim(), "0", "{node}: secrets are readable in\n{found}");
         let keys = ground.on(node, "find /etc/pgha/tls -type f ! -name ca.crt -perm /007");
         assert_eq!(keys.trim(), "", "{node}: keys that others may read");
