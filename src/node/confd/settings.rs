@@ -66,7 +66,7 @@ pub const KEYS: &[Key] = &[
     key("srv_record", "srv-record", Kind::Text, "SRV record that lists the nodes"),
     key("sync-only", "sync-only", Kind::Bool, "Write files, but run neither check_cmd nor reload_cmd"),
     key("watch", "watch", Kind::Bool, "Act on changes at once"),
-    key("basic_auth", "basic-auth", Kind::Bool, "Send user and password to consul"),
+    key("basic_auth", "basic-auth", Kind::Bool, "False: send no user and password [default: they are sent if given]"),
     key("username", "username", Kind::Text, "User"),
     key("password", "password", Kind::Text, "Password"),
     key("auth_token", "auth-token", Kind::Text, "Token for consul"),
@@ -301,7 +301,8 @@ impl BackendSettings {
         if let Some(scheme) = scheme.filter(|scheme| !matches!(*scheme, "http" | "https")) {
             return Err(reader.wrong("scheme", format!("`{scheme}` is neither http nor https")));
         }
-        let user = reader.text("username").filter(|user| !user.is_empty());
+        let may_send = reader.bool("basic-auth")?.unwrap_or(true);
+        let user = reader.text("username").filter(|user| may_send && !user.is_empty());
         let password = || Password(reader.text("password").unwrap_or_default().to_owned());
         let domain = reader.text("srv-domain").filter(|domain| !domain.is_empty());
         let record = reader.text("srv-record").filter(|record| !record.is_empty()).map(str::to_owned);
@@ -465,10 +466,13 @@ mod tests {
     }
 
     fn gather(file: &str, environment: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Settings> {
+        gather_layer(file, environment, layer(flags))
+    }
+
+    fn gather_layer(file: &str, environment: &[(&str, &str)], mut flags: Layer) -> Result<Settings> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("confd.toml");
         std::fs::write(&path, file).unwrap();
-        let mut flags = layer(flags);
         flags.insert("config-file", Raw { texts: vec![path.to_string_lossy().into()], source: "x".into() });
         let environment: BTreeMap<String, String> =
             environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
@@ -483,6 +487,94 @@ mod tests {
         assert_eq!((settings.interval, settings.prefix.as_str()), (Duration::from_secs(30), "/env"));
         assert!(settings.watch);
         assert_eq!(settings.log_level, log::Level::Debug);
+    }
+
+    /// A value for a setting that is not its default, and what must stand beside it.
+    fn sample(key: &Key) -> (&'static str, &'static [(&'static str, &'static str)]) {
+        match (key.flag, key.kind) {
+            ("backend", _) => ("file", &[]),
+            ("log-level", _) => ("debug", &[]),
+            ("scheme", _) => ("https", &[]),
+            ("metrics-addr", _) => ("127.0.0.1:9100", &[]),
+            ("client-cert", _) => ("/own", &[("client-key", "/key")]),
+            ("client-key", _) => ("/own", &[("client-cert", "/certificate")]),
+            ("basic-auth", _) => ("false", &[("username", "patroni")]),
+            ("password", _) => ("geheim", &[("username", "patroni")]),
+            (_, Kind::Bool) => ("true", &[]),
+            (_, Kind::Int) => ("17", &[]),
+            (_, Kind::Time) => ("1m30s", &[]),
+            (_, Kind::List) => ("/one,/two", &[]),
+            (_, Kind::Text | Kind::Unused) => ("own", &[]),
+        }
+    }
+
+    /// A line of a settings file.
+    fn line(flag: &str, text: &str) -> String {
+        let key = KEYS.iter().find(|key| key.flag == flag).unwrap();
+        match key.kind {
+            Kind::Bool | Kind::Int => format!("{} = {text}\n", key.key),
+            Kind::List => format!("{} = {:?}\n", key.key, text.split(',').collect::<Vec<_>>()),
+            Kind::Text | Kind::Time | Kind::Unused => format!("{} = {text:?}\n", key.key),
+        }
+    }
+
+    #[test]
+    fn every_setting_means_the_same_in_file_environment_and_flag() {
+        let said = |settings: Result<Settings>| match settings {
+            // Passwords are not printed.
+            Ok(settings) => format!("{settings:?} {:?}", settings.backend.user.as_ref().map(|(_, password)| &password.0)),
+            Err(error) => format!("{error:#}"),
+        };
+        for key in KEYS.iter().filter(|key| key.flag != "config-file") {
+            let (value, beside) = sample(key);
+            let beside_file: String = beside.iter().map(|(flag, text)| line(flag, text)).collect();
+            let name = variable_of(key.flag);
+            let by_variable = said(gather(&beside_file, &[(&name, value)], &[]));
+            let texts = if key.kind == Kind::List { value.split(',').collect() } else { vec![value] };
+            let raw = Raw { texts: texts.into_iter().map(str::to_owned).collect(), source: name.clone() };
+            let by_flag = said(gather_layer(&beside_file, &[], [(key.flag, raw)].into()));
+            assert_eq!(by_flag, by_variable, "-{} and {name}", key.flag);
+            if !key.key.is_empty() {
+                let by_file = said(gather(&format!("{beside_file}{}", line(key.flag, value)), &[], &[]));
+                assert_eq!(by_file, by_flag, "-{} and `{}`", key.flag, key.key);
+            }
+            let without = said(gather(&beside_file, &[], &[]));
+            let does_nothing = key.kind == Kind::Unused || key.flag == "systemd-notify";
+            assert_eq!(by_flag == without, does_nothing, "-{}: {without}", key.flag);
+        }
+    }
+
+    #[test]
+    fn everything_that_upstream_can_be_told_is_known() {
+        let keys = "auth_token auth_type basic_auth backend client_cakeys client_cert client_key confdir interval \
+            log-level nodes noop password prefix scheme srv_domain srv_record sync-only table separator username app_id \
+            user_id role_id secret_id path file filter watch";
+        for key in keys.split_whitespace() {
+            assert!(by_key(key).is_some(), "{key}");
+        }
+        let flags = "auth-token auth-type app-id user-id role-id secret-id basic-auth client-ca-keys client-cert client-key \
+            log-level srv-domain srv-record sync-only watch interval prefix scheme table separator username password path \
+            file filter noop confdir backend config-file onetime keep-stage-file secret-keyring client-insecure node";
+        for flag in flags.split_whitespace() {
+            assert!(KEYS.iter().any(|key| key.flag == flag), "-{flag}");
+        }
+        assert_eq!(variable_of("client-ca-keys"), "CONFD_CLIENT_CAKEYS");
+        assert_eq!(variable_of("client-cert"), "CONFD_CLIENT_CERT");
+        assert_eq!(variable_of("client-key"), "CONFD_CLIENT_KEY");
+    }
+
+    #[test]
+    fn what_a_backend_is_called_tells_whether_it_can_be_had() {
+        for (name, opened) in
+            [("etcd", "etcdv3"), ("etcdv3", "etcdv3"), ("consul", "consul"), ("file", "file"), ("env", "env")]
+        {
+            assert_eq!(gather("", &[], &[("backend", name)]).unwrap().backend.name, opened);
+        }
+        let refused = "zookeeper rancher redis vault dynamodb ssm stackengine acm secretsmanager imds";
+        for name in refused.split_whitespace() {
+            let error = gather("", &[], &[("backend", name)]).unwrap_err();
+            assert_eq!(error.to_string(), format!("the backend `{name}` cannot be had"));
+        }
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 mod conformance;
 mod consul;
+mod crashes;
 mod etcd;
 mod faults;
+mod fuzz;
 mod haproxy;
 mod load;
 mod program;
@@ -147,6 +149,23 @@ impl Confd {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let mut command = self.command();
         command.arg("-watch").stderr(Stdio::from(log)).stdin(Stdio::null()).envs(variables.iter().copied());
+        Running { child: command.spawn().unwrap(), log: self.path("log") }
+    }
+
+    /// Starts it in watch mode under `strace` with these options, which follows its threads.
+    pub fn start_traced(&self, options: &[&str]) -> Running {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
+        let traced = self.command();
+        let mut command = Command::new("strace");
+        // As a grandchild, so that the program itself is the child that ends.
+        command.args(["-D", "-f", "-qqq"]).args(options).arg("--").arg(traced.get_program()).args(traced.get_args());
+        command.arg("-watch").stderr(Stdio::from(log)).stdin(Stdio::null());
+        for (name, value) in traced.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         Running { child: command.spawn().unwrap(), log: self.path("log") }
     }
 
