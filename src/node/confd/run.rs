@@ -33,6 +33,11 @@ const TICK: Duration = Duration::from_millis(200);
 /// # Errors
 /// When settings or resources are wrong; with `-onetime`, when a file could not be applied.
 pub fn run(flags: Layer) -> Result<()> {
+    // What is said about the settings themselves heeds the level, too.
+    let level = flags.get("log-level").and_then(|raw| raw.texts.last().cloned());
+    if let Some(level) = level.or_else(|| process_variable("CONFD_LOG_LEVEL")).and_then(|level| level.parse().ok()) {
+        log::set_level(level);
+    }
     let settings = Settings::gather(flags.clone(), process_variable)?;
     log::set_level(settings.log_level);
     let resources = resource::load_all(&settings)?;

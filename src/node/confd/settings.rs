@@ -522,7 +522,9 @@ mod tests {
     fn every_setting_means_the_same_in_file_environment_and_flag() {
         let said = |settings: Result<Settings>| match settings {
             // Passwords are not printed.
-            Ok(settings) => format!("{settings:?} {:?}", settings.backend.user.as_ref().map(|(_, password)| &password.0)),
+            Ok(settings) => {
+                format!("{settings:?} {:?}", settings.backend.user.as_ref().map(|(_, password)| &password.0))
+            }
             Err(error) => format!("{error:#}"),
         };
         for key in KEYS.iter().filter(|key| key.flag != "config-file") {

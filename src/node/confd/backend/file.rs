@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::inotify::{self, CreateFlags, WatchFlags},
+    io::Errno,
 };
 use serde_json::Value;
 use std::{
@@ -133,7 +134,11 @@ impl Backend for Files {
             let wait = Duration::from_millis(500).min(until.saturating_duration_since(Instant::now()));
             let wait = Timespec::try_from(wait).ok();
             let mut ready = [PollFd::new(&watcher, PollFlags::IN)];
-            let count = poll(&mut ready, wait.as_ref()).context("waiting for inotify")?;
+            let count = match poll(&mut ready, wait.as_ref()) {
+                // A signal is another thread's affair.
+                Err(Errno::INTR) => 0,
+                count => count.context("waiting for inotify")?,
+            };
             if count > 0 || stamps(&found) != before {
                 return Ok(());
             }
