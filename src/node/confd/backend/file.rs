@@ -118,7 +118,14 @@ impl Backend for Files {
         Ok(Snapshot { values, ..Snapshot::default() })
     }
 
-    fn watch(&self, _: &[String], _: &Snapshot, until: Instant, stop: &Stop, _: &mut dyn FnMut(News)) -> Result<()> {
+    fn watch(
+        &self,
+        places: &[String],
+        from: &Snapshot,
+        until: Instant,
+        stop: &Stop,
+        _: &mut dyn FnMut(News),
+    ) -> Result<()> {
         let watcher = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).context("starting inotify")?;
         let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MOVE | WatchFlags::CREATE | WatchFlags::DELETE;
         let (found, folders) = self.look()?;
@@ -126,6 +133,10 @@ impl Backend for Files {
             inotify::add_watch(&watcher, folder, flags).with_context(|| format!("watching {}", folder.display()))?;
         }
         // What changed between reading and watching is told by nobody.
+        if self.read(places)? != *from {
+            return Ok(());
+        }
+        // Files may change elsewhere than in their folders, behind links.
         let stamps = |paths: &[PathBuf]| -> Vec<_> {
             paths.iter().map(|path| fs::metadata(path).and_then(|file| file.modified()).ok()).collect()
         };
