@@ -134,6 +134,27 @@ impl Confd {
         self.command().arg("-onetime").output().unwrap()
     }
 
+    /// Runs with `-onetime` where `file` is mounted over `place`, for that run alone; nothing if that cannot be.
+    pub fn once_with_mount(&self, file: &Path, place: &Path, flags: &[&str]) -> Option<Output> {
+        let script = "mount --bind \"$0\" \"$1\" && shift && exec \"$@\"";
+        let own = self.command();
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", script])
+            .args([file, place])
+            .arg(own.get_program())
+            .args(own.get_args())
+            .arg("-onetime")
+            .args(flags)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("unshare failed") || said.contains("permission denied") {
+            skip("nothing can be mounted here");
+            return None;
+        }
+        Some(output)
+    }
+
     /// Runs with `-onetime`, which must succeed.
     pub fn once_well(&self) {
         let output = self.once();
