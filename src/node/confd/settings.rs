@@ -27,7 +27,7 @@ pub enum Kind {
     List,
     /// A time such as `30s`.
     Time,
-    /// A text of a backend that is refused anyway.
+    /// A text that does nothing here: of a backend that is refused anyway, or of what the fork does in another way.
     Unused,
 }
 
@@ -96,6 +96,14 @@ pub const KEYS: &[Key] = &[
     key("", "onetime", Kind::Bool, "Apply everything once and end"),
     key("", "keep-stage-file", Kind::Bool, "Keep the staged files"),
     key("", "check-config", Kind::Bool, "Check settings, resources and templates, and end"),
+    key("", "validate", Kind::Bool, "The same as -check-config"),
+    key("", "preflight", Kind::Bool, "Check as -check-config does, read every store once, and end"),
+    key(
+        "failure_mode",
+        "failure-mode",
+        Kind::Text,
+        "With -onetime: best-effort tries all [default], fail-fast ends at once",
+    ),
     key("", "secret-keyring", Kind::Text, "Refused: encrypted values are not supported"),
     key("", "systemd-notify", Kind::Bool, "Accepted; readiness is always told when systemd listens"),
     key("auth_type", "auth-type", Kind::Unused, "Of vault"),
@@ -106,6 +114,16 @@ pub const KEYS: &[Key] = &[
     key("path", "path", Kind::Unused, "Of vault"),
     key("table", "table", Kind::Unused, "Of dynamodb"),
     key("separator", "separator", Kind::Unused, "Of redis"),
+    key("template_cache", "template-cache", Kind::Unused, "Templates are read anew at each pass"),
+    key("stat_cache_ttl", "stat-cache-ttl", Kind::Unused, "Files are looked at in each pass"),
+    key("read_timeout", "read-timeout", Kind::Unused, "Of redis"),
+    key("write_timeout", "write-timeout", Kind::Unused, "Of redis"),
+    key("preflight_timeout", "preflight-timeout", Kind::Unused, "See -backend-timeout"),
+    key("watch_error_backoff", "watch-error-backoff", Kind::Unused, "A store is asked again after 0.5 s to 2 s"),
+    key("retry_max_attempts", "retry-max-attempts", Kind::Unused, "What fails is tried again until it succeeds"),
+    key("retry_base_delay", "retry-base-delay", Kind::Unused, "The first retry comes after 0.5 s"),
+    key("retry_max_delay", "retry-max-delay", Kind::Unused, "Retries come at least every 30 s"),
+    key("watchdog_interval", "watchdog-interval", Kind::Unused, "The service manager says how often"),
 ];
 
 /// A value before it is understood: its texts, and where it comes from.
@@ -141,6 +159,10 @@ pub struct Settings {
     pub onetime: bool,
     /// Check and end.
     pub check_config: bool,
+    /// Check, read every store, and end.
+    pub preflight: bool,
+    /// Applying once ends at the first failure.
+    pub is_fail_fast: bool,
     /// Keep staged files.
     pub keep_stage_file: bool,
     /// Prefix that overrides those of resources; empty for none.
@@ -239,6 +261,11 @@ impl Settings {
         if reader.text("secret-keyring").is_some() {
             return Err(Fault::request("-secret-keyring cannot be had: encrypted values are not supported").into());
         }
+        for key in KEYS.iter().filter(|key| key.kind == Kind::Unused) {
+            if let Some(raw) = reader.0.get(key.flag) {
+                log::warning!("{}: -{} does nothing here ({})", raw.source, key.flag, key.help);
+            }
+        }
         let level = reader.text("log-level").filter(|level| !level.is_empty());
         let level =
             level.map_or(Ok(log::Level::Info), |level| level.parse().map_err(|error| reader.wrong("log-level", error)));
@@ -257,7 +284,17 @@ impl Settings {
             sync_only: reader.bool("sync-only")?.unwrap_or_default(),
             watch: reader.bool("watch")?.unwrap_or_default(),
             onetime: reader.bool("onetime")?.unwrap_or_default(),
-            check_config: reader.bool("check-config")?.unwrap_or_default(),
+            check_config: reader.bool("check-config")?.unwrap_or_default()
+                || reader.bool("validate")?.unwrap_or_default(),
+            preflight: reader.bool("preflight")?.unwrap_or_default(),
+            is_fail_fast: match reader.text("failure-mode") {
+                None | Some("" | "best-effort") => false,
+                Some("fail-fast") => true,
+                Some(mode) => {
+                    let message = format!("`{mode}` is neither best-effort nor fail-fast");
+                    return Err(reader.wrong("failure-mode", message));
+                }
+            },
             keep_stage_file: reader.bool("keep-stage-file")?.unwrap_or_default(),
             prefix: reader.text("prefix").unwrap_or_default().to_owned(),
             debounce,
@@ -495,6 +532,7 @@ mod tests {
             ("backend", _) => ("file", &[]),
             ("log-level", _) => ("debug", &[]),
             ("scheme", _) => ("https", &[]),
+            ("failure-mode", _) => ("fail-fast", &[]),
             ("metrics-addr", _) => ("127.0.0.1:9100", &[]),
             ("client-cert", _) => ("/own", &[("client-key", "/key")]),
             ("client-key", _) => ("/own", &[("client-cert", "/certificate")]),
@@ -619,6 +657,7 @@ mod tests {
             ("backend = \"vault\"", "`vault` cannot be had"),
             ("client_cert = \"/a\"", "without client_key"),
             ("scheme = \"ftp\"", "neither http nor https"),
+            ("failure_mode = \"perhaps\"", "neither best-effort nor fail-fast"),
             ("debounce = \"soon\"", "is no time"),
             ("log-level = \"loud\"", "no log level"),
             ("watch = 1", "must be true or false"),

@@ -227,6 +227,29 @@ fn wrong_requests_are_told_apart_from_failed_work() {
 }
 
 #[test]
+fn one_failure_stops_the_others_only_if_that_is_asked() {
+    let confd = confd("");
+    // In the order of their names, this one is first.
+    confd.add_resource("failing", "{{getv \"/missing\"}}", "[\"/members\"]", "");
+    let confd = confd.flag("--failure-mode=fail-fast");
+    assert_eq!((confd.once().status.code(), confd.out("members").exists()), (Some(1), false));
+    let confd = confd.flag("--failure-mode=best-effort");
+    assert_eq!((confd.once().status.code(), confd.out("members").exists()), (Some(1), true));
+}
+
+#[test]
+fn a_preflight_asks_the_store_and_writes_nothing() {
+    let confd = confd("");
+    let output = confd.command().arg("--preflight").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("file answers with 1 keys"), "{said}");
+    assert!(!confd.out("members").exists());
+    fs::remove_file(confd.path("keys.yaml")).unwrap();
+    assert_eq!(confd.command().arg("--preflight").status().unwrap().code(), Some(1));
+    assert!(confd.command().arg("--validate").status().unwrap().success());
+}
+
+#[test]
 fn the_program_is_confd_under_that_name() {
     let confd = confd("");
     let link = confd.path("confd");
