@@ -82,6 +82,20 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_is_read_with_one_dash_and_with_two() {
+        for key in KEYS {
+            let value = if key.kind == Kind::Bool { "false" } else { "-5" };
+            for dashes in ["-", "--"] {
+                let flag = format!("{dashes}{}", key.flag);
+                let joined = flags(&[&format!("{flag}={value}")]);
+                assert_eq!(joined[key.flag].texts, [value], "{flag}=");
+                let alone = if key.kind == Kind::Bool { flags(&[&flag]) } else { flags(&[&flag, "5"]) };
+                assert_eq!(alone[key.flag].texts, [if key.kind == Kind::Bool { "true" } else { "5" }], "{flag}");
+            }
+        }
+    }
+
+    #[test]
     fn the_description_is_sound() {
         command().debug_assert();
     }

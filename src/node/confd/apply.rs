@@ -1,7 +1,6 @@
 //! One pass over a resource: judge, render, stage, compare, check, replace, tell its reader; and remember durably.
 
 use super::{
-    fault,
     feed::Reading,
     guard::{self, Case, Reason, Verdict},
     haproxy,
@@ -214,7 +213,7 @@ impl Applier {
 
     /// How long to keep the file as it is, if the set of keys is not to be used.
     fn hold(&mut self, items: usize, reading: &Reading) -> Result<Option<Duration>> {
-        let applied = self.record.as_ref().map(|record| record.items);
+        let applied = self.applied_items();
         if applied.is_some_and(|applied| items < applied) {
             self.smaller_since.get_or_insert_with(Instant::now);
         } else {
@@ -246,13 +245,24 @@ impl Applier {
             Reason::Shrunken => "the store has not been healthy for long enough".to_owned(),
             Reason::Wiped => "they come from another or an older store".to_owned(),
         };
-        let before = applied.unwrap_or(0);
+        let before = match applied {
+            Some(guard::UNKNOWN) => "an unknown number".to_owned(),
+            applied => applied.unwrap_or(0).to_string(),
+        };
         let message = format!("{} is kept: {items} items instead of {before}, {why}", self.resource.dest.display());
         if self.options.is_onetime {
             anyhow::bail!("{message}");
         }
         log::warning!("{message}");
         Ok(Some(wait))
+    }
+
+    /// How many items the file was rendered from; nothing if there is none yet.
+    fn applied_items(&self) -> Option<usize> {
+        match &self.record {
+            Some(record) => Some(record.items),
+            None => fs::metadata(&self.resource.dest).is_ok_and(|file| file.len() > 0).then_some(guard::UNKNOWN),
+        }
     }
 
     fn wanted(&self, content: Vec<u8>, current: Option<&Current>) -> Current {
@@ -297,12 +307,10 @@ impl Applier {
         }
         outcome?;
         self.remember(Record { reload_owed: self.has_reader(), ..record });
-        fault::point("confd-recorded");
         match stage.publish(&self.resource.dest) {
             Err(error) if is_mount(&error) => overwrite(&self.resource.dest, &wanted)?,
             outcome => outcome?,
         }
-        fault::point("confd-replaced");
         self.count(|counters| {
             counters.writes += 1;
             counters.applied_at = metrics::now();
@@ -371,7 +379,6 @@ impl Applier {
     }
 
     fn told(&mut self) {
-        fault::point("confd-reloaded");
         if let Some(record) = self.record.clone() {
             self.remember(Record { reload_owed: false, ..record });
         }

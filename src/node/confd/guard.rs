@@ -9,8 +9,13 @@
 //!    smaller one only after the store has been healthy for the hold time.
 //! 4. A smaller set needs a store that has been healthy for the hold time.
 //! 5. An empty set must besides have been empty for the hold time.
+//! 6. A file that is there and that nobody remembers, from another program or before the records were lost, counts as
+//!    rendered from [`UNKNOWN`] items: more than any set has.
 
 use std::time::Duration;
+
+/// How many items a file was rendered from that is not remembered.
+pub const UNKNOWN: usize = usize::MAX;
 
 /// What is known when a set is judged. Times are what they are at that moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +118,17 @@ mod tests {
         assert_eq!(
             judge(&Case { healthy_for: S(1), smaller_for: S(50), ..case(0, 3) }),
             Verdict::Hold(Reason::Shrunken, S(4))
+        );
+    }
+
+    #[test]
+    fn a_file_that_nobody_remembers_waits_for_a_healthy_store() {
+        let unknown = Case { healthy_for: S(1), smaller_for: S(1), ..case(7, UNKNOWN) };
+        assert_eq!(judge(&unknown), Verdict::Hold(Reason::Shrunken, S(4)));
+        assert_eq!(judge(&Case { healthy_for: S(5), ..unknown }), Verdict::Apply);
+        assert_eq!(
+            judge(&Case { items: 0, healthy_for: S(9), smaller_for: S(2), ..unknown }),
+            Verdict::Hold(Reason::Shrunken, S(3))
         );
     }
 

@@ -68,7 +68,8 @@
 //! - Whatever fails is tried again, ever later up to every 30 s, until it succeeds. What was applied is kept on disk before and
 //!   after, so that a crash or a failed reload leaves the reload owed, not lost.
 //! - A smaller set of keys counts only once the store has been healthy for `shrink_hold` (5 s), an empty one only if it lasts that
-//!   long; a store that was wiped or restored never empties a file; fewer keys than `min_items` never count.
+//!   long; a store that was wiped or restored never empties a file; fewer keys than `min_items` never count. A file that
+//!   is there at the first start, of whatever program, is replaced once the store has been healthy for as long.
 //! - Before the store answers, a missing or empty file is put back from the copy of the last good one.
 //! - Changes are gathered while a pass runs, and never dropped.
 //! - SIGHUP reads settings and resources again and keeps the old ones if the new are wrong; SIGTERM finishes the step in hand.
@@ -78,7 +79,6 @@
 mod apply;
 mod backend;
 mod document;
-mod fault;
 mod feed;
 mod guard;
 mod haproxy;

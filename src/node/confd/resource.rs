@@ -138,7 +138,8 @@ pub fn parse(path: &Path, text: &str, settings: &Settings) -> Result<Resource> {
         draft.set(&entry)?;
     }
     if let Some(backend) = backend.filter(|backend| backend.entries().any(|entry| entry.key() == "backend")) {
-        draft.resource.backend = Some(BackendSettings::from_table(backend.entries())?);
+        let own = BackendSettings::from_table(backend.entries());
+        draft.resource.backend = Some(own.with_context(|| format!("{}: [backend]", path.display()))?);
     }
     draft.finish(settings)
 }
@@ -385,8 +386,38 @@ mod tests {
         assert_eq!(resource.keys, ["/x", "/"]);
         assert_eq!((resource.min_items, resource.items.as_deref()), (1, Some("/members/*")));
         assert_eq!((resource.check_timeout.as_secs(), resource.reload_timeout.as_secs()), (5, 60));
+        assert_eq!((resource.min_reload_interval.as_secs(), resource.debounce.as_millis()), (10, 200));
+        assert_eq!(resource.output_format, Some(Format::Json));
+        assert_eq!(resource.haproxy_socket.as_deref(), Some(Path::new("/run/haproxy/admin.sock")));
         assert!(matches!(resource.reload_cmd, Some(Reload::Verbatim(_))));
         assert_eq!(resource.backend.map(|backend| backend.name), Some("file".to_owned()));
+    }
+
+    #[test]
+    fn numbers_of_users_win_over_names_and_minus_one_is_none() {
+        let ids = |lines: &str| {
+            let resource = read(&format!("[template]\nsrc='a'\ndest='/b'\n{lines}")).unwrap();
+            (resource.uid, resource.gid)
+        };
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        assert_eq!(ids(""), (uid, gid));
+        assert_eq!(ids("uid = -1\ngid = -1"), (uid, gid));
+        assert_eq!(ids("owner = 'daemon'\ngroup = 'daemon'"), (1, 1));
+        assert_eq!(ids("owner = 'daemon'\nuid = 7\ngroup = 'daemon'\ngid = 8"), (7, 8));
+    }
+
+    #[test]
+    fn formats_are_known_by_all_their_names() {
+        for (name, format) in [
+            ("json", Format::Json),
+            ("yaml", Format::Yaml),
+            ("yml", Format::Yaml),
+            ("toml", Format::Toml),
+            ("xml", Format::Xml),
+        ] {
+            let resource = read(&format!("[template]\nsrc='a'\ndest='/b'\noutput_format = '{name}'")).unwrap();
+            assert_eq!(resource.output_format, Some(format), "{name}");
+        }
     }
 
     #[test]
@@ -411,6 +442,8 @@ mod tests {
             ("min_items = -1", "negative"),
             ("keys = \"/a\"", "list of texts"),
             ("debounce = 5", "must be a text"),
+            ("[backend]\nbackend = 'vault'", "x.toml: [backend]: the backend `vault` cannot be had"),
+            ("[backend]\nbackend = 'etcdv3'\nclient_cert = '/x'", "without client_key"),
         ] {
             let error = format!("{:#}", read(&format!("[template]\nsrc='a'\ndest='/b'\n{line}")).unwrap_err());
             assert!(error.contains(reason), "{line}: {error}");

@@ -33,14 +33,23 @@ const TICK: Duration = Duration::from_millis(200);
 /// # Errors
 /// When settings or resources are wrong; with `-onetime`, when a file could not be applied.
 pub fn run(flags: Layer) -> Result<()> {
+    // What is said about the settings themselves heeds the level, too.
+    let level = flags.get("log-level").and_then(|raw| raw.texts.last().cloned());
+    if let Some(level) = level.or_else(|| process_variable("CONFD_LOG_LEVEL")).and_then(|level| level.parse().ok()) {
+        log::set_level(level);
+    }
     let settings = Settings::gather(flags.clone(), process_variable)?;
     log::set_level(settings.log_level);
     let resources = resource::load_all(&settings)?;
     let metrics = Arc::new(Metrics::default());
-    if settings.check_config || settings.onetime {
+    if settings.check_config || settings.preflight || settings.onetime {
         return thread::scope(|scope| {
             let work = || {
-                if settings.check_config { check(&settings, &resources) } else { once(&settings, resources, &metrics) }
+                if settings.check_config || settings.preflight {
+                    check(&settings, &resources)?;
+                    return if settings.preflight { ask(&settings, resources, &metrics) } else { Ok(()) };
+                }
+                once(&settings, resources, &metrics)
             };
             let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work)?;
             thread.join().unwrap_or_else(|_| bail!("the work ended unexpectedly"))
@@ -72,6 +81,16 @@ fn check(settings: &Settings, resources: &[Resource]) -> Result<()> {
     Ok(())
 }
 
+/// Reads every store once.
+fn ask(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -> Result<()> {
+    for (_, (own, resources)) in by_backend(settings, resources) {
+        let bells = resources.iter().map(|resource| (resource.keys.clone(), Arc::default())).collect();
+        let read = Feed::new(backend::open(&own)?, bells, Arc::clone(metrics)).read()?;
+        log::info!("{} answers with {} keys", own.name, read.values.len());
+    }
+    Ok(())
+}
+
 /// Applies each resource once; as upstream, all are tried and the last failure counts.
 fn once(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -> Result<()> {
     let mut outcome = Ok(());
@@ -81,6 +100,9 @@ fn once(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -
         let bells = resources.iter().map(|resource| (resource.keys.clone(), Arc::clone(&bell))).collect();
         let feed = Feed::new(backend::open(&backend)?, bells, Arc::clone(metrics));
         if let Err(error) = feed.read() {
+            if settings.is_fail_fast {
+                return Err(error);
+            }
             outcome = Err(error);
             continue;
         }
@@ -89,6 +111,9 @@ fn once(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -
             let (places, prefix) = (applier.resource().keys.clone(), applier.resource().prefix.clone());
             let reading = feed.reading(&places, &prefix).context("the store has not been read")?;
             if let Err(error) = applier.pass(&reading) {
+                if settings.is_fail_fast {
+                    return Err(error);
+                }
                 log::error!("{error:#}");
                 outcome = Err(error);
             }

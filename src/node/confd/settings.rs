@@ -27,7 +27,7 @@ pub enum Kind {
     List,
     /// A time such as `30s`.
     Time,
-    /// A text of a backend that is refused anyway.
+    /// A text that does nothing here: of a backend that is refused anyway, or of what the fork does in another way.
     Unused,
 }
 
@@ -66,7 +66,7 @@ pub const KEYS: &[Key] = &[
     key("srv_record", "srv-record", Kind::Text, "SRV record that lists the nodes"),
     key("sync-only", "sync-only", Kind::Bool, "Write files, but run neither check_cmd nor reload_cmd"),
     key("watch", "watch", Kind::Bool, "Act on changes at once"),
-    key("basic_auth", "basic-auth", Kind::Bool, "Send user and password to consul"),
+    key("basic_auth", "basic-auth", Kind::Bool, "False: send no user and password [default: they are sent if given]"),
     key("username", "username", Kind::Text, "User"),
     key("password", "password", Kind::Text, "Password"),
     key("auth_token", "auth-token", Kind::Text, "Token for consul"),
@@ -96,6 +96,14 @@ pub const KEYS: &[Key] = &[
     key("", "onetime", Kind::Bool, "Apply everything once and end"),
     key("", "keep-stage-file", Kind::Bool, "Keep the staged files"),
     key("", "check-config", Kind::Bool, "Check settings, resources and templates, and end"),
+    key("", "validate", Kind::Bool, "The same as -check-config"),
+    key("", "preflight", Kind::Bool, "Check as -check-config does, read every store once, and end"),
+    key(
+        "failure_mode",
+        "failure-mode",
+        Kind::Text,
+        "With -onetime: best-effort tries all [default], fail-fast ends at once",
+    ),
     key("", "secret-keyring", Kind::Text, "Refused: encrypted values are not supported"),
     key("", "systemd-notify", Kind::Bool, "Accepted; readiness is always told when systemd listens"),
     key("auth_type", "auth-type", Kind::Unused, "Of vault"),
@@ -106,6 +114,16 @@ pub const KEYS: &[Key] = &[
     key("path", "path", Kind::Unused, "Of vault"),
     key("table", "table", Kind::Unused, "Of dynamodb"),
     key("separator", "separator", Kind::Unused, "Of redis"),
+    key("template_cache", "template-cache", Kind::Unused, "Templates are read anew at each pass"),
+    key("stat_cache_ttl", "stat-cache-ttl", Kind::Unused, "Files are looked at in each pass"),
+    key("read_timeout", "read-timeout", Kind::Unused, "Of redis"),
+    key("write_timeout", "write-timeout", Kind::Unused, "Of redis"),
+    key("preflight_timeout", "preflight-timeout", Kind::Unused, "See -backend-timeout"),
+    key("watch_error_backoff", "watch-error-backoff", Kind::Unused, "A store is asked again after 0.5 s to 2 s"),
+    key("retry_max_attempts", "retry-max-attempts", Kind::Unused, "What fails is tried again until it succeeds"),
+    key("retry_base_delay", "retry-base-delay", Kind::Unused, "The first retry comes after 0.5 s"),
+    key("retry_max_delay", "retry-max-delay", Kind::Unused, "Retries come at least every 30 s"),
+    key("watchdog_interval", "watchdog-interval", Kind::Unused, "The service manager says how often"),
 ];
 
 /// A value before it is understood: its texts, and where it comes from.
@@ -141,6 +159,10 @@ pub struct Settings {
     pub onetime: bool,
     /// Check and end.
     pub check_config: bool,
+    /// Check, read every store, and end.
+    pub preflight: bool,
+    /// Applying once ends at the first failure.
+    pub is_fail_fast: bool,
     /// Keep staged files.
     pub keep_stage_file: bool,
     /// Prefix that overrides those of resources; empty for none.
@@ -239,6 +261,11 @@ impl Settings {
         if reader.text("secret-keyring").is_some() {
             return Err(Fault::request("-secret-keyring cannot be had: encrypted values are not supported").into());
         }
+        for key in KEYS.iter().filter(|key| key.kind == Kind::Unused) {
+            if let Some(raw) = reader.0.get(key.flag) {
+                log::warning!("{}: -{} does nothing here ({})", raw.source, key.flag, key.help);
+            }
+        }
         let level = reader.text("log-level").filter(|level| !level.is_empty());
         let level =
             level.map_or(Ok(log::Level::Info), |level| level.parse().map_err(|error| reader.wrong("log-level", error)));
@@ -257,7 +284,17 @@ impl Settings {
             sync_only: reader.bool("sync-only")?.unwrap_or_default(),
             watch: reader.bool("watch")?.unwrap_or_default(),
             onetime: reader.bool("onetime")?.unwrap_or_default(),
-            check_config: reader.bool("check-config")?.unwrap_or_default(),
+            check_config: reader.bool("check-config")?.unwrap_or_default()
+                || reader.bool("validate")?.unwrap_or_default(),
+            preflight: reader.bool("preflight")?.unwrap_or_default(),
+            is_fail_fast: match reader.text("failure-mode") {
+                None | Some("" | "best-effort") => false,
+                Some("fail-fast") => true,
+                Some(mode) => {
+                    let message = format!("`{mode}` is neither best-effort nor fail-fast");
+                    return Err(reader.wrong("failure-mode", message));
+                }
+            },
             keep_stage_file: reader.bool("keep-stage-file")?.unwrap_or_default(),
             prefix: reader.text("prefix").unwrap_or_default().to_owned(),
             debounce,
@@ -301,7 +338,8 @@ impl BackendSettings {
         if let Some(scheme) = scheme.filter(|scheme| !matches!(*scheme, "http" | "https")) {
             return Err(reader.wrong("scheme", format!("`{scheme}` is neither http nor https")));
         }
-        let user = reader.text("username").filter(|user| !user.is_empty());
+        let may_send = reader.bool("basic-auth")?.unwrap_or(true);
+        let user = reader.text("username").filter(|user| may_send && !user.is_empty());
         let password = || Password(reader.text("password").unwrap_or_default().to_owned());
         let domain = reader.text("srv-domain").filter(|domain| !domain.is_empty());
         let record = reader.text("srv-record").filter(|record| !record.is_empty()).map(str::to_owned);
@@ -465,10 +503,13 @@ mod tests {
     }
 
     fn gather(file: &str, environment: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Settings> {
+        gather_layer(file, environment, layer(flags))
+    }
+
+    fn gather_layer(file: &str, environment: &[(&str, &str)], mut flags: Layer) -> Result<Settings> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("confd.toml");
         std::fs::write(&path, file).unwrap();
-        let mut flags = layer(flags);
         flags.insert("config-file", Raw { texts: vec![path.to_string_lossy().into()], source: "x".into() });
         let environment: BTreeMap<String, String> =
             environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
@@ -483,6 +524,97 @@ mod tests {
         assert_eq!((settings.interval, settings.prefix.as_str()), (Duration::from_secs(30), "/env"));
         assert!(settings.watch);
         assert_eq!(settings.log_level, log::Level::Debug);
+    }
+
+    /// A value for a setting that is not its default, and what must stand beside it.
+    fn sample(key: &Key) -> (&'static str, &'static [(&'static str, &'static str)]) {
+        match (key.flag, key.kind) {
+            ("backend", _) => ("file", &[]),
+            ("log-level", _) => ("debug", &[]),
+            ("scheme", _) => ("https", &[]),
+            ("failure-mode", _) => ("fail-fast", &[]),
+            ("metrics-addr", _) => ("127.0.0.1:9100", &[]),
+            ("client-cert", _) => ("/own", &[("client-key", "/key")]),
+            ("client-key", _) => ("/own", &[("client-cert", "/certificate")]),
+            ("basic-auth", _) => ("false", &[("username", "patroni")]),
+            ("password", _) => ("geheim", &[("username", "patroni")]),
+            (_, Kind::Bool) => ("true", &[]),
+            (_, Kind::Int) => ("17", &[]),
+            (_, Kind::Time) => ("1m30s", &[]),
+            (_, Kind::List) => ("/one,/two", &[]),
+            (_, Kind::Text | Kind::Unused) => ("own", &[]),
+        }
+    }
+
+    /// A line of a settings file.
+    fn line(flag: &str, text: &str) -> String {
+        let key = KEYS.iter().find(|key| key.flag == flag).unwrap();
+        match key.kind {
+            Kind::Bool | Kind::Int => format!("{} = {text}\n", key.key),
+            Kind::List => format!("{} = {:?}\n", key.key, text.split(',').collect::<Vec<_>>()),
+            Kind::Text | Kind::Time | Kind::Unused => format!("{} = {text:?}\n", key.key),
+        }
+    }
+
+    #[test]
+    fn every_setting_means_the_same_in_file_environment_and_flag() {
+        let said = |settings: Result<Settings>| match settings {
+            // Passwords are not printed.
+            Ok(settings) => {
+                format!("{settings:?} {:?}", settings.backend.user.as_ref().map(|(_, password)| &password.0))
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        for key in KEYS.iter().filter(|key| key.flag != "config-file") {
+            let (value, beside) = sample(key);
+            let beside_file: String = beside.iter().map(|(flag, text)| line(flag, text)).collect();
+            let name = variable_of(key.flag);
+            let by_variable = said(gather(&beside_file, &[(&name, value)], &[]));
+            let texts = if key.kind == Kind::List { value.split(',').collect() } else { vec![value] };
+            let raw = Raw { texts: texts.into_iter().map(str::to_owned).collect(), source: name.clone() };
+            let by_flag = said(gather_layer(&beside_file, &[], [(key.flag, raw)].into()));
+            assert_eq!(by_flag, by_variable, "-{} and {name}", key.flag);
+            if !key.key.is_empty() {
+                let by_file = said(gather(&format!("{beside_file}{}", line(key.flag, value)), &[], &[]));
+                assert_eq!(by_file, by_flag, "-{} and `{}`", key.flag, key.key);
+            }
+            let without = said(gather(&beside_file, &[], &[]));
+            let does_nothing = key.kind == Kind::Unused || key.flag == "systemd-notify";
+            assert_eq!(by_flag == without, does_nothing, "-{}: {without}", key.flag);
+        }
+    }
+
+    #[test]
+    fn everything_that_upstream_can_be_told_is_known() {
+        let keys = "auth_token auth_type basic_auth backend client_cakeys client_cert client_key confdir interval \
+            log-level nodes noop password prefix scheme srv_domain srv_record sync-only table separator username app_id \
+            user_id role_id secret_id path file filter watch";
+        for key in keys.split_whitespace() {
+            assert!(by_key(key).is_some(), "{key}");
+        }
+        let flags = "auth-token auth-type app-id user-id role-id secret-id basic-auth client-ca-keys client-cert client-key \
+            log-level srv-domain srv-record sync-only watch interval prefix scheme table separator username password path \
+            file filter noop confdir backend config-file onetime keep-stage-file secret-keyring client-insecure node";
+        for flag in flags.split_whitespace() {
+            assert!(KEYS.iter().any(|key| key.flag == flag), "-{flag}");
+        }
+        assert_eq!(variable_of("client-ca-keys"), "CONFD_CLIENT_CAKEYS");
+        assert_eq!(variable_of("client-cert"), "CONFD_CLIENT_CERT");
+        assert_eq!(variable_of("client-key"), "CONFD_CLIENT_KEY");
+    }
+
+    #[test]
+    fn what_a_backend_is_called_tells_whether_it_can_be_had() {
+        for (name, opened) in
+            [("etcd", "etcdv3"), ("etcdv3", "etcdv3"), ("consul", "consul"), ("file", "file"), ("env", "env")]
+        {
+            assert_eq!(gather("", &[], &[("backend", name)]).unwrap().backend.name, opened);
+        }
+        let refused = "zookeeper rancher redis vault dynamodb ssm stackengine acm secretsmanager imds";
+        for name in refused.split_whitespace() {
+            let error = gather("", &[], &[("backend", name)]).unwrap_err();
+            assert_eq!(error.to_string(), format!("the backend `{name}` cannot be had"));
+        }
     }
 
     #[test]
@@ -525,6 +657,7 @@ mod tests {
             ("backend = \"vault\"", "`vault` cannot be had"),
             ("client_cert = \"/a\"", "without client_key"),
             ("scheme = \"ftp\"", "neither http nor https"),
+            ("failure_mode = \"perhaps\"", "neither best-effort nor fail-fast"),
             ("debounce = \"soon\"", "is no time"),
             ("log-level = \"loud\"", "no log level"),
             ("watch = 1", "must be true or false"),

@@ -18,6 +18,8 @@ use ureq::{Agent, tls::TlsConfig};
 
 /// The largest answer that is read, in bytes; the gateway itself gives up at 4 MiB of binary data.
 const MAX_ANSWER: u64 = 64 << 20;
+/// The longest refusal that is read, in bytes.
+const MAX_REFUSAL: u64 = 64 << 10;
 
 /// How to reach a cluster.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -260,13 +262,31 @@ fn post(
     if let Some(token) = token {
         request = request.header("Authorization", token);
     }
-    request.send(body).map_err(|error| unreachable(endpoint, &error))
+    let mut response = request.send(body).map_err(|error| unreachable(endpoint, &error))?;
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let status = response.status();
+    let bytes = response.body_mut().with_config().limit(MAX_REFUSAL).read_to_vec().unwrap_or_default();
+    Err(refusal(endpoint, &bytes).unwrap_or_else(|| EtcdError::Refused {
+        endpoint: endpoint.into(),
+        code: of_status(status.as_u16()),
+        message: format!("{status}: {}", start_of(&bytes)),
+    }))
+}
+
+/// The gRPC status code that a gateway or a proxy before it means by an HTTP status.
+fn of_status(status: u16) -> u32 {
+    match status {
+        401 => 16,
+        403 => 7,
+        // Too many requests, and whatever a proxy says of a server that it does not reach.
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
 }
 
 fn read<T: DeserializeOwned>(endpoint: &str, bytes: &[u8]) -> Result<T> {
-    if let Some(error) = refusal(endpoint, bytes) {
-        return Err(error);
-    }
     serde_json::from_slice(bytes).map_err(|error| EtcdError::Unreachable {
         endpoint: endpoint.into(),
         message: format!("its answer is not understood ({error}): {}", start_of(bytes)),
@@ -274,28 +294,34 @@ fn read<T: DeserializeOwned>(endpoint: &str, bytes: &[u8]) -> Result<T> {
     })
 }
 
-/// The error that an answer, or a line of a stream, stands for.
+/// The error that the body of a refusal, or a line of a stream, stands for.
+///
+/// Gateways differ: etcd 3.4 writes `{"error":"…","code":14}`, newer ones `{"code":14,"message":"…"}`; in a stream, both
+/// put an object under `error`.
 pub(super) fn refusal(endpoint: &str, bytes: &[u8]) -> Option<EtcdError> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum What {
-        Text(String),
-        Object { grpc_code: Option<u32>, code: Option<u32>, message: String },
+        Nested { error: Told },
+        Named { error: String, code: Option<u32> },
+        Flat { code: u32, message: String },
     }
     #[derive(Deserialize)]
-    struct Answer {
-        error: What,
+    struct Told {
+        grpc_code: Option<u32>,
         code: Option<u32>,
+        message: String,
     }
-    // Only answers that open with an error are read as such: the others may be megabytes long.
-    let head = &bytes[..bytes.len().min(64)];
-    if !String::from_utf8_lossy(head).trim_start().starts_with("{\"error\"") {
+    // Only what opens like an error is read as one: other lines may be megabytes long.
+    let head = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).into_owned();
+    let head = head.trim_start().strip_prefix('{')?.trim_start();
+    if !["\"error\"", "\"code\"", "\"message\""].iter().any(|name| head.starts_with(name)) {
         return None;
     }
-    let answer: Answer = serde_json::from_slice(bytes).ok()?;
-    let (code, message) = match answer.error {
-        What::Text(message) => (answer.code, message),
-        What::Object { grpc_code, code, message } => (grpc_code.or(code), message),
+    let (code, message) = match serde_json::from_slice(bytes).ok()? {
+        What::Nested { error: Told { grpc_code, code, message } } => (grpc_code.or(code), message),
+        What::Named { error, code } => (code, error),
+        What::Flat { code, message } => (Some(code), message),
     };
     Some(EtcdError::Refused { endpoint: endpoint.into(), code: code.unwrap_or(2), message })
 }
@@ -344,7 +370,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_of_either_gateway_are_read() {
+    fn errors_of_all_gateways_are_read() {
         let old = br#"{"error":"etcdserver: no leader","message":"etcdserver: no leader","code":14}"#;
         assert!(matches!(refusal("e", old), Some(EtcdError::Refused { code: 14, .. })));
         let stream =
@@ -352,7 +378,15 @@ mod tests {
         assert!(
             matches!(refusal("e", stream), Some(EtcdError::Refused { code: 14, message, .. }) if message.ends_with("leader"))
         );
+        let new = br#"{"code":5, "message":"etcdserver: requested lease not found"}"#;
+        assert!(
+            matches!(refusal("e", new), Some(EtcdError::Refused { code: 5, message, .. }) if message.ends_with("not found"))
+        );
+        let nested = br#"{"error":{"code":16, "message":"etcdserver: invalid auth token", "details":[]}}"#;
+        assert!(refusal("e", nested).unwrap().wants_new_token());
         assert_eq!(refusal("e", br#"{"header":{}}"#), None);
+        assert_eq!(refusal("e", b"<html>"), None);
+        assert_eq!((of_status(401), of_status(503), of_status(500)), (16, 14, 2));
     }
 
     #[test]

@@ -5,8 +5,9 @@ use super::{
     Confd,
     consul::FakeConsul,
     etcd::{Cluster, as_strs},
+    skip,
 };
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::UdpSocket, path::Path};
 
 const KEYS: [(&str, &str); 12] = [
     ("/key", "foobar"),
@@ -84,6 +85,43 @@ fn etcdv3_shows_the_shared_set_and_follows_changes() {
     let confd = confd.flag("-prefix=/prefix");
     confd.once_well();
     assert!(confd.read("basic").contains("port=3306-prefixed\n"), "{}", confd.read("basic"));
+}
+
+/// A name server on 127.9.9.9 that answers every question with one SRV record: `localhost` and this port.
+fn name_server(port: u16) -> Option<()> {
+    let socket = UdpSocket::bind("127.9.9.9:53").ok()?;
+    std::thread::spawn(move || {
+        let mut question = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut question) {
+            // The header with its flags and counts, the question as it came, the record: its name points to the question.
+            let mut answer = [&question[..2], &[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0], &question[12..length]].concat();
+            answer.extend([0xc0, 12, 0, 33, 0, 1, 0, 0, 0, 5, 0, 17, 0, 0, 0, 0]);
+            answer.extend(port.to_be_bytes());
+            answer.extend(b"\x09localhost\0");
+            let _ = socket.send_to(&answer, from);
+        }
+    });
+    Some(())
+}
+
+#[test]
+fn the_nodes_that_an_srv_record_lists_are_asked() {
+    let Some(cluster) = Cluster::start(1) else { return };
+    cluster.client().put("/key", "by name", 0).unwrap();
+    if name_server(cluster.members[0].client_port).is_none() {
+        return skip("no name server can be run here");
+    }
+    let confd = Confd::new(&["-backend", "etcdv3", "-srv-domain", "example.test"]).resource(
+        "key",
+        "{{getv \"/key\"}}",
+        "[\"/key\"]",
+        "",
+    );
+    confd.write("resolv.conf", "nameserver 127.9.9.9\n");
+    let resolver = confd.path("resolv.conf");
+    let Some(output) = confd.once_with_mount(&resolver, Path::new("/etc/resolv.conf"), &[]) else { return };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(confd.read("key"), "by name");
 }
 
 #[test]

@@ -283,60 +283,32 @@ impl Drop for Unmount<'_> {
     }
 }
 
-/// Runs confd until it has killed itself, then again, until the reload command has run as expected.
-fn crash(confd: &Confd, point: &str, reloads: &str) {
-    let mut running = confd.start_with(&[("PGHA_FAULT", point)]);
-    let status = running.child.wait().unwrap();
-    assert!(!status.success());
+#[test]
+fn a_file_that_was_there_before_is_not_emptied_at_once() {
+    let Some(cluster) = Cluster::start(1) else { return };
+    let client = cluster.client();
+    let confd = confd(&cluster.flags()).flag("-shrink-hold=4s");
+    let old = "# begin\nserver old 10.0.0.9\n# end\n";
+    fs::write(confd.out("members"), old).unwrap();
+    let sentinel = Sentinel::watch(&confd.out("members"));
+    // Nobody remembers what it was rendered from, and no member has registered yet.
+    let running = confd.start();
+    running.wait_log("instead of an unknown number");
+    assert_eq!(confd.read("members"), old);
+    put_members(&client, 3);
+    becomes_right(&confd, |text| count(text) == 3 && !text.contains("old"));
     drop(running);
-    let _running = confd.start();
-    confd.wait("members", |text| text.contains("pg-2"));
-    let runs = || fs::read_to_string(confd.path("runs")).unwrap_or_default();
-    wait_for(&format!("the reloads {reloads:?} after {point}"), || runs() == reloads);
-    // And no further one.
-    thread::sleep(Duration::from_millis(300));
-    assert_eq!(runs(), reloads, "{point}");
-}
-
-/// confd after one good pass, with a change waiting that no pass has seen.
-fn before_a_crash(reload: &str) -> Confd {
-    let confd = Confd::new(&["-backend", "file"]);
-    let keys = confd.path("keys.yaml").display().to_string();
-    confd.write("keys.yaml", "members: {pg-1: 10.0.0.1}\n");
-    // Each reload notes how many servers its reader now knows.
-    let reload = format!("{reload}; grep -c server {{{{.dest}}}} >> {}", confd.path("runs").display());
-    confd.add_resource("members", MEMBERS, "[\"/members\"]", &format!("reload_cmd = {reload:?}"));
-    let confd = confd.flag("-file").flag(&keys);
-    confd.once_well();
-    confd.write("keys.yaml", "members: {pg-1: 10.0.0.1, pg-2: 10.0.0.2}\n");
-    confd
-}
-
-#[test]
-fn a_crash_at_any_point_loses_no_reload() {
-    if !cfg!(debug_assertions) {
-        return;
-    }
-    for (point, reloads) in
-        [("confd-recorded", "1\n2\n"), ("confd-replaced", "1\n2\n"), ("confd-reloaded", "1\n2\n2\n")]
-    {
-        let confd = before_a_crash("true");
-        crash(&confd, point, reloads);
-    }
-}
-
-#[test]
-fn a_crash_during_the_reload_repeats_it() {
-    let confd = before_a_crash("true");
-    let mark = confd.path("mark");
-    // The first reload of the new file kills the program that runs it.
-    let reload = format!(
-        "if ! test -e {0}; then touch {0}; kill -9 $PPID; exit 0; fi; grep -c server {{{{.dest}}}} >> {1}",
-        mark.display(),
-        confd.path("runs").display()
-    );
-    confd.add_resource("members", MEMBERS, "[\"/members\"]", &format!("reload_cmd = {reload:?}"));
-    crash(&confd, "none", "1\n2\n");
+    // The same after a boot at which the members come back one after the other.
+    client.delete(&RangeRequest::prefix("/members/")).unwrap();
+    let running = confd.start();
+    running.wait_log("0 items instead of 3");
+    put_members(&client, 1);
+    running.wait_log("1 items instead of 3");
+    assert_eq!(count(&confd.read("members")), 3);
+    put_members(&client, 3);
+    client.put("/members/pg-3", "10.0.0.33", 0).unwrap();
+    becomes_right(&confd, |text| count(text) == 3 && text.contains("10.0.0.33"));
+    sentinel.end();
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 mod conformance;
 mod consul;
+mod crashes;
 mod etcd;
 mod faults;
+mod fuzz;
 mod haproxy;
 mod load;
 mod program;
@@ -132,6 +134,27 @@ impl Confd {
         self.command().arg("-onetime").output().unwrap()
     }
 
+    /// Runs with `-onetime` where `file` is mounted over `place`, for that run alone; nothing if that cannot be.
+    pub fn once_with_mount(&self, file: &Path, place: &Path, flags: &[&str]) -> Option<Output> {
+        let script = "mount --bind \"$0\" \"$1\" && shift && exec \"$@\"";
+        let own = self.command();
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", script])
+            .args([file, place])
+            .arg(own.get_program())
+            .args(own.get_args())
+            .arg("-onetime")
+            .args(flags)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("unshare failed") || said.contains("permission denied") {
+            skip("nothing can be mounted here");
+            return None;
+        }
+        Some(output)
+    }
+
     /// Runs with `-onetime`, which must succeed.
     pub fn once_well(&self) {
         let output = self.once();
@@ -147,6 +170,23 @@ impl Confd {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let mut command = self.command();
         command.arg("-watch").stderr(Stdio::from(log)).stdin(Stdio::null()).envs(variables.iter().copied());
+        Running { child: command.spawn().unwrap(), log: self.path("log") }
+    }
+
+    /// Starts it in watch mode under `strace` with these options, which follows its threads.
+    pub fn start_traced(&self, options: &[&str]) -> Running {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
+        let traced = self.command();
+        let mut command = Command::new("strace");
+        // As a grandchild, so that the program itself is the child that ends.
+        command.args(["-D", "-f", "-qqq"]).args(options).arg("--").arg(traced.get_program()).args(traced.get_args());
+        command.arg("-watch").stderr(Stdio::from(log)).stdin(Stdio::null());
+        for (name, value) in traced.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         Running { child: command.spawn().unwrap(), log: self.path("log") }
     }
 

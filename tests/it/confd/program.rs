@@ -85,6 +85,91 @@ fn a_dry_run_changes_nothing_and_a_sync_runs_nothing() {
 }
 
 #[test]
+fn the_mode_of_the_file_there_is_kept() {
+    let confd = confd("");
+    confd.once_well();
+    let mode = || fs::metadata(confd.out("members")).unwrap().mode() & 0o7777;
+    assert_eq!(mode(), 0o644);
+    fs::set_permissions(confd.out("members"), fs::Permissions::from_mode(0o604)).unwrap();
+    confd.write("keys.yaml", TWO);
+    confd.once_well();
+    assert_eq!((confd.read("members").contains("pg-2"), mode()), (true, 0o604));
+}
+
+#[test]
+fn keys_are_shown_without_the_prefix_and_the_flag_overrides_it() {
+    let confd = confd("prefix = \"/service/demo\"");
+    confd.write(
+        "keys.yaml",
+        "service: {demo: {members: {own: a}}, other: {members: {others: b}}}\nmembers: {none: c}\n",
+    );
+    confd.once_well();
+    assert_eq!(confd.read("members"), "# begin\nserver own a\n# end\n");
+    let confd = confd.variable("CONFD_PREFIX", "/service/other");
+    confd.once_well();
+    assert_eq!(confd.read("members"), "# begin\nserver others b\n# end\n");
+    let confd = confd.flag("-prefix=/service/demo");
+    confd.once_well();
+    assert_eq!(confd.read("members"), "# begin\nserver own a\n# end\n");
+}
+
+#[test]
+fn a_file_that_is_a_mount_is_written_over() {
+    let confd = confd("");
+    let inner = confd.path("inner");
+    fs::write(confd.out("members"), "").unwrap();
+    fs::write(&inner, "").unwrap();
+    // The other end of the mount shows what was written.
+    let Some(output) = confd.once_with_mount(&inner, &confd.out("members"), &["-log-level=debug"]) else { return };
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("is a mount: writing over it"), "{said}");
+    assert_eq!(fs::read_to_string(&inner).unwrap(), "# begin\nserver pg-1 10.0.0.11\n# end\n");
+}
+
+#[test]
+fn what_is_not_known_is_named_with_file_and_line_and_does_nothing() {
+    let confd = confd("secret = true");
+    confd.write("confd.toml", "interval = 5\n\nsurprise = 1\n");
+    let output = confd.once();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    for place in [
+        format!("{}:3: the key `surprise` is not known", confd.path("confd.toml").display()),
+        format!("{}:5: the key `secret` is not known", confd.path("conf.d/members.toml").display()),
+    ] {
+        assert!(said.contains(&place), "{place}: {said}");
+    }
+    let quiet = confd.flag("-log-level=error").once();
+    assert_eq!(String::from_utf8_lossy(&quiet.stderr), "");
+}
+
+#[test]
+fn the_staged_file_is_kept_if_that_is_asked() {
+    let confd = confd("check_cmd = \"false\"").flag("-keep-stage-file");
+    assert!(!confd.once().status.success());
+    let mut found = fs::read_dir(confd.path("out")).unwrap().map(|entry| entry.unwrap().path());
+    let kept = found.next().unwrap();
+    assert_eq!(fs::read_to_string(kept).unwrap(), "# begin\nserver pg-1 10.0.0.11\n# end\n");
+    assert_eq!(found.next(), None);
+}
+
+#[test]
+fn changes_are_gathered_for_the_debounce_time() {
+    let confd = confd("");
+    let reload = format!("grep -c server {{{{.dest}}}} >> {}", confd.path("runs").display());
+    let lines = format!("reload_cmd = {reload:?}\ndebounce = \"1s\"");
+    confd.add_resource("members", MEMBERS, "[\"/members\"]", &lines);
+    let running = confd.start();
+    wait_for("the first file", || runs(&confd) == ["1"]);
+    confd.write("keys.yaml", TWO);
+    thread::sleep(Duration::from_millis(100));
+    confd.write("keys.yaml", "members: {pg-1: a, pg-2: b, pg-3: c}\n");
+    wait_for("one reload for both", || runs(&confd).len() > 1);
+    assert_eq!(runs(&confd), ["1", "3"]);
+    drop(running);
+}
+
+#[test]
 fn a_check_that_fails_keeps_the_file() {
     let confd = confd("check_cmd = \"! grep -q pg-2 {{.src}} || { echo two servers >&2; exit 3; }\"");
     confd.once_well();
@@ -142,6 +227,29 @@ fn wrong_requests_are_told_apart_from_failed_work() {
 }
 
 #[test]
+fn one_failure_stops_the_others_only_if_that_is_asked() {
+    let confd = confd("");
+    // In the order of their names, this one is first.
+    confd.add_resource("failing", "{{getv \"/missing\"}}", "[\"/members\"]", "");
+    let confd = confd.flag("--failure-mode=fail-fast");
+    assert_eq!((confd.once().status.code(), confd.out("members").exists()), (Some(1), false));
+    let confd = confd.flag("--failure-mode=best-effort");
+    assert_eq!((confd.once().status.code(), confd.out("members").exists()), (Some(1), true));
+}
+
+#[test]
+fn a_preflight_asks_the_store_and_writes_nothing() {
+    let confd = confd("");
+    let output = confd.command().arg("--preflight").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("file answers with 1 keys"), "{said}");
+    assert!(!confd.out("members").exists());
+    fs::remove_file(confd.path("keys.yaml")).unwrap();
+    assert_eq!(confd.command().arg("--preflight").status().unwrap().code(), Some(1));
+    assert!(confd.command().arg("--validate").status().unwrap().success());
+}
+
+#[test]
 fn the_program_is_confd_under_that_name() {
     let confd = confd("");
     let link = confd.path("confd");
@@ -177,10 +285,10 @@ fn a_reload_that_fails_is_repeated_even_after_a_restart() {
     wait_for("another try", || runs(&confd).len() > before);
     fs::write(&allow, "").unwrap();
     wait_for("success", || runs(&confd).last().is_some_and(|run| run == "done"));
-    let done = runs(&confd).len();
+    let done = || runs(&confd).iter().filter(|run| *run == "done").count();
+    assert_eq!(done(), 1);
     confd.write("keys.yaml", TWO);
-    wait_for("the next reload", || runs(&confd).len() > done);
-    assert_eq!(runs(&confd).iter().filter(|run| *run == "done").count(), 2);
+    wait_for("the next reload", || done() == 2);
 }
 
 #[test]
@@ -221,6 +329,19 @@ fn a_command_that_hangs_is_killed_with_what_it_started() {
         state.is_empty() || state.contains(") Z ")
     };
     wait_for("the grandchild's end", is_gone);
+}
+
+#[test]
+fn a_reload_that_hangs_is_killed_and_repeated() {
+    let confd = confd("");
+    let (first, log) = (confd.path("first"), confd.path("runs"));
+    let reload =
+        format!("test -e {0} || {{ touch {0}; sleep 1000; }}; echo done >> {1}", first.display(), log.display());
+    let lines = format!("reload_cmd = {reload:?}\nreload_cmd_timeout = \"300ms\"");
+    confd.add_resource("members", MEMBERS, "[\"/members\"]", &lines);
+    let running = confd.start();
+    running.wait_log("did not end within 0.3 s");
+    wait_for("the second try", || runs(&confd) == ["done"]);
 }
 
 #[test]

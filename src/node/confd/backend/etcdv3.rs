@@ -81,6 +81,11 @@ impl Etcd {
                 })
                 .collect();
             let answer = client.ranges_at(endpoint, &ranges)?;
+            if answer.header.revision == 0 {
+                // Every store has a revision; what has none must not pass for an empty store.
+                let (endpoint, message) = (endpoint.into(), "its answer has no revision".into());
+                return Err(EtcdError::Unreachable { endpoint, message, unsent: false });
+            }
             if snapshot.revision == 0 {
                 snapshot.revision = answer.header.revision;
                 snapshot.cluster = answer.header.cluster_id;

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::inotify::{self, CreateFlags, WatchFlags},
+    io::Errno,
 };
 use serde_json::Value;
 use std::{
@@ -117,7 +118,14 @@ impl Backend for Files {
         Ok(Snapshot { values, ..Snapshot::default() })
     }
 
-    fn watch(&self, _: &[String], _: &Snapshot, until: Instant, stop: &Stop, _: &mut dyn FnMut(News)) -> Result<()> {
+    fn watch(
+        &self,
+        places: &[String],
+        from: &Snapshot,
+        until: Instant,
+        stop: &Stop,
+        _: &mut dyn FnMut(News),
+    ) -> Result<()> {
         let watcher = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).context("starting inotify")?;
         let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MOVE | WatchFlags::CREATE | WatchFlags::DELETE;
         let (found, folders) = self.look()?;
@@ -125,6 +133,10 @@ impl Backend for Files {
             inotify::add_watch(&watcher, folder, flags).with_context(|| format!("watching {}", folder.display()))?;
         }
         // What changed between reading and watching is told by nobody.
+        if self.read(places)? != *from {
+            return Ok(());
+        }
+        // Files may change elsewhere than in their folders, behind links.
         let stamps = |paths: &[PathBuf]| -> Vec<_> {
             paths.iter().map(|path| fs::metadata(path).and_then(|file| file.modified()).ok()).collect()
         };
@@ -133,7 +145,11 @@ impl Backend for Files {
             let wait = Duration::from_millis(500).min(until.saturating_duration_since(Instant::now()));
             let wait = Timespec::try_from(wait).ok();
             let mut ready = [PollFd::new(&watcher, PollFlags::IN)];
-            let count = poll(&mut ready, wait.as_ref()).context("waiting for inotify")?;
+            let count = match poll(&mut ready, wait.as_ref()) {
+                // A signal is another thread's affair.
+                Err(Errno::INTR) => 0,
+                count => count.context("waiting for inotify")?,
+            };
             if count > 0 || stamps(&found) != before {
                 return Ok(());
             }

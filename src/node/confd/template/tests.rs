@@ -166,6 +166,10 @@ const REFUSED: &[(&str, &str)] = &[
     (r#"{{range gets "/app/upstream/*"}}"#, ""),
     ("{{len nil}}", ""),
     (r#"{{cgetv "/secret"}}"#, "`cgetv` cannot be had"),
+    (r#"{{cget "/secret"}}"#, "`cget` cannot be had"),
+    (r#"{{if false}}{{cgets "/secret/*"}}{{end}}"#, "`cgets` cannot be had"),
+    (r#"{{range cgetvs "/secret/*"}}{{end}}"#, "`cgetvs` cannot be had"),
+    (r#"{{call "x"}}"#, ""),
     (r#"{{if false}}{{nosuchfunction 1}}{{end}}"#, "\"nosuchfunction\" not defined"),
     (r#"{{_field 1}}"#, "\"_field\" not defined"),
     (r#"{{datetime.Add 1}}"#, "time method Add"),
@@ -201,6 +205,21 @@ fn no_function_is_without_a_case() {
     let missing: Vec<_> =
         functions::names().into_iter().filter(|name| !matches!(*name, "include" | "call") && !is_used(name)).collect();
     assert_eq!(missing, [""; 0]);
+}
+
+#[test]
+fn every_function_of_confd_of_its_store_of_go_and_of_the_fork_is_there() {
+    let all = "and call eq ge gt html index js le len lt ne not or print printf println slice urlquery \
+        exists get gets getv getvs ls lsdir \
+        base split json jsonArray dir map getenv join datetime toUpper toLower contains replace trimSuffix lookupIP \
+        lookupIPV4 lookupIPV6 lookupSRV fileExists base64Encode base64Decode parseBool reverse sortByLength sortKVByLength \
+        add sub div mod mul seq atoi \
+        hostname lookupIfaceIPV4 lookupIfaceIPV6 include default ternary coalesce empty toJson fromJson toPrettyJson indent \
+        nindent quote squote regexMatch regexFind regexReplaceAll trimPrefix repeat nospace snakecase camelcase kebabcase \
+        dict list hasKey keys values append pluck sha256sum";
+    let mut all: Vec<&str> = all.split_whitespace().collect();
+    all.sort_unstable();
+    assert_eq!(functions::names(), all);
 }
 
 #[test]

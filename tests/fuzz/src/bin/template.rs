@@ -1,0 +1,16 @@
+//! Fuzzes the target `template`.
+#![no_main]
+
+#[path = "../targets.rs"]
+mod targets;
+
+use pgha_image::node::log;
+
+libfuzzer_sys::fuzz_target!(
+    init: log::set_level(log::Level::Error),
+    |bytes: &[u8]| {
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            targets::template(text);
+        }
+    }
+);
