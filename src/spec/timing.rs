@@ -151,7 +151,8 @@ pub struct Haproxy {
     pub inter: Time,
     /// Between checks of a server that is changing.
     pub fastinter: Time,
-    /// Between checks of a server that is down.
+    /// Between checks of a server that is down, where writes wait for it; elsewhere `inter` is soon enough. Each check
+    /// is a TLS handshake with Patroni on the other side.
     pub downinter: Time,
     /// Good checks that bring a server up.
     pub rise: u32,
@@ -234,7 +235,7 @@ impl Preset {
             haproxy: Haproxy {
                 inter: pick(s(1), s(2), s(3), s(4)),
                 fastinter: pick(ms(250), ms(500), s(1), s(2)),
-                downinter: pick(ms(500), s(1), s(2), s(4)),
+                downinter: pick(ms(250), ms(500), s(1), s(2)),
                 rise: count(2, 2, 2, 2),
                 fall: count(2, 2, 3, 3),
                 check: pick(s(2), s(3), s(5), s(5)),
