@@ -3,6 +3,8 @@
 //! QEMU runs in the machine's folder, and all files of the machine have bare names there.
 
 use super::{Accel, DiskFormat, UefiFiles};
+use crate::files::{NewFile, read_text};
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsString,
@@ -126,7 +128,32 @@ pub struct MachineSpec {
     pub console: Console,
 }
 
+/// The file of a machine's folder that says what the machine is.
+const SPEC: &str = "machine.json";
+
 impl MachineSpec {
+    /// Whether a machine was prepared in `folder`.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join(SPEC).is_file()
+    }
+
+    /// Reads what was prepared in `folder`.
+    ///
+    /// # Errors
+    /// When there is no machine, or one of another version of this program.
+    pub fn load(folder: &Path) -> Result<MachineSpec> {
+        let path = folder.join(SPEC);
+        serde_json::from_str(&read_text(&path)?).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// Writes it into `folder`, last of what a machine has there.
+    pub(super) fn store(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(SPEC);
+        let mut file = NewFile::beside(&path)?;
+        serde_json::to_writer_pretty(&mut file, self).with_context(|| format!("writing {}", path.display()))?;
+        file.publish(&path)
+    }
+
     /// QEMU's arguments.
     pub fn argv(&self) -> Vec<OsString> {
         let mut argv = Argv::default();

@@ -4,7 +4,7 @@ use super::{
     Accel, Agent, Console, DiskBus, DiskFormat, DiskImage, Firmware, Guard, Life, MachineSpec, Net, Qemu, Qmp, Seed,
     argv::files, guard,
 };
-use crate::files::{NewFile, read_text};
+use crate::files::NewFile;
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -22,8 +22,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The file of a machine's folder that says what the machine is.
-const SPEC: &str = "machine.json";
 /// How long QEMU may take from its start to its first answer.
 const START: Duration = Duration::from_secs(30);
 /// How long QEMU may take to end once it was told to.
@@ -103,10 +101,7 @@ impl Order {
             net: self.net.clone(),
             console: self.console,
         };
-        let path = folder.join(SPEC);
-        let mut file = NewFile::beside(&path)?;
-        serde_json::to_writer_pretty(&mut file, &spec).with_context(|| format!("writing {}", path.display()))?;
-        file.publish(&path)?;
+        spec.store(folder)?;
         Ok(spec)
     }
 }
@@ -120,14 +115,15 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// The file of its folder that has what its serial console said.
+    pub const CONSOLE_LOG: &str = files::CONSOLE_LOG;
+
     /// Starts the machine that was prepared in `folder`.
     ///
     /// # Errors
     /// When there is none, it runs already, or QEMU does not start; the error then has QEMU's words.
     pub fn start(qemu: &Qemu, folder: &Path, life: Life, guard: &Guard) -> Result<Machine> {
-        let path = folder.join(SPEC);
-        let spec: MachineSpec =
-            serde_json::from_str(&read_text(&path)?).with_context(|| format!("reading {}", path.display()))?;
+        let spec = MachineSpec::load(folder)?;
         let starting = || format!("starting the machine {}", spec.name);
         if Machine::open(folder)?.is_some() {
             return Err(anyhow!("it runs already")).with_context(starting);
