@@ -11,7 +11,7 @@
 //!            builder                                                        node
 //! 7 doors    cli/                                                           node/
 //! 6 stories  build/  cluster/
-//! 5 engines  base/  image/  seed/  engine.rs
+//! 5 engines  base/  image/  machine/  seed/  engine.rs
 //! 4 plan     plan/  archive/
 //! 3 nouns    recipe/  overlay/  debian/  disk/
 //! 2 trees    rootfs/  sandbox/
@@ -47,6 +47,8 @@ pub mod http;
 pub mod image;
 #[cfg(feature = "builder")]
 pub mod interrupt;
+#[cfg(feature = "builder")]
+pub mod machine;
 #[cfg(feature = "node")]
 pub mod node;
 #[cfg(feature = "builder")]

@@ -169,7 +169,7 @@ struct Up {
     /// What runs the nodes.
     #[arg(long, value_enum, default_value_t = DriverArg::Docker)]
     driver: DriverArg,
-    /// What nodes are made of: an engine's image.
+    /// What nodes are made of: an engine's image; for QEMU, a raw or qcow2 file, or a recipe whose image is in out/.
     #[arg(long, default_value = "ha-postgres")]
     image: String,
     /// The most memory for each node, in MiB.
@@ -204,12 +204,15 @@ struct Chosen {
 enum DriverArg {
     /// Containers of Docker or Podman.
     Docker,
+    /// Virtual machines of QEMU.
+    Qemu,
 }
 
 impl From<DriverArg> for DriverKind {
     fn from(driver: DriverArg) -> DriverKind {
         match driver {
             DriverArg::Docker => DriverKind::Docker,
+            DriverArg::Qemu => DriverKind::Qemu,
         }
     }
 }
@@ -289,7 +292,7 @@ impl Up {
             };
             Cluster::create(shelf, request)?
         };
-        for warning in &cluster.seeds().warnings {
+        for warning in cluster.seeds().warnings.iter().chain(&cluster.driver().warning()) {
             progress.warn(warning);
         }
         if self.no_start {

@@ -10,6 +10,7 @@ mod explain;
 mod plan;
 mod project;
 mod recovery;
+mod run;
 mod schema;
 mod seed;
 mod shell;
@@ -17,7 +18,7 @@ mod shell;
 use crate::{
     base,
     error::{self, Blame},
-    interrupt, sandbox,
+    interrupt, machine, sandbox,
 };
 use clap::{CommandFactory as _, Parser, Subcommand};
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ struct Cli {
 enum Verb {
     Build(build::Args),
     Plan(plan::Args),
+    Run(run::Args),
     Explain(explain::Args),
     Seed(seed::Args),
     Cluster(cluster::Args),
@@ -45,13 +47,14 @@ enum Verb {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    if let Some(code) = sandbox::entry(&[base::JOB]) {
+    if let Some(code) = sandbox::entry(&[base::JOB]).or_else(machine::entry) {
         return code;
     }
     let cli = Cli::parse();
     let outcome = match cli.verb {
         Verb::Build(args) => args.run(),
         Verb::Plan(args) => args.run(),
+        Verb::Run(args) => args.run(),
         Verb::Explain(args) => args.run(),
         Verb::Seed(args) => args.run(),
         Verb::Cluster(args) => args.run(),

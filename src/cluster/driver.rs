@@ -15,12 +15,15 @@ use std::{
 pub enum DriverKind {
     /// Containers of Docker or Podman.
     Docker,
+    /// Virtual machines of QEMU.
+    Qemu,
 }
 
 impl fmt::Display for DriverKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             DriverKind::Docker => "docker",
+            DriverKind::Qemu => "qemu",
         })
     }
 }
@@ -171,6 +174,16 @@ pub trait Driver: fmt::Debug {
     /// # Errors
     /// When it cannot be told.
     fn vip_endpoint(&self, port: u16) -> Result<Option<SocketAddr>>;
+
+    /// How long what takes `time` elsewhere may take here.
+    fn patience(&self, time: Duration) -> Duration {
+        time
+    }
+
+    /// Why nodes run worse here than they should, if they do.
+    fn warning(&self) -> Option<String> {
+        None
+    }
 
     /// Removes everything of the cluster, also of one that was half made.
     ///

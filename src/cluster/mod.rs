@@ -6,6 +6,7 @@
 mod addresses;
 mod docker;
 mod driver;
+mod qemu;
 mod record;
 mod view;
 
@@ -23,6 +24,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use docker::Docker;
+use qemu::Virtual;
 use std::{
     path::PathBuf,
     thread,
@@ -74,13 +76,16 @@ impl Cluster {
         let document = match request.document {
             Some(document) => document,
             None => {
-                let taken = Docker::taken_subnets(Which::Auto)?;
+                let taken = match request.driver {
+                    DriverKind::Docker => Docker::taken_subnets(Which::Auto)?,
+                    // Its networks are known to their own switches only.
+                    DriverKind::Qemu => Vec::new(),
+                };
                 addresses::document(&request.name, request.nodes, &request.timing, &taken)?
             }
         };
         let (document, _) = with_secret(document, None)?;
-        let extras = Extras { addressing: Addressing::Preset, ..Extras::default() };
-        let seeds = Seeds::new(document, extras)?;
+        let seeds = seeds_of(request.driver, document)?;
         if shelf.has(&seeds.spec.cluster) {
             let name = &seeds.spec.cluster;
             return Err(Fault::request(format!("there is a cluster `{name}` already"))
@@ -92,11 +97,14 @@ impl Cluster {
         let record = Record {
             schema: 1,
             driver: request.driver,
-            image: request.image,
+            image: match request.driver {
+                DriverKind::Docker => request.image,
+                DriverKind::Qemu => Virtual::find_image(&request.image)?,
+            },
             memory: request.memory,
             ground: addresses::ground(&seeds.spec)?,
         };
-        let driver = driver_of(&record)?;
+        let driver = driver_of(shelf, &record)?;
         let cluster = Cluster { shelf: shelf.clone(), record, seeds, driver };
         let made = cluster.make();
         if made.is_err() {
@@ -120,9 +128,8 @@ impl Cluster {
     /// A wrong request when there is none of that name; failed work when its driver is not there.
     pub fn open(shelf: &Shelf, name: &str) -> Result<Cluster> {
         let (record, document) = shelf.load(name)?;
-        let extras = Extras { addressing: Addressing::Preset, ..Extras::default() };
-        let seeds = Seeds::new(document, extras)?;
-        let driver = driver_of(&record)?;
+        let seeds = seeds_of(record.driver, document)?;
+        let driver = driver_of(shelf, &record)?;
         Ok(Cluster { shelf: shelf.clone(), record, seeds, driver })
     }
 
@@ -238,6 +245,7 @@ impl Cluster {
     /// # Errors
     /// When it takes longer than `within`, with what is missing; at once when a node refuses its document.
     pub fn wait_ready(&self, within: Duration, progress: &Progress) -> Result<Vec<View>> {
+        let within = self.driver.patience(within);
         let deadline = Instant::now() + within;
         let step = progress.step("cluster", self.seeds.spec.members.len() as u64, Unit::Items);
         let mut ready = 0;
@@ -369,7 +377,7 @@ impl Cluster {
         for node in old.iter().filter(|node| !now.contains(node)) {
             if self.driver.power(node)? == Power::On {
                 let command = ["pgha-node", "leave"].map(str::to_owned);
-                let done = self.driver.exec(node, &command, &[], REQUEST_WITHIN)?;
+                let done = self.driver.exec(node, &command, &[], self.driver.patience(REQUEST_WITHIN))?;
                 anyhow::ensure!(
                     done.status == 0,
                     "{node} cannot leave: {}",
@@ -386,7 +394,12 @@ impl Cluster {
                 "cat > {DOCUMENT_PATH}.new && chmod 600 {DOCUMENT_PATH}.new && mv {DOCUMENT_PATH}.new {DOCUMENT_PATH} && pgha-node init"
             );
             let command = ["sh", "-c", &script].map(str::to_owned);
-            let done = self.driver.exec(node, &command, self.seeds.document.text.as_bytes(), REQUEST_WITHIN)?;
+            let done = self.driver.exec(
+                node,
+                &command,
+                self.seeds.document.text.as_bytes(),
+                self.driver.patience(REQUEST_WITHIN),
+            )?;
             anyhow::ensure!(
                 done.status == 0,
                 "{node} cannot take the document up: {}",
@@ -419,8 +432,25 @@ impl Cluster {
     }
 }
 
-fn driver_of(record: &Record) -> Result<Box<dyn Driver>> {
+/// The seeds of a cluster that `driver` runs: containers find their addresses set, machines set their own.
+fn seeds_of(driver: DriverKind, document: Document) -> Result<Seeds> {
+    let extras = Extras { addressing: Addressing::Preset, ..Extras::default() };
+    let mut seeds = Seeds::new(document, extras)?;
+    if driver == DriverKind::Qemu {
+        let ground = addresses::ground(&seeds.spec)?;
+        let prefix = ground.subnet.split_once('/').and_then(|(_, prefix)| prefix.parse().ok());
+        let prefix = prefix.context("the subnet has a prefix")?;
+        seeds.extras.addressing = Addressing::Static { prefix, gateway: Some(ground.gateway), nameservers: Vec::new() };
+    }
+    Ok(seeds)
+}
+
+fn driver_of(shelf: &Shelf, record: &Record) -> Result<Box<dyn Driver>> {
+    let ground = record.ground.clone();
     Ok(match record.driver {
-        DriverKind::Docker => Box::new(Docker::new(Which::Auto, record.ground.clone(), &record.image, record.memory)?),
+        DriverKind::Docker => Box::new(Docker::new(Which::Auto, ground, &record.image, record.memory)?),
+        DriverKind::Qemu => {
+            Box::new(Virtual::new(&shelf.folder(&ground.cluster), ground, &record.image, record.memory))
+        }
     })
 }

@@ -15,5 +15,7 @@ mod container;
 mod engines;
 mod floors;
 #[cfg(feature = "builder")]
+mod machine;
+#[cfg(feature = "builder")]
 mod support;
 mod templates;

@@ -1,0 +1,328 @@
+//! Nodes as virtual machines: QEMU, joined by a switch of this program, without root.
+//!
+//! Everything is in the folder `qemu` of the cluster's own: a folder for each machine, and the switch's socket. What the
+//! switch shall be is kept in `network.json`, so that one that was lost (the host was switched off) comes back with the
+//! same ports of the host.
+
+use super::driver::{Driver, Ground, NodePlan, Peer, Power};
+use crate::{
+    engine::Executed,
+    error::Fault,
+    files::{NewFile, read_text},
+    machine::{
+        Accel, Console, DiskBus, DiskImage, Firmware, Guard, Life, Machine, MachineSpec, Net, Order, Probed, Qemu,
+        Seed,
+        switch::{Forward, HOST, LinkFault, PortSpec, Switch, SwitchSpec},
+    },
+    spec::{Arch, scope::ports},
+};
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use std::{
+    cell::OnceCell,
+    collections::BTreeMap,
+    fs,
+    io::{ErrorKind, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// A node's memory where nobody says, in bytes.
+const MEMORY: u64 = 1 << 30;
+const CONTROL: &str = "switch.sock";
+const NETWORK: &str = "network.json";
+
+/// The driver.
+#[derive(Debug)]
+pub struct Virtual {
+    folder: PathBuf,
+    ground: Ground,
+    image: PathBuf,
+    memory: u64,
+    guard: Guard,
+    probed: OnceCell<Probed>,
+}
+
+/// What is kept of the network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Kept {
+    switch: SwitchSpec,
+    /// The nodes' addresses by their names.
+    addresses: BTreeMap<String, IpAddr>,
+}
+
+impl Virtual {
+    /// Drives the cluster on `ground`, whose own folder is `folder`, with nodes that boot `image`, a file or the name of
+    /// a recipe whose image is in `out/`, each with `memory` bytes.
+    pub fn new(folder: &Path, ground: Ground, image: &str, memory: Option<u64>) -> Virtual {
+        Virtual {
+            folder: folder.join("qemu"),
+            ground,
+            image: image.into(),
+            memory: memory.unwrap_or(MEMORY),
+            guard: Guard::new(),
+            probed: OnceCell::new(),
+        }
+    }
+
+    /// The file of the image that somebody names as users do, absolute, for the cluster's record.
+    ///
+    /// # Errors
+    /// A wrong request when there is none.
+    pub fn find_image(wanted: &str) -> Result<String> {
+        let path = Path::new(wanted);
+        let places = ["qcow2", "raw"].map(|format| Path::new("out").join(format!("{wanted}-{}.{format}", Arch::HOST)));
+        let is_name = path.components().count() == 1 && path.extension().is_none() && !path.exists();
+        let found =
+            if is_name { places.iter().find(|path| path.exists()).map_or(path, PathBuf::as_path) } else { path };
+        if is_name && found == path {
+            let [first, second] = places.map(|path| path.display().to_string());
+            return Err(Fault::request(format!("there is no image {first} or {second}"))
+                .hint(format!("make one: pgha-image build {wanted} --format qcow2"))
+                .into());
+        }
+        Ok(DiskImage::open(found)?.path.to_string_lossy().into_owned())
+    }
+
+    fn place(&self, node: &str) -> PathBuf {
+        self.folder.join(node)
+    }
+
+    fn control(&self) -> PathBuf {
+        self.folder.join(CONTROL)
+    }
+
+    fn kept(&self) -> Result<Option<Kept>> {
+        let path = self.folder.join(NETWORK);
+        if !path.exists() {
+            return Ok(None);
+        }
+        serde_json::from_str(&read_text(&path)?).map(Some).with_context(|| format!("reading {}", path.display()))
+    }
+
+    fn keep(&self, kept: &Kept) -> Result<()> {
+        let path = self.folder.join(NETWORK);
+        let mut file = NewFile::beside(&path)?;
+        serde_json::to_writer_pretty(&mut file, kept).with_context(|| format!("writing {}", path.display()))?;
+        file.flush().with_context(|| format!("writing {}", path.display()))?;
+        file.publish(&path)
+    }
+
+    /// The running switch, started if it is not there.
+    fn switch(&self) -> Result<Switch> {
+        if let Some(switch) = Switch::open(&self.control()) {
+            return Ok(switch);
+        }
+        let mut kept = self.kept()?.context("the cluster has no network")?;
+        let (switch, forwards) = Switch::start(&kept.switch, Life::Detached, &self.guard)?;
+        kept.switch.forwards = forwards;
+        self.keep(&kept)?;
+        Ok(switch)
+    }
+
+    /// The node's machine, which must run.
+    fn machine(&self, node: &str) -> Result<Machine> {
+        Machine::open(&self.place(node))?.with_context(|| format!("{node} does not run"))
+    }
+
+    /// What runs the machines' instructions: as the first of them was made for, or found by trying.
+    fn accel(&self) -> Result<Accel> {
+        if let Some(node) = self.kept()?.and_then(|kept| kept.addresses.into_keys().next()) {
+            return Ok(MachineSpec::load(&self.place(&node))?.accel);
+        }
+        Ok(self.probe()?.accel)
+    }
+
+    fn probe(&self) -> Result<&Probed> {
+        if self.probed.get().is_none() {
+            let _ = self.probed.set(Accel::probe(&Qemu::find()?)?);
+        }
+        self.probed.get().context("trying KVM")
+    }
+
+    fn reached(&self, guest: SocketAddr) -> Result<Option<SocketAddr>> {
+        let kept = self.kept()?;
+        let forwards = kept.map(|kept| kept.switch.forwards).unwrap_or_default();
+        Ok(forwards.iter().find(|forward| forward.guest == guest).map(|forward| forward.host))
+    }
+}
+
+/// Forwards from free ports of the host to all ports of `address` that a node serves.
+fn forwards(address: IpAddr) -> impl Iterator<Item = Forward> {
+    let host = (Ipv4Addr::LOCALHOST, 0).into();
+    ports::ALL.into_iter().map(move |port| Forward { host, guest: (address, port).into() })
+}
+
+impl Driver for Virtual {
+    fn prepare(&self) -> Result<()> {
+        Qemu::find()?;
+        DiskImage::open(&self.image)?;
+        let making = || format!("making the folder {}", self.folder.display());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).with_context(making)?;
+        if self.kept()?.is_none() {
+            let (_, prefix) = self.ground.subnet.split_once('/').context("the subnet has a prefix")?;
+            let switch = SwitchSpec {
+                control: self.control(),
+                gateway: self.ground.gateway,
+                prefix: prefix.parse().context("reading the subnet's prefix")?,
+                ports: Vec::new(),
+                forwards: self.ground.vip.into_iter().flat_map(forwards).collect(),
+            };
+            self.keep(&Kept { switch, addresses: BTreeMap::new() })?;
+        }
+        self.switch().map(drop)
+    }
+
+    fn create(&self, node: &NodePlan) -> Result<()> {
+        let accel = self.accel()?;
+        let files = node.seed.files.iter().map(|(name, text)| ((*name).to_owned(), text.clone())).collect();
+        let order = Order {
+            name: node.name.clone(),
+            image: DiskImage::open(&self.image)?,
+            firmware: Firmware::Bios,
+            // Emulated processors wait for each other more than they gain.
+            cpus: if accel == Accel::Kvm { 2 } else { 1 },
+            memory: self.memory.div_ceil(1 << 20),
+            bus: DiskBus::VirtioBlk,
+            disk_size: None,
+            keep: None,
+            seed: Some(Seed { files }),
+            net: Net::Switch,
+            console: Console::Log,
+        };
+        let place = self.place(&node.name);
+        order.prepare(accel, &place)?;
+        let switch = self.switch()?;
+        let port = PortSpec { name: node.name.clone(), folder: place };
+        switch.attach(port.clone())?;
+        let mut kept = self.kept()?.context("the cluster has no network")?;
+        for forward in forwards(node.address) {
+            kept.switch.forwards.push(Forward { host: switch.forward(forward)?, ..forward });
+        }
+        kept.switch.ports.push(port);
+        kept.addresses.insert(node.name.clone(), node.address);
+        self.keep(&kept)
+    }
+
+    fn start(&self, node: &str) -> Result<()> {
+        // A machine finds the switch when it starts, or never.
+        drop(self.switch()?);
+        Machine::start(&Qemu::find()?, &self.place(node), Life::Detached, &self.guard).map(drop)
+    }
+
+    fn kill(&self, node: &str) -> Result<()> {
+        self.machine(node)?.cut_power()
+    }
+
+    fn pause(&self, node: &str) -> Result<()> {
+        self.machine(node)?.pause()
+    }
+
+    fn resume(&self, node: &str) -> Result<()> {
+        self.machine(node)?.resume()
+    }
+
+    fn destroy(&self, node: &str) -> Result<()> {
+        let place = self.place(node);
+        if let Some(machine) = Machine::open(&place)? {
+            machine.cut_power()?;
+        }
+        if let Some(mut kept) = self.kept()?
+            && let Some(address) = kept.addresses.remove(node)
+        {
+            self.switch()?.detach(node, &[address])?;
+            kept.switch.ports.retain(|port| port.name != node);
+            kept.switch.forwards.retain(|forward| forward.guest.ip() != address);
+            self.keep(&kept)?;
+        }
+        remove(&place)
+    }
+
+    fn power(&self, node: &str) -> Result<Power> {
+        let place = self.place(node);
+        if !MachineSpec::is_in(&place) {
+            return Ok(Power::Absent);
+        }
+        let Some(machine) = Machine::open(&place)? else { return Ok(Power::Off) };
+        Ok(if machine.monitor()?.status()? == "paused" { Power::Paused } else { Power::On })
+    }
+
+    fn exec(&self, node: &str, command: &[String], input: &[u8], within: Duration) -> Result<Executed> {
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        let ended = self.machine(node)?.agent(Instant::now() + within).and_then(|mut agent| agent.run(&words, input));
+        let ended = ended.with_context(|| format!("running a command on {node}"))?;
+        Ok(Executed { status: ended.status.into(), stdout: ended.stdout, stderr: ended.stderr })
+    }
+
+    fn interactive(&self, _: &str, _: &[String]) -> Option<(String, Vec<String>)> {
+        None
+    }
+
+    fn console(&self, node: &str) -> Result<String> {
+        let path = self.place(node).join(Machine::CONSOLE_LOG);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// The switch loses frames between them, so no machine is touched.
+    fn cut(&self, one: &[Peer], other: &[Peer]) -> Result<()> {
+        let names = |peers: &[Peer]| -> Vec<String> {
+            let name = |peer: &Peer| match peer {
+                Peer::Node(name, _) => name.clone(),
+                Peer::Outside => HOST.to_owned(),
+            };
+            peers.iter().map(name).collect()
+        };
+        self.switch()?.fault(names(one), names(other), LinkFault::CUT)
+    }
+
+    fn heal(&self) -> Result<()> {
+        self.switch()?.heal()
+    }
+
+    fn endpoint(&self, node: &str, port: u16) -> Result<Option<SocketAddr>> {
+        let address = self.kept()?.and_then(|kept| kept.addresses.get(node).copied());
+        address.map_or(Ok(None), |address| self.reached((address, port).into()))
+    }
+
+    fn vip_endpoint(&self, port: u16) -> Result<Option<SocketAddr>> {
+        self.ground.vip.map_or(Ok(None), |vip| self.reached((vip, port).into()))
+    }
+
+    fn remove(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if let Some(machine) = Machine::open(&entry.path())? {
+                machine.cut_power()?;
+            }
+        }
+        if let Some(switch) = Switch::open(&self.control()) {
+            switch.stop()?;
+        }
+        remove(&self.folder)?;
+        // The cluster's own folder is left where its record is; of one that was half made, it is empty.
+        let _ = self.folder.parent().map(fs::remove_dir);
+        Ok(())
+    }
+
+    fn patience(&self, time: Duration) -> Duration {
+        self.accel().map_or(time, |accel| accel.patience(time))
+    }
+
+    fn warning(&self) -> Option<String> {
+        self.probe().ok()?.warning.clone()
+    }
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}

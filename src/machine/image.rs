@@ -1,0 +1,240 @@
+//! Disk images as machines see them: recognised by their first bytes, and never written to.
+//!
+//! A machine writes to an overlay: a qcow2 image that has nothing but a header with the name of the image below it
+//! (QEMU, docs/interop/qcow2.rst). QEMU then puts there what the guest writes. An overlay may be larger than the image
+//! below it; the rest reads as zero.
+
+use crate::{error::Fault, files::NewFile};
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::File,
+    io::{ErrorKind, Read as _, Seek as _, SeekFrom},
+    os::unix::{ffi::OsStrExt as _, fs::FileExt as _},
+    path::{Path, PathBuf},
+};
+
+const CLUSTER_BITS: u32 = 16;
+const CLUSTER: u64 = 1 << CLUSTER_BITS;
+const MAGIC: [u8; 4] = *b"QFI\xfb";
+const HEADER: usize = 104;
+/// Marks the header extension that holds the format of the image below.
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// The specification allows no longer name of the image below, in bytes.
+const LONGEST_NAME: usize = 1023;
+const SECTOR: u64 = 512;
+
+/// How an image is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// Byte by byte.
+    Raw,
+    /// QEMU's own format.
+    Qcow2,
+}
+
+impl DiskFormat {
+    /// QEMU's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// An image that machines can boot from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskImage {
+    /// Where it is; absolute.
+    pub path: PathBuf,
+    /// How it is stored.
+    pub format: DiskFormat,
+    /// The size of the disk that it holds, in bytes.
+    pub size: u64,
+}
+
+impl DiskImage {
+    /// Looks at the image `path`.
+    ///
+    /// # Errors
+    /// A wrong request when there is none, or it is no raw or qcow2 image of a partitioned disk.
+    pub fn open(path: &Path) -> Result<DiskImage> {
+        let shown = path.display();
+        let mut file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let hint = "make one: pgha-image build RECIPE --format qcow2";
+                return Err(Fault::request(format!("there is no image {shown}")).hint(hint).into());
+            }
+            Err(error) => return Err(error).with_context(|| format!("opening the image {shown}")),
+        };
+        let reading = || format!("reading the image {shown}");
+        if file.metadata().with_context(reading)?.is_dir() {
+            return Err(Fault::request(format!("{shown} is a folder, no image")).into());
+        }
+        let path = path.canonicalize().with_context(reading)?;
+        let mut start = Vec::new();
+        file.by_ref().take(SECTOR).read_to_end(&mut start).with_context(reading)?;
+        let size = file.seek(SeekFrom::End(0)).with_context(reading)?;
+        let wrong = |what: String| Err(Fault::request(format!("{shown} {what}")).into());
+        if start.starts_with(&MAGIC) {
+            if start.len() < HEADER {
+                return wrong("is a qcow2 image that was cut off".to_owned());
+            }
+            let version = u32::from_be_bytes(start[4..8].try_into()?);
+            if !matches!(version, 2 | 3) {
+                return wrong(format!("is a qcow2 image of version {version}, which is unknown"));
+            }
+            let size = u64::from_be_bytes(start[24..32].try_into()?);
+            return Ok(DiskImage { path, format: DiskFormat::Qcow2, size });
+        }
+        // Every partitioned disk has this signature, also one with GPT (UEFI specification 2.10, 5.2.1).
+        if start.get(510..512) != Some(&[0x55, 0xaa][..]) {
+            let what = other(&start).unwrap_or("neither a qcow2 image nor a raw image of a partitioned disk");
+            return wrong(format!("is {what}"));
+        }
+        if size % SECTOR != 0 {
+            return wrong(format!("is a raw image of {size} bytes, which are no whole sectors: it was cut off"));
+        }
+        Ok(DiskImage { path, format: DiskFormat::Raw, size })
+    }
+
+    /// Makes the file `target` an overlay of this image, with a disk of `size` bytes or as large as the image's.
+    ///
+    /// # Errors
+    /// A wrong request when `size` is less than the image's or no whole number of sectors; when the overlay cannot be
+    /// written.
+    pub fn overlay(&self, target: &Path, size: Option<u64>) -> Result<()> {
+        let size = size.unwrap_or(self.size);
+        if size < self.size || size % SECTOR != 0 {
+            let shown = self.path.display();
+            let least = self.size;
+            let message = format!("a disk of {size} bytes cannot hold {shown}, which is a disk of {least} bytes");
+            return Err(Fault::request(message)
+                .hint("give a larger --disk-size, in whole sectors of 512 bytes")
+                .into());
+        }
+        let writing = || format!("writing the overlay {}", target.display());
+        let header = self.header(size).with_context(writing)?;
+        let file = NewFile::beside(target)?;
+        let table_clusters = table_clusters(size);
+        let write = |at: u64, bytes: &[u8]| file.file().write_all_at(bytes, at).with_context(writing);
+        file.file().set_len((3 + table_clusters) * CLUSTER).with_context(writing)?;
+        write(0, &header)?;
+        // The table of reference counts has one cluster of them, which counts all clusters of this file.
+        write(CLUSTER, &(2 * CLUSTER).to_be_bytes())?;
+        let counts: Vec<u8> = (0..3 + table_clusters).flat_map(|_| 1u16.to_be_bytes()).collect();
+        write(2 * CLUSTER, &counts)?;
+        file.publish(target)
+    }
+
+    fn header(&self, size: u64) -> Result<Vec<u8>> {
+        let name = self.path.as_os_str().as_bytes();
+        anyhow::ensure!(name.len() <= LONGEST_NAME, "the path of the image {} is too long", self.path.display());
+        let format = self.format.name().as_bytes();
+        let mut header = vec![0; HEADER];
+        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &MAGIC);
+        put(4, &3u32.to_be_bytes());
+        put(16, &(name.len() as u32).to_be_bytes());
+        put(20, &CLUSTER_BITS.to_be_bytes());
+        put(24, &size.to_be_bytes());
+        put(36, &u32::try_from(table_entries(size)).context("the disk is too large for qcow2")?.to_be_bytes());
+        put(40, &(3 * CLUSTER).to_be_bytes());
+        put(48, &CLUSTER.to_be_bytes());
+        put(56, &1u32.to_be_bytes());
+        put(96, &4u32.to_be_bytes());
+        put(100, &(HEADER as u32).to_be_bytes());
+        header.extend(BACKING_FORMAT.to_be_bytes());
+        header.extend((format.len() as u32).to_be_bytes());
+        header.extend(format);
+        header.resize(header.len().next_multiple_of(8), 0);
+        // The end of the extensions.
+        header.extend([0; 8]);
+        let at = header.len() as u64;
+        header[8..16].copy_from_slice(&at.to_be_bytes());
+        header.extend(name);
+        Ok(header)
+    }
+}
+
+/// Entries of the first-level table: one for each cluster of second-level entries.
+fn table_entries(size: u64) -> u64 {
+    size.div_ceil(CLUSTER * (CLUSTER / 8))
+}
+
+fn table_clusters(size: u64) -> u64 {
+    (8 * table_entries(size)).div_ceil(CLUSTER).max(1)
+}
+
+/// What a file is that is often taken for an image.
+fn other(start: &[u8]) -> Option<&'static str> {
+    let table: [(&[u8], &str); 6] = [
+        (b"KDMV", "a VMDK image"),
+        (b"vhdxfile", "a VHDX image"),
+        (b"conectix", "a VHD image"),
+        (b"\x1f\x8b", "compressed with gzip"),
+        (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
+        (b"\xfd7zXZ", "compressed with xz"),
+    ];
+    table.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn raw(path: &Path, size: u64) {
+        let file = File::create(path).unwrap();
+        file.set_len(size).unwrap();
+        file.write_all_at(&[0x55, 0xaa], 510).unwrap();
+    }
+
+    fn refusal(path: &Path) -> String {
+        DiskImage::open(path).unwrap_err().to_string().replace(&path.display().to_string(), "FILE")
+    }
+
+    #[test]
+    fn images_are_recognised_by_their_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.img");
+        assert_eq!(refusal(&path), "there is no image FILE");
+        assert_eq!(refusal(folder.path()), "FILE is a folder, no image");
+        raw(&path, 1 << 20);
+        let image = DiskImage::open(&path).unwrap();
+        assert_eq!((image.format, image.size), (DiskFormat::Raw, 1 << 20));
+        let overlay = folder.path().join("overlay");
+        image.overlay(&overlay, Some(1 << 40)).unwrap();
+        let opened = DiskImage::open(&overlay).unwrap();
+        assert_eq!((opened.format, opened.size), (DiskFormat::Qcow2, 1 << 40));
+        let error = image.overlay(&overlay, Some(1 << 19)).unwrap_err();
+        assert!(error.to_string().starts_with("a disk of 524288 bytes cannot hold"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_by_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.img");
+        for (bytes, message) in [
+            (&b""[..], "FILE is neither a qcow2 image nor a raw image of a partitioned disk"),
+            (b"\x1f\x8b\x08", "FILE is compressed with gzip"),
+            (b"KDMV....", "FILE is a VMDK image"),
+            (b"QFI\xfb", "FILE is a qcow2 image that was cut off"),
+        ] {
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(refusal(&path), message);
+        }
+        raw(&path, 1000);
+        assert_eq!(refusal(&path), "FILE is a raw image of 1000 bytes, which are no whole sectors: it was cut off");
+    }
+
+    #[test]
+    fn an_overlay_counts_its_clusters() {
+        for (size, clusters) in [(1 << 20, 1), (20 << 30, 1), (1 << 40, 1), (4 << 40, 1), (5 << 40, 2)] {
+            assert_eq!(table_clusters(size), clusters, "{size}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Machines in QEMU: from an image to a guest that runs, with consoles, commands, faults, and an end.
+//!
+//! ```text
+//! Firmware, DiskImage, Seed ──Order::prepare──▶ a folder with machine.json ──Machine::start──▶ QEMU in that folder
+//!                                                disk.qcow2  overlay of the image       monitor.sock  [`Qmp`]
+//!                                                seed.img    for cloud-init             agent.sock    [`Agent`]
+//!                                                                                       console.log, console.sock
+//! switch: a process of this program ◀── network.sock of each machine
+//! ```
+//!
+//! A machine's whole state is its folder, so that a later process finds it again ([`Machine::open`]). Nothing here needs
+//! root, a bridge, or a tool beside QEMU itself.
+
+mod accel;
+mod agent;
+mod argv;
+mod firmware;
+mod guard;
+mod image;
+mod qemu;
+mod qmp;
+mod running;
+mod seed;
+mod socket;
+pub mod switch;
+
+pub use accel::{Accel, Probed};
+pub use agent::{Agent, Ended};
+pub use argv::{Console, DiskBus, Mac, MachineSpec, Net, PortForward};
+pub use firmware::{Firmware, UefiFiles};
+pub use guard::{Guard, Life};
+pub use image::{DiskFormat, DiskImage};
+pub use qemu::{Qemu, Version};
+pub use qmp::{Event, Qmp};
+pub use running::{Machine, Order};
+pub use seed::Seed;
+
+use std::{ffi::OsString, process::ExitCode};
+
+/// Serves this program's hidden modes for machines if it was started in one; `None` if it was not.
+///
+/// To be called first thing in `main`.
+pub fn entry() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != guard::ARGUMENT {
+        return None;
+    }
+    let mut word = || arguments.next().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
+    let (life, parent, what) = (word(), word(), word());
+    if let Err(error) = guard::settle(&life, &parent) {
+        return Some(guard::complain(&error));
+    }
+    Some(match what.as_str() {
+        "program" => guard::become_program(&arguments.collect::<Vec<OsString>>()),
+        switch::MODE => switch::serve(),
+        _ => ExitCode::from(2),
+    })
+}
