@@ -86,9 +86,12 @@ enum Verb {
     Env {
         /// The cluster.
         name: String,
-        /// The front door's port.
+        /// The port.
         #[arg(long, default_value_t = ports::PRIMARY)]
         port: u16,
+        /// The node [default: the one with the virtual address].
+        #[arg(long)]
+        node: Option<String>,
     },
     /// Print what nodes have written to their consoles.
     Logs {
@@ -235,7 +238,7 @@ impl Args {
                 let (node, command) = psql(&cluster, port, user, dbname, &arguments)?;
                 exec(&cluster, &node, &command, Duration::from_secs(3600))
             }
-            Verb::Env { name, port } => environment(&open(&name)?, port),
+            Verb::Env { name, port, node } => environment(&open(&name)?, port, node),
             Verb::Logs { name, nodes, unit } => logs(&open(&name)?, &nodes, unit.as_deref()),
             Verb::Start(Nodes { name, nodes }) => {
                 let cluster = open(&name)?;
@@ -407,15 +410,18 @@ fn psql(
     Ok((node, command))
 }
 
-fn environment(cluster: &Cluster, port: u16) -> Result<()> {
+fn environment(cluster: &Cluster, port: u16, node: Option<String>) -> Result<()> {
     let spec = &cluster.seeds().spec;
     let authority = cluster.authority()?;
-    let node = cluster.a_running_node()?;
-    let place = match cluster.driver().vip_endpoint(port)? {
-        Some(place) => Some(place),
-        None => cluster.driver().endpoint(&node, port)?,
+    let place = match (node, cluster.driver().vip_endpoint(port)?) {
+        (None, Some(place)) => place,
+        (node, _) => {
+            let node = node.map_or_else(|| cluster.a_running_node(), Ok)?;
+            cluster.choose(std::slice::from_ref(&node))?;
+            let place = cluster.driver().endpoint(&node, port)?;
+            place.with_context(|| format!("this machine does not reach port {port} of {node}"))?
+        }
     };
-    let place = place.with_context(|| format!("this machine does not reach port {port} of {node}"))?;
     let database = spec.postgresql.databases.first();
     let (user, dbname) = match database {
         Some(database) => (database.owner.as_str(), database.name.as_str()),

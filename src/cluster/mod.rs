@@ -31,6 +31,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The certificate of the authority, in the cluster's folder.
+const AUTHORITY: &str = "ca.crt";
 /// How often a cluster that is being waited for is looked at.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long a node may take to say how it stands.
@@ -415,11 +417,16 @@ impl Cluster {
     /// # Errors
     /// When no node runs.
     pub fn authority(&self) -> Result<PathBuf> {
+        // It follows from the document alone.
+        let known = self.shelf.folder(&self.seeds.spec.cluster).join(AUTHORITY);
+        if known.is_file() {
+            return Ok(known);
+        }
         let node = self.a_running_node()?;
         let command = ["cat".to_owned(), format!("{TLS_PATH}/ca.crt")];
         let done = self.exec(&node, &command, &[], STATUS_WITHIN)?;
         anyhow::ensure!(done.status == 0, "{node} has no certificate of the authority yet");
-        self.shelf.put(&self.seeds.spec.cluster, "ca.crt", &String::from_utf8_lossy(&done.stdout))
+        self.shelf.put(&self.seeds.spec.cluster, AUTHORITY, &String::from_utf8_lossy(&done.stdout))
     }
 
     /// Removes everything of the cluster.

@@ -200,37 +200,26 @@ impl Ground {
         ran.stdout
     }
 
-    /// How this machine's own psql reaches the port of the virtual address.
+    /// How this machine reaches the port of the virtual address.
     pub fn door(&self, port: u16) -> Connection {
-        let text = self.cluster("env", &["--port", &port.to_string()]);
-        Connection::from_environment(&text)
+        self.try_door(port).unwrap()
     }
 
-    /// How this machine's own psql reaches the port of a node.
-    pub fn node_door(&self, door: &Connection, node: &str, port: u16) -> Connection {
-        door.at(&self.address_of(node), port)
-    }
-
-    /// A node's address.
-    pub fn address_of(&self, node: &str) -> String {
-        self.status().nodes.into_iter().find(|known| known.name == node).unwrap().address
-    }
-
-    /// The virtual address.
-    pub fn address_of_vip(&self) -> &'static str {
-        "10.214.7.10"
+    /// How this machine reaches the port of a node.
+    pub fn node_door(&self, node: &str, port: u16) -> Connection {
+        Connection::from_environment(&self.cluster("env", &["--node", node, "--port", &port.to_string()]))
     }
 
     /// Who answers behind the port of the virtual address: `primary`, or the name of a replica.
     pub fn who(&self, port: u16) -> Result<String, String> {
         // A replica's slot on the primary has its name (Patroni, `slot_name_from_member_name`).
-        self.door_of_the_host(port)?.ask(
+        self.try_door(port)?.ask(
             "select case when pg_is_in_recovery() then replace(current_setting('primary_slot_name'), '_', '-') \
              else 'primary' end",
         )
     }
 
-    fn door_of_the_host(&self, port: u16) -> Result<Connection, String> {
+    pub fn try_door(&self, port: u16) -> Result<Connection, String> {
         let ran = Ran::of(self.program().args(["cluster", "env", NAME, "--port", &port.to_string()]));
         if ran.status == Some(0) { Ok(Connection::from_environment(&ran.stdout)) } else { Err(ran.stderr) }
     }
@@ -274,7 +263,6 @@ pub struct Status {
 #[derive(Debug, Clone)]
 pub struct Node {
     pub name: String,
-    pub address: String,
     pub role: String,
     pub state: String,
     pub synchronous: bool,
@@ -287,7 +275,6 @@ impl Node {
         let said = &value["said"];
         Node {
             name: text(&value["node"]),
-            address: text(&value["address"]),
             role: text(&said["postgresql"]["role"]),
             state: text(&said["postgresql"]["state"]),
             synchronous: said["postgresql"]["synchronous"] == true,

@@ -53,11 +53,7 @@ fn system_identifiers(ground: &Ground) -> BTreeSet<String> {
 fn writable(ground: &Ground, within: Duration) -> Duration {
     let began = Instant::now();
     wait("the front door takes writes", within, || {
-        let ran = Ran::of(ground.program().args(["cluster", "env", "pgha-test"]));
-        if ran.status != Some(0) {
-            return Err(ran.stderr);
-        }
-        crate::writer::Connection::from_environment(&ran.stdout).ask("create table if not exists opened (); select 1")
+        ground.try_door(5000)?.ask("create table if not exists opened (); select 1")
     });
     began.elapsed()
 }
@@ -113,9 +109,9 @@ fn every_port(ground: &mut Ground) {
     let refused = reader.ask("insert into port_test values (43)").unwrap_err();
     assert!(refused.contains("read-only transaction"), "{refused}");
     for node in NODES {
-        let pool = ground.node_door(&door, node, 6432);
+        let pool = ground.node_door(node, 6432);
         assert_eq!(pool.ask("select 1").unwrap(), "1", "the pool on {node}");
-        let direct = ground.node_door(&door, node, 5432);
+        let direct = ground.node_door(node, 5432);
         assert_eq!(direct.ask("select 1").unwrap(), "1", "the server on {node}");
     }
     let authority = ground.folder().join("ca.crt");
@@ -126,7 +122,7 @@ fn every_port(ground: &mut Ground) {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--fail", "--max-time", "10", "--user", user, "--cacert"])
             .arg(&authority);
-        Ran::of(curl.arg(format!("https://{}:7000/;csv", ground.address_of_vip())))
+        Ran::of(curl.arg(format!("https://{}/;csv", ground.door(7000).place())))
     };
     let statistics = ask(&user);
     for name in ["primary", "replicas", "synchronous", "asynchronous"] {
@@ -139,8 +135,6 @@ fn every_port(ground: &mut Ground) {
 
 fn tls(ground: &mut Ground) {
     ground.healthy();
-    let door = ground.door(5000);
-    let vip = door.clone();
     let authority = ground.on("pg-1", "cat /etc/pgha/tls/ca.crt");
     let trusted = ground.folder().join("ca.crt");
     fs::write(&trusted, authority).unwrap();
@@ -162,7 +156,7 @@ fn tls(ground: &mut Ground) {
 
     for (port, node) in [(5000, None), (5001, None), (5432, Some("pg-1")), (6432, Some("pg-2")), (5432, Some("pg-3"))] {
         let place = match node {
-            Some(node) => ground.node_door(&vip, node, port),
+            Some(node) => ground.node_door(node, port),
             None => ground.door(port),
         };
         let with = |file: &std::path::Path| place.with("PGSSLROOTCERT", file.to_str().unwrap()).ask("select 1");
@@ -193,10 +187,10 @@ fn tls(ground: &mut Ground) {
         curl.args(["--silent", "--show-error", "--max-time", "10", "--write-out", "%{http_code}", "--cacert"]);
         Ran::of(curl.arg(&trusted).args(arguments))
     };
-    let node = ground.address_of("pg-2");
-    let etcd = curl(&["--data", "{}", &format!("https://{node}:2379/v3/kv/range")]);
+    let place = |port| ground.node_door("pg-2", port).place();
+    let etcd = curl(&["--data", "{}", &format!("https://{}/v3/kv/range", place(2379))]);
     assert!(etcd.status != Some(0) || etcd.stdout.ends_with("401"), "etcd serves strangers: {etcd:?}");
-    let patroni = curl(&["--request", "POST", "--data", "{}", &format!("https://{node}:8008/restart")]);
+    let patroni = curl(&["--request", "POST", "--data", "{}", &format!("https://{}/restart", place(8008))]);
     assert!(["401", "403"].iter().any(|code| patroni.stdout.ends_with(code)), "Patroni obeys strangers: {patroni:?}");
 }
 

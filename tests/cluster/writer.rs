@@ -30,9 +30,9 @@ impl Connection {
         Connection(settings.map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned())).collect())
     }
 
-    /// The same to another place.
-    pub fn at(&self, host: &str, port: u16) -> Connection {
-        self.with("PGHOST", host).with("PGPORT", &port.to_string())
+    /// `HOST:PORT`.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.0["PGHOST"], self.0["PGPORT"])
     }
 
     /// The same with another setting.
