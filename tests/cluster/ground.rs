@@ -21,8 +21,34 @@ pub const HEALED_WITHIN: Duration = Duration::from_secs(180);
 /// The names of the nodes of most clusters.
 pub const NODES: [&str; 3] = ["pg-1", "pg-2", "pg-3"];
 
+/// What runs the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runner {
+    Docker,
+    Qemu,
+}
+
+impl Runner {
+    /// `PGHA_TEST_DRIVER`, or else containers.
+    fn wanted() -> Runner {
+        match std::env::var("PGHA_TEST_DRIVER").as_deref() {
+            Err(_) | Ok("docker") => Runner::Docker,
+            Ok("qemu") => Runner::Qemu,
+            Ok(other) => panic!("PGHA_TEST_DRIVER is `{other}`; it can be docker or qemu"),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Runner::Docker => "docker",
+            Runner::Qemu => "qemu",
+        }
+    }
+}
+
 /// Where clusters are remembered and built; the cluster goes when the value goes.
 pub struct Ground {
+    runner: Runner,
     folder: tempfile::TempDir,
     image: Option<String>,
     up: bool,
@@ -31,7 +57,7 @@ pub struct Ground {
 impl Drop for Ground {
     fn drop(&mut self) {
         self.down();
-        if let Some(image) = &self.image {
+        if let (Runner::Docker, Some(image)) = (self.runner, &self.image) {
             let _ = Command::new("docker").args(["rmi", "--force", image]).output();
         }
     }
@@ -40,8 +66,13 @@ impl Drop for Ground {
 impl Ground {
     /// Whether this machine can run them; says so if not.
     pub fn is_possible() -> bool {
-        if !has_mirror() || !["docker", "psql", "curl", "openssl"].into_iter().all(has) {
+        let runner = Runner::wanted();
+        let program = if runner == Runner::Docker { "docker" } else { "qemu-system-x86_64" };
+        if !has_mirror() || ![program, "psql", "curl", "openssl"].into_iter().all(has) {
             return false;
+        }
+        if runner == Runner::Qemu {
+            return true;
         }
         let answers = Ran::of(Command::new("docker").arg("info")).status == Some(0);
         if !answers {
@@ -51,12 +82,21 @@ impl Ground {
     }
 
     pub fn new() -> Ground {
-        let ground = Ground { folder: tempfile::tempdir().unwrap(), image: None, up: false };
-        // What an earlier run that was killed has left.
-        for name in [NAME, "pgha-test-other"] {
-            remove_leftovers(name);
+        let ground = Ground { runner: Runner::wanted(), folder: tempfile::tempdir().unwrap(), image: None, up: false };
+        if ground.runner == Runner::Docker {
+            remove_leftovers(NAME);
         }
         ground
+    }
+
+    /// Whether nodes are containers, as fast as this machine; emulated processors are many times slower.
+    pub fn is_fast(&self) -> bool {
+        self.runner == Runner::Docker
+    }
+
+    /// How long something may take that takes `time` on containers.
+    pub fn patience(&self, time: Duration) -> Duration {
+        if self.is_fast() { time } else { time * 5 }
     }
 
     /// The program, with clusters of its own.
@@ -71,10 +111,25 @@ impl Ground {
         self.folder.path()
     }
 
-    /// The image's name in the engine, built and loaded once.
+    /// The same for what timers decide, and not processors.
+    pub fn slow(&self, time: Duration) -> Duration {
+        if self.is_fast() { time } else { time * 2 }
+    }
+
+    /// What nodes are made of, built once: an image's name in the engine, or a file.
     pub fn image(&mut self) -> String {
         if let Some(image) = &self.image {
             return image.clone();
+        }
+        let out = self.folder.path().join("out");
+        if self.runner == Runner::Qemu {
+            let mut build = builder();
+            build.args(["build", "ha-postgres", "--format", "qcow2", "--quiet", "--cache-dir"]).arg(shared_store());
+            Ran::well(build.arg("-o").arg(&out));
+            let file = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path());
+            let file = file.filter(|path| path.extension().is_some_and(|kind| kind == "qcow2")).next().unwrap();
+            self.image = Some(file.to_str().unwrap().to_owned());
+            return self.image();
         }
         let project = self.folder.path().join("project");
         fs::create_dir(&project).unwrap();
@@ -87,7 +142,7 @@ impl Ground {
         fs::write(&recipe, text).unwrap();
         let mut build = builder();
         build.args(["build", "ha-postgres", "--load=docker", "--quiet", "--project"]).arg(&project);
-        build.arg("--cache-dir").arg(shared_store()).arg("-o").arg(self.folder.path().join("out"));
+        build.arg("--cache-dir").arg(shared_store()).arg("-o").arg(out);
         Ran::well(&mut build);
         self.image = Some(name.to_owned());
         name.to_owned()
@@ -119,7 +174,8 @@ impl Ground {
         let image = self.image();
         let document = self.document(3);
         let mut command = self.program();
-        command.args(["cluster", "up", "--no-start", "--image", &image, "--spec"]).arg(document);
+        command.args(["cluster", "up", "--no-start", "--driver", self.runner.name(), "--image", &image]);
+        command.arg("--spec").arg(document);
         Ran::well(&mut command);
         self.up = true;
     }
@@ -130,11 +186,12 @@ impl Ground {
             self.prepare();
             self.cluster("start", &[]);
         }
-        self.wait_healthy(HEALED_WITHIN);
+        self.wait_healthy();
     }
 
     /// Waits until every node is ready, and the front doors agree with the roles.
-    pub fn wait_healthy(&self, within: Duration) -> Vec<Node> {
+    pub fn wait_healthy(&self) -> Vec<Node> {
+        let within = self.patience(HEALED_WITHIN);
         let began = Instant::now();
         let nodes = wait("a healthy cluster", within, || {
             let status = self.status();

@@ -52,7 +52,7 @@ fn system_identifiers(ground: &Ground) -> BTreeSet<String> {
 
 fn writable(ground: &Ground, within: Duration) -> Duration {
     let began = Instant::now();
-    wait("the front door takes writes", within, || {
+    wait("the front door takes writes", ground.patience(within), || {
         ground.try_door(5000)?.ask("create table if not exists opened (); select 1")
     });
     began.elapsed()
@@ -64,7 +64,7 @@ fn at_once(ground: &mut Ground) {
     ground.cluster("start", &[]);
     let took = writable(ground, Duration::from_secs(60));
     println!("    boot to writable: {}", seconds(took));
-    let nodes = ground.wait_healthy(HEALED_WITHIN);
+    let nodes = ground.wait_healthy();
     let streaming = nodes.iter().filter(|node| node.state == "streaming").count();
     assert_eq!((streaming, nodes.iter().filter(|node| node.vip).count()), (2, 1), "{nodes:?}");
     assert_eq!(system_identifiers(ground).len(), 1);
@@ -72,7 +72,7 @@ fn at_once(ground: &mut Ground) {
 
 /// Each port serves its role and no other.
 fn assert_ports(ground: &Ground) {
-    wait("every port to serve its role", Duration::from_secs(30), || {
+    wait("every port to serve its role", ground.patience(Duration::from_secs(30)), || {
         let nodes = ground.status().nodes;
         let replicas: BTreeSet<&str> =
             nodes.iter().filter(|node| node.role == "replica").map(|node| node.name.as_str()).collect();
@@ -241,10 +241,11 @@ fn switchover(ground: &mut Ground) {
     thread::sleep(Duration::from_secs(8));
     let written = writer.stop();
     println!("    switchover: writes stop for {}, {} rows", seconds(written.longest_gap()), written.acknowledged.len());
-    ground.wait_healthy(HEALED_WITHIN);
+    ground.wait_healthy();
     written.assert_kept(&door);
     assert_ne!(ground.primary(), old);
-    assert!(written.longest_gap() <= Duration::from_secs(3), "{:?}", written.longest_gap());
+    let most = ground.patience(Duration::from_secs(3));
+    assert!(written.longest_gap() <= most, "{:?}", written.longest_gap());
     assert_ports(ground);
 }
 
@@ -256,7 +257,7 @@ fn killed_primary(ground: &mut Ground) {
     let old = ground.primary();
     ground.cluster("kill", &[&old]);
     // The worst that the preset `fast` promises, and a moment of writing after it.
-    thread::sleep(Duration::from_secs(32));
+    thread::sleep(ground.slow(Duration::from_secs(32)));
     let written = writer.stop();
     println!(
         "    killed primary: writes stop for {}, {} rows, {} connections",
@@ -266,12 +267,13 @@ fn killed_primary(ground: &mut Ground) {
     );
     let last = written.acknowledged.last().unwrap().1;
     assert!(last.elapsed() < Duration::from_secs(6), "writes have not resumed");
-    assert!(written.longest_gap() <= Duration::from_secs(25), "{:?}", written.longest_gap());
+    let most = ground.slow(Duration::from_secs(25));
+    assert!(written.longest_gap() <= most, "{:?}", written.longest_gap());
     written.assert_kept(&door);
     let new = ground.primary();
     assert_ne!(new, old);
     ground.cluster("start", &[&old]);
-    let nodes = ground.wait_healthy(HEALED_WITHIN);
+    let nodes = ground.wait_healthy();
     assert!(nodes.iter().any(|node| node.name == old && node.state == "streaming"), "{nodes:?}");
     assert_eq!(ground.primary(), new, "the old primary comes back as a replica");
     written.assert_kept(&door);
@@ -285,14 +287,14 @@ fn hung_haproxy(ground: &mut Ground) {
     let address = "10.214.7.10/";
     ground.on(&holder, "pkill -STOP -x haproxy");
     let began = Instant::now();
-    let moved = wait("another node to take the address", Duration::from_secs(15), || {
+    let moved = wait("another node to take the address", ground.patience(Duration::from_secs(15)), || {
         let taken = others.iter().find(|node| ground.on(node, "ip -o address show").contains(address));
         taken.map(|node| (began.elapsed(), (*node).to_owned())).ok_or_else(|| "nobody has it".to_owned())
     });
     println!("    hung HAProxy: the address moves after {}", seconds(moved.0));
     ground.on(&holder, "pkill -CONT -x haproxy");
-    assert!(moved.0 <= Duration::from_secs(4), "{:?}", moved.0);
-    ground.wait_healthy(HEALED_WITHIN);
+    assert!(moved.0 <= ground.patience(Duration::from_secs(4)), "{:?}", moved.0);
+    ground.wait_healthy();
     assert_ports(ground);
 }
 
@@ -305,7 +307,7 @@ fn dead_pgbouncer(ground: &mut Ground) {
         let state = ground.try_on(&primary, "systemctl is-active pgbouncer").stdout;
         if state.trim() == "active" { Ok(()) } else { Err(state) }
     });
-    ground.wait_healthy(HEALED_WITHIN);
+    ground.wait_healthy();
     ground.on(&replica, "systemctl stop pgbouncer");
     wait("the front door to avoid the node", Duration::from_secs(15), || {
         let seen: BTreeSet<Result<String, String>> = (0..6).map(|_| ground.who(5001)).collect();
@@ -322,7 +324,7 @@ fn dead_pgbouncer(ground: &mut Ground) {
         Ok(who) => Err(format!("{who} answers")),
     });
     ground.on(&primary, "systemctl start pgbouncer");
-    ground.wait_healthy(HEALED_WITHIN);
+    ground.wait_healthy();
     assert_ports(ground);
 }
 
@@ -333,11 +335,11 @@ fn replaced_node(ground: &mut Ground) {
     let replica = ground.status().nodes.into_iter().find(|node| node.synchronous).unwrap().name;
     // etcd's member loses its data while the rest of the node lives.
     ground.on(&replica, "systemctl stop etcd; rm -rf /var/lib/etcd/default; systemctl restart pgha-node");
-    ground.wait_healthy(HEALED_WITHIN);
+    ground.wait_healthy();
     // The whole node is lost, and a new one with the same name takes its place.
     let began = Instant::now();
     ground.cluster("replace", &[&replica]);
-    wait("the new node to be a replica", HEALED_WITHIN, || {
+    wait("the new node to be a replica", ground.patience(HEALED_WITHIN), || {
         let status = ground.status();
         let node = status.nodes.iter().find(|node| node.name == replica).unwrap().clone();
         if node.state == "streaming" && status.ailment.is_empty() { Ok(()) } else { Err(format!("{status:?}")) }
@@ -346,7 +348,7 @@ fn replaced_node(ground: &mut Ground) {
     let members = ground.on(&replica, "pgha-node status");
     assert!(members.contains("3 of 3 members started"), "{members}");
     assert_eq!(system_identifiers(ground).len(), 1);
-    ground.wait_healthy(HEALED_WITHIN);
+    ground.wait_healthy();
     assert_ports(ground);
 }
 
@@ -369,7 +371,7 @@ fn all_killed(ground: &mut Ground) {
     println!("    all killed: writable {} after power returns", seconds(took));
     written.assert_kept(&door);
     assert!(candidates.contains(ground.primary().as_str()), "{} was not among {candidates:?}", ground.primary());
-    ground.wait_healthy(HEALED_WITHIN);
+    ground.wait_healthy();
     assert_eq!(system_identifiers(ground), identifiers);
     assert_ports(ground);
 }
@@ -383,7 +385,7 @@ fn isolated_primary(ground: &mut Ground) {
     ground.cluster("partition", &[&old, "--wholly"]);
     // Whether a server takes writes: at most one does, at every look.
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(45) {
+    while began.elapsed() < ground.slow(Duration::from_secs(45)) {
         let script = "runuser -u postgres -- psql -Atc 'select not pg_is_in_recovery()' 2>/dev/null || echo f";
         let writing: Vec<_> = NODES.iter().filter(|node| ground.on(node, script).trim() == "t").collect();
         assert!(writing.len() <= 1, "{writing:?} take writes after {:?}", began.elapsed());
@@ -393,7 +395,7 @@ fn isolated_primary(ground: &mut Ground) {
     println!("    isolated primary: writes stop for {}", seconds(written.longest_gap()));
     assert!(written.acknowledged.last().unwrap().1.elapsed() < Duration::from_secs(10), "writes have not resumed");
     ground.cluster("heal", &[]);
-    ground.wait_healthy(HEALED_WITHIN);
+    ground.wait_healthy();
     assert_ne!(ground.primary(), old);
     written.assert_kept(&door);
     assert_ports(ground);
@@ -429,7 +431,7 @@ fn scaled(ground: &mut Ground) {
     update(ground, 4);
     update(ground, 3);
     assert_eq!(door.ask("select count(*) > 0 from survivors").unwrap(), "t");
-    ground.wait_healthy(HEALED_WITHIN);
+    ground.wait_healthy();
     assert_ports(ground);
 }
 
@@ -442,7 +444,7 @@ fn staggered(ground: &mut Ground) {
             thread::sleep(Duration::from_secs(30));
         }
     }
-    let nodes = ground.wait_healthy(HEALED_WITHIN);
+    let nodes = ground.wait_healthy();
     assert_eq!(nodes.iter().filter(|node| node.state == "streaming").count(), 2);
     assert_eq!(system_identifiers(ground).len(), 1);
     assert_ports(ground);
@@ -456,7 +458,7 @@ fn third_is_late(ground: &mut Ground) {
     println!("    third absent: writable after {}", seconds(took));
     ground.cluster("start", &["pg-3"]);
     let began = Instant::now();
-    ground.wait_healthy(HEALED_WITHIN);
+    ground.wait_healthy();
     println!("    third late: whole after {}", seconds(began.elapsed()));
     assert_eq!(system_identifiers(ground).len(), 1);
     assert_ports(ground);
@@ -478,7 +480,7 @@ fn power_cuts(ground: &mut Ground) {
             ground.cluster("start", &[node]);
         }
         if cut % 5 == 4 {
-            ground.wait_healthy(HEALED_WITHIN);
+            ground.wait_healthy();
             assert_eq!(system_identifiers(ground).len(), 1, "after {} cuts", cut + 1);
             // The next cuts meet a first boot again.
             ground.start_afresh();
@@ -486,7 +488,7 @@ fn power_cuts(ground: &mut Ground) {
             ground.cluster("start", &[]);
         }
     }
-    ground.wait_healthy(HEALED_WITHIN);
+    ground.wait_healthy();
     assert_eq!(system_identifiers(ground).len(), 1);
 }
 
@@ -511,7 +513,7 @@ fn wrong_documents(ground: &mut Ground) {
         assert_eq!(ground.on("pg-3", state), before, "{edit}");
     }
     ground.on("pg-3", "pgha-node init");
-    ground.wait_healthy(HEALED_WITHIN);
+    ground.wait_healthy();
 }
 
 fn compose(ground: &mut Ground) {
