@@ -256,8 +256,9 @@ fn killed_primary(ground: &mut Ground) {
     thread::sleep(Duration::from_secs(3));
     let old = ground.primary();
     ground.cluster("kill", &[&old]);
-    // The worst that the preset `fast` promises, and a moment of writing after it.
-    thread::sleep(ground.slow(Duration::from_secs(32)));
+    thread::sleep(Duration::from_secs(5));
+    writer.wait_resumed(ground.slow(Duration::from_secs(60)));
+    thread::sleep(Duration::from_secs(5));
     let written = writer.stop();
     println!(
         "    killed primary: writes stop for {}, {} rows, {} connections",
@@ -265,8 +266,6 @@ fn killed_primary(ground: &mut Ground) {
         written.acknowledged.len(),
         written.connections
     );
-    let last = written.acknowledged.last().unwrap().1;
-    assert!(last.elapsed() < Duration::from_secs(6), "writes have not resumed");
     let most = ground.slow(Duration::from_secs(25));
     assert!(written.longest_gap() <= most, "{:?}", written.longest_gap());
     written.assert_kept(&door);
@@ -391,9 +390,9 @@ fn isolated_primary(ground: &mut Ground) {
         assert!(writing.len() <= 1, "{writing:?} take writes after {:?}", began.elapsed());
         thread::sleep(Duration::from_millis(500));
     }
+    writer.wait_resumed(ground.slow(Duration::from_secs(60)));
     let written = writer.stop();
     println!("    isolated primary: writes stop for {}", seconds(written.longest_gap()));
-    assert!(written.acknowledged.last().unwrap().1.elapsed() < Duration::from_secs(10), "writes have not resumed");
     ground.cluster("heal", &[]);
     ground.wait_healthy();
     assert_ne!(ground.primary(), old);

@@ -1,11 +1,12 @@
 //! A client that writes all the time, and knows what was acknowledged and when.
 
+use crate::support::wait;
 use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader, Write as _},
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, channel},
     },
@@ -66,6 +67,7 @@ impl Connection {
 /// The client.
 pub struct Writer {
     stop: Arc<AtomicBool>,
+    last: Arc<Mutex<Instant>>,
     thread: JoinHandle<Written>,
 }
 
@@ -76,12 +78,16 @@ pub struct Written {
     pub acknowledged: Vec<(u64, Instant)>,
     /// How often it connected.
     pub connections: u32,
+    /// When it stopped.
+    ended: Option<Instant>,
 }
 
 impl Written {
     /// The longest time without an acknowledged write.
     pub fn longest_gap(&self) -> Duration {
-        self.acknowledged.windows(2).map(|pair| pair[1].1 - pair[0].1).max().unwrap_or_default()
+        let times = self.acknowledged.iter().map(|(_, time)| *time).chain(self.ended);
+        let times: Vec<Instant> = times.collect();
+        times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
     /// Asserts that the database has every row that was acknowledged.
@@ -98,9 +104,23 @@ impl Writer {
     pub fn start(door: &Connection) -> Writer {
         door.ask("drop table if exists written; create table written (id bigint primary key)").unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let (door, stopped) = (door.clone(), Arc::clone(&stop));
-        let thread = thread::spawn(move || write(&door, &stopped));
-        Writer { stop, thread }
+        let last = Arc::new(Mutex::new(Instant::now()));
+        let (door, stopped, acknowledged) = (door.clone(), Arc::clone(&stop), Arc::clone(&last));
+        let thread = thread::spawn(move || write(&door, &stopped, &acknowledged));
+        Writer { stop, last, thread }
+    }
+
+    /// How long ago the last write was acknowledged.
+    pub fn silence(&self) -> Duration {
+        self.last.lock().unwrap().elapsed()
+    }
+
+    /// Waits until writes are acknowledged again.
+    pub fn wait_resumed(&self, within: Duration) {
+        wait("writes to resume", within, || {
+            let silence = self.silence();
+            if silence < Duration::from_secs(1) { Ok(()) } else { Err(format!("nothing for {silence:?}")) }
+        });
     }
 
     /// Stops writing.
@@ -149,8 +169,8 @@ impl Drop for Session {
     }
 }
 
-fn write(door: &Connection, stop: &AtomicBool) -> Written {
-    let mut written = Written { acknowledged: Vec::new(), connections: 0 };
+fn write(door: &Connection, stop: &AtomicBool, last: &Mutex<Instant>) -> Written {
+    let mut written = Written { acknowledged: Vec::new(), connections: 0, ended: None };
     let mut session = None;
     let mut id = 0;
     while !stop.load(Ordering::SeqCst) {
@@ -160,12 +180,15 @@ fn write(door: &Connection, stop: &AtomicBool) -> Written {
         });
         id += 1;
         if now.write(id) {
-            written.acknowledged.push((id, Instant::now()));
+            let now = Instant::now();
+            written.acknowledged.push((id, now));
+            *last.lock().unwrap() = now;
         } else {
             session = None;
             thread::sleep(Duration::from_millis(50));
         }
         thread::sleep(PACE);
     }
+    written.ended = Some(Instant::now());
     written
 }
