@@ -1,6 +1,6 @@
 //! The recovery times of a cluster, as people read them.
 
-use crate::spec::ClusterSpec;
+use crate::spec::{ClusterSpec, Time};
 use std::fmt::Write as _;
 
 /// What follows from the document's timers.
@@ -24,9 +24,9 @@ pub(super) fn text(spec: &ClusterSpec) -> String {
         let _ = writeln!(
             text,
             "  {what:<44} {:>8} {:>8} {:>8}",
-            estimate.best.to_string(),
-            estimate.mean.to_string(),
-            estimate.worst.to_string()
+            seconds(estimate.best),
+            seconds(estimate.mean),
+            seconds(estimate.worst)
         );
     }
     let patroni = &timing.patroni;
@@ -36,6 +36,10 @@ pub(super) fn text(spec: &ClusterSpec) -> String {
         patroni.ttl, patroni.loop_wait, patroni.retry_timeout, timing.etcd.election, timing.vrrp.advert
     );
     text
+}
+
+fn seconds(time: Time) -> String {
+    format!("{:.1} s", time.0.as_secs_f64())
 }
 
 fn word(preset: &impl serde::Serialize) -> String {
