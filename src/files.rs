@@ -3,9 +3,10 @@
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    env,
+    fs::{self, File, Permissions},
     io::{self, Write},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -145,6 +146,39 @@ impl Write for NewFile {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
+}
+
+/// Writes a file that nobody else may read.
+///
+/// # Errors
+/// When it cannot be written; what was there stays then.
+pub fn write_private(path: &Path, text: &str) -> Result<()> {
+    let mut file = NewFile::beside(path)?;
+    let doing = || format!("writing {}", path.display());
+    file.file().set_permissions(Permissions::from_mode(0o600)).with_context(doing)?;
+    file.write_all(text.as_bytes()).with_context(doing)?;
+    file.publish(path)
+}
+
+/// Makes a folder, and those above it, that nobody else may look into, unless it is there.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn private_folder(folder: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("making the folder {}", folder.display()))
+}
+
+/// A folder of the user's own for this project: `pgha-image` in the folder that `variable` names, or else in `below` the
+/// home folder (XDG Base Directory Specification, where a relative path is invalid and ignored). `None` if neither is
+/// known.
+pub fn user_folder(variable: &str, below: &str) -> Option<PathBuf> {
+    let named = env::var_os(variable).map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let home = || env::var_os("HOME").map(|home| Path::new(&home).join(below));
+    named.or_else(home).map(|folder| folder.join("pgha-image"))
 }
 
 /// Reads a text file, with its path in the error.

@@ -3,6 +3,7 @@
 use crate::{
     build::{Access, Mirrors},
     error::Fault,
+    files,
     plan::Draft,
     recipe,
     store::Store,
@@ -98,10 +99,7 @@ impl StoreArgs {
         if let Some(folder) = self.cache_dir {
             return Ok(folder);
         }
-        // XDG Base Directory Specification: a relative path is invalid and ignored.
-        let xdg = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
-        let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-        xdg.or_else(home).map(|folder| folder.join("pgha-image")).ok_or_else(|| {
+        files::user_folder("XDG_CACHE_HOME", ".cache").ok_or_else(|| {
             Fault::request("neither XDG_CACHE_HOME nor HOME is set, so there is no place for the store")
                 .hint("name one with --cache-dir")
                 .into()

@@ -4,17 +4,11 @@ use super::driver::{DriverKind, Ground};
 use crate::{
     document::Document,
     error::Fault,
-    files::{NewFile, read_text},
+    files::{private_folder, read_text, user_folder, write_private},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use std::{
-    env,
-    fs::{self, Permissions},
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 /// The folder that has one folder for each cluster.
 #[derive(Debug, Clone)]
@@ -44,13 +38,10 @@ impl Shelf {
     /// # Errors
     /// A wrong request when the user has no such folder.
     pub fn of_the_user() -> Result<Shelf> {
-        // XDG Base Directory Specification: a relative path is invalid and ignored.
-        let xdg = env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
-        let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".local/state"));
-        let folder = xdg.or_else(home).ok_or_else(|| {
+        let folder = user_folder("XDG_STATE_HOME", ".local/state").ok_or_else(|| {
             Fault::request("neither XDG_STATE_HOME nor HOME is set, so there is no place to remember clusters")
         })?;
-        Ok(Shelf(folder.join("pgha-image/clusters")))
+        Ok(Shelf(folder.join("clusters")))
     }
 
     /// A shelf in `folder`.
@@ -115,12 +106,7 @@ impl Shelf {
     /// # Errors
     /// When it cannot be written.
     pub fn store(&self, record: &Record, document: &Document) -> Result<()> {
-        let folder = self.folder(&record.ground.cluster);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .with_context(|| format!("making the folder {}", folder.display()))?;
+        private_folder(&self.folder(&record.ground.cluster))?;
         self.put(&record.ground.cluster, DOCUMENT, &document.text)?;
         // Last, as it is what says that the cluster is there.
         self.put(&record.ground.cluster, RECORD, &serde_json::to_string_pretty(record)?).map(drop)
@@ -132,11 +118,7 @@ impl Shelf {
     /// When it cannot be written.
     pub fn put(&self, name: &str, file: &str, text: &str) -> Result<PathBuf> {
         let path = self.folder(name).join(file);
-        let mut new = NewFile::beside(&path)?;
-        let doing = || format!("writing {}", path.display());
-        new.file().set_permissions(Permissions::from_mode(0o600)).with_context(doing)?;
-        new.write_all(text.as_bytes()).with_context(doing)?;
-        new.publish(&path)?;
+        write_private(&path, text)?;
         Ok(path)
     }
 

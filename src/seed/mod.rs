@@ -14,16 +14,11 @@ pub use secret::{fresh_secret, with_secret};
 
 use crate::{
     document::Document,
-    files::NewFile,
+    files::{private_folder, write_private},
     spec::{ClusterSpec, DOCUMENT_PATH, keys::Keys},
 };
-use anyhow::{Context as _, Result};
-use std::{
-    fs::{self, Permissions},
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
 
 /// What nodes get besides the document.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -125,24 +120,6 @@ impl Seeds {
         }
         Ok(folders)
     }
-}
-
-/// Makes a folder that nobody else may look into, unless it is there.
-fn private_folder(folder: &Path) -> Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .with_context(|| format!("making the folder {}", folder.display()))
-}
-
-/// Writes a file that nobody else may read.
-fn write_private(path: &Path, text: &str) -> Result<()> {
-    let mut file = NewFile::beside(path)?;
-    let doing = || format!("writing {}", path.display());
-    file.file().set_permissions(Permissions::from_mode(0o600)).with_context(doing)?;
-    file.write_all(text.as_bytes()).with_context(doing)?;
-    file.publish(path)
 }
 
 #[cfg(test)]

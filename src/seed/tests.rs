@@ -3,6 +3,7 @@ use super::{
     *,
 };
 use crate::spec::Secret;
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
 const DEMO: &str = "\
 schema: 1
