@@ -10,7 +10,7 @@
 //! ```text
 //!            builder                                                        node
 //! 7 doors    cli/                                                           node/
-//! 6 stories  build/
+//! 6 stories  build/  inspect/
 //! 5 engines  base/  image/  engine.rs
 //! 4 plan     plan/  archive/
 //! 3 nouns    recipe/  overlay/  debian/  disk/
@@ -43,6 +43,8 @@ pub mod files;
 pub mod http;
 #[cfg(feature = "builder")]
 pub mod image;
+#[cfg(feature = "builder")]
+pub mod inspect;
 #[cfg(feature = "builder")]
 pub mod interrupt;
 #[cfg(feature = "node")]

@@ -5,7 +5,9 @@
 
 mod build;
 mod cache;
+mod diff;
 mod explain;
+mod inspect;
 mod plan;
 mod project;
 mod schema;
@@ -32,6 +34,8 @@ enum Verb {
     Build(build::Args),
     Plan(plan::Args),
     Explain(explain::Args),
+    Inspect(inspect::Args),
+    Diff(diff::Args),
     Schema(schema::Args),
     Cache(cache::Args),
     Completions(shell::Completions),
@@ -48,6 +52,13 @@ pub fn main() -> ExitCode {
         Verb::Build(args) => args.run(),
         Verb::Plan(args) => args.run(),
         Verb::Explain(args) => args.run(),
+        Verb::Inspect(args) => args.run(),
+        Verb::Diff(args) => match args.run() {
+            Ok(true) => Ok(()),
+            // That there are differences is an answer, not a failure.
+            Ok(false) => return ExitCode::from(1),
+            Err(error) => Err(error),
+        },
         Verb::Schema(args) => args.run(),
         Verb::Cache(args) => args.run(),
         Verb::Completions(args) => args.run(Cli::command()),
