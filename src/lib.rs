@@ -10,7 +10,7 @@
 //! ```text
 //!            builder                                                        node
 //! 7 doors    cli/                                                           node/
-//! 6 stories  build/  cluster/
+//! 6 stories  build/  cluster/  inspect/
 //! 5 engines  base/  image/  machine/  seed/  engine.rs
 //! 4 plan     plan/  archive/
 //! 3 nouns    recipe/  overlay/  debian/  disk/
@@ -45,6 +45,8 @@ pub mod files;
 pub mod http;
 #[cfg(feature = "builder")]
 pub mod image;
+#[cfg(feature = "builder")]
+pub mod inspect;
 #[cfg(feature = "builder")]
 pub mod interrupt;
 #[cfg(feature = "builder")]

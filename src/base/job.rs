@@ -128,7 +128,10 @@ fn make(request: &Request, folder: &Path, teller: &Teller) -> Result<StoredLayer
         reached: RefCell::default(),
         counted: Cell::new(""),
     };
-    let installed = worker.install(request.below.is_empty()).and_then(|()| worker.make_initramfs());
+    let installed = worker
+        .install(request.below.is_empty())
+        .and_then(|()| worker.make_initramfs())
+        .and_then(|()| worker.run_programs());
     let layer = installed.and_then(|()| worker.capture(&before, Clamp { epoch: request.spec.epoch, began }));
     drop(worker);
     // A damaged package explains whatever else went wrong.
@@ -399,9 +402,24 @@ impl Worker<'_> {
             Dpkg::new(self.room, &|_| {})
                 .program(&[update, action, "-k", kernel])
                 .with_context(|| format!("making the initramfs of Linux {kernel}"))?;
+            // The kernel's package could not link to an initramfs that was not there.
+            let link = "/usr/bin/linux-update-symlinks";
+            if self.root.exists(&link.parse()?)? {
+                Dpkg::new(self.room, &|_| {})
+                    .program(&["env", "--unset=INITRD", link, "install", kernel, &format!("/boot/vmlinuz-{kernel}")])
+                    .with_context(|| format!("linking to Linux {kernel}"))?;
+            }
             self.tell(&Told::Advance { count: 1, detail: kernel.clone() });
         }
         self.end(kernels.join(", "));
+        Ok(())
+    }
+
+    fn run_programs(&self) -> Result<()> {
+        for program in &self.spec.programs {
+            let words: Vec<&str> = program.iter().map(String::as_str).collect();
+            Dpkg::new(self.room, &|_| {}).program(&words).with_context(|| format!("running {}", program.join(" ")))?;
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 //! 1. **bootstrap**: the data of the essential packages is put into the empty root, so that dpkg and a shell run there;
 //! 2. **install**: dpkg installs the essential packages properly; then users with fixed numbers and answers to debconf's
 //!    questions are put in, then everything else is unpacked in as few runs as Pre-Depends allow, and configured;
-//! 3. **initramfs**: made once, when there is a kernel;
+//! 3. **initramfs**: made once, when there is a kernel; then whatever programs the [`BaseSpec`] names;
 //! 4. **clean**: what would be the same in every copy of an image, or tells when it was made, is taken away;
 //! 5. **capture**: the root becomes a layer, and is checked for what step 4 should have taken.
 //!
@@ -48,7 +48,7 @@ use std::{
 pub const JOB: Job = Job { name: "base", work: job::work };
 
 /// Changes when the same [`BaseSpec`] gives another layer than before.
-pub const ENGINE: u32 = 2;
+pub const ENGINE: u32 = 5;
 
 /// What a base layer is made of; its digest is the layer's cache key.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -67,6 +67,9 @@ pub struct BaseSpec {
     pub users: Vec<User>,
     /// Groups likewise.
     pub groups: Vec<Group>,
+    /// Programs of the root that are run, one after the other, when everything is configured: their argument vectors.
+    #[serde(default)]
+    pub programs: Vec<Vec<String>>,
     /// No file is dated later than this, in seconds since 1970.
     pub epoch: i64,
     /// The longest time that one run of dpkg may take. No part of the key.
@@ -135,7 +138,7 @@ impl BaseSpec {
         packages.sort();
         let key = (
             (ENGINE, packages, &self.skeleton, &self.preseed, &self.exclude, &self.include),
-            (&self.users, &self.groups, self.epoch),
+            (&self.users, &self.groups, &self.programs, self.epoch),
             below.iter().map(|layer| layer.tar).collect::<Vec<_>>(),
         );
         // Serializing plain values cannot fail.

@@ -1,7 +1,8 @@
 //! Builds that were finished before: when nothing changed, there is nothing to do.
 
-use super::{Artifact, Format, Target};
+use super::{Artifact, Format, KINDS, Target};
 use crate::{
+    base,
     plan::Plan,
     spec::Digest,
     store::{Outcome, Store},
@@ -15,7 +16,7 @@ use std::{
 };
 
 /// Changes when the same plan gives other artifacts than before.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The key of a finished build: what it was made of, and where it was put.
 #[derive(Debug)]
@@ -63,7 +64,8 @@ impl Finished {
         let folder = fs::canonicalize(&target.folder)
             .with_context(|| format!("resolving the folder {}", target.folder.display()))?;
         let formats: Vec<&Format> = target.formats.iter().collect();
-        let key = (VERSION, env!("CARGO_PKG_VERSION"), plan.digest(), formats, target.compression, folder);
+        let key =
+            (VERSION, base::ENGINE, env!("CARGO_PKG_VERSION"), plan.digest(), formats, target.compression, folder);
         Ok(Finished(Digest::of(serde_json::to_vec(&key)?)))
     }
 
@@ -74,8 +76,7 @@ impl Finished {
             .artifacts
             .into_iter()
             .map(|seen| {
-                let kind =
-                    ["oci", "oci-layout", "lock", "spdx", "cyclonedx"].into_iter().find(|kind| *kind == seen.kind)?;
+                let kind = KINDS.into_iter().find(|kind| *kind == seen.kind)?;
                 let untouched = Stamp::of(&seen.path).is_ok_and(|stamp| stamp == seen.stamp);
                 untouched.then_some(Artifact { kind, path: seen.path, sha256: seen.sha256, size: seen.size })
             })

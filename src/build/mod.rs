@@ -1,5 +1,6 @@
 //! The story of a build: from a recipe to artifacts.
 
+mod disk;
 mod finished;
 mod layers;
 mod mirror;
@@ -11,23 +12,23 @@ pub use packages::{Access, plan};
 
 use crate::{
     engine::{Engine, Which},
+    error::Fault,
     files::NewFile,
     image::{
         compress::Compression,
         oci::{OciImage, OciLayer, OciSpec, Reference},
         sbom::{self, Materials, OverlayMaterial, PackageMaterial},
     },
-    plan::{Draft, Lock, Plan},
+    plan::{Draft, Lock, Package, Plan, PlannedDisk},
     progress::Progress,
     recipe::Archive,
     rootfs::tar::StoredLayer,
-    sandbox::Sandbox,
     spec::Digest,
     store::Store,
 };
 use anyhow::{Context as _, Result};
 use finished::Finished;
-use layers::Layers;
+use layers::{Layers, Workshop};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -70,6 +71,17 @@ pub enum Format {
     Oci,
     /// An OCI image layout folder.
     OciLayout,
+    /// A disk, byte for byte; holes take no room.
+    Raw,
+    /// A compressed disk for QEMU and what is built on it.
+    Qcow2,
+}
+
+impl Format {
+    /// Whether it is a VM image.
+    pub fn is_disk(self) -> bool {
+        matches!(self, Format::Raw | Format::Qcow2)
+    }
 }
 
 /// What came of a build.
@@ -87,7 +99,7 @@ pub struct Built {
 /// A file or folder that a build wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Artifact {
-    /// What it is: `oci`, `oci-layout`, `lock`, `spdx`, `cyclonedx`.
+    /// What it is: one of [`KINDS`].
     pub kind: &'static str,
     /// Where it is.
     pub path: PathBuf,
@@ -96,6 +108,10 @@ pub struct Artifact {
     /// Its size in bytes.
     pub size: u64,
 }
+
+/// What artifacts are: images, the lock file, and bills of materials of the container and of the disk.
+pub const KINDS: [&str; 9] =
+    ["oci", "oci-layout", "raw", "qcow2", "lock", "spdx", "cyclonedx", "disk-spdx", "disk-cyclonedx"];
 
 /// An image in an engine.
 #[derive(Debug, Serialize)]
@@ -116,6 +132,7 @@ pub struct Loaded {
 pub fn run(build: Build, store: &Store, progress: &Progress) -> Result<Built> {
     let Build { draft, locked, access, target } = build;
     let sources = draft.sources().clone();
+    let draft = fit(draft, &target)?;
     let plan = match locked {
         Some((lock, name)) => draft.with_lock(lock, &name)?,
         None => packages::plan(draft, &access, store, progress)?,
@@ -125,8 +142,8 @@ pub fn run(build: Build, store: &Store, progress: &Progress) -> Result<Built> {
     let (artifacts, unchanged) = match finished.find(store) {
         Some(artifacts) => (artifacts, true),
         None => {
-            let layers = Layers::make(&plan, &sources, &access, store, &Sandbox::new(), progress)?;
-            let artifacts = write(&plan, &layers, &target, store, progress)?;
+            let workshop = Workshop { plan: &plan, sources: &sources, access: &access, store, progress };
+            let artifacts = make(&workshop, &target)?;
             finished.remember(store, &artifacts)?;
             (artifacts, false)
         }
@@ -138,33 +155,68 @@ pub fn run(build: Build, store: &Store, progress: &Progress) -> Result<Built> {
     Ok(Built { artifacts, unchanged, loaded })
 }
 
-/// Writes every artifact.
-fn write(plan: &Plan, layers: &Layers, target: &Target, store: &Store, progress: &Progress) -> Result<Vec<Artifact>> {
+/// The draft of what `target` wants: packages that only VM images have are chosen where there will be one.
+fn fit(draft: Draft, target: &Target) -> Result<Draft> {
+    if !target.formats.iter().any(|format| format.is_disk()) {
+        return Ok(draft.without_disk());
+    }
+    if draft.plan().disk.is_none() {
+        let message = format!("the recipe `{}` has no `disk`, so no VM image can be built", draft.plan().name);
+        let hint = "write `disk: {size: 4GiB, packages: […], overlays: […]}`, or extend a base that has it";
+        return Err(Fault::request(message).hint(hint).into());
+    }
+    Ok(draft)
+}
+
+/// Makes every artifact.
+fn make(workshop: &Workshop<'_>, target: &Target) -> Result<Vec<Artifact>> {
+    let Workshop { plan, store, progress, .. } = *workshop;
+    let base = workshop.base()?;
+    let mut artifacts = Vec::new();
+    let mut documents = Vec::new();
+    let name = plan.artifact_name();
+    let bills = |kinds: [&'static str; 2], suffix: &str, contents: &Materials| -> Result<_> {
+        let spdx = (kinds[0], format!("{name}{suffix}.spdx.json"), sbom::spdx(contents)?);
+        let cyclonedx = (kinds[1], format!("{name}{suffix}.cdx.json"), sbom::cyclonedx(contents)?);
+        Ok([spdx, cyclonedx])
+    };
+    if target.formats.iter().any(|format| !format.is_disk()) {
+        let layers = workshop.container(&base)?;
+        artifacts.extend(write_oci(plan, &layers, target, store, progress)?);
+        documents.extend(bills(["spdx", "cyclonedx"], "", &materials(plan, &layers, None))?);
+    }
+    if let Some(planned) = &plan.disk {
+        let layers = workshop.disk(&base, planned)?;
+        artifacts.extend(disk::write(plan, planned, &layers, target, store, progress)?);
+        let contents = materials(plan, &layers, Some(planned));
+        documents.extend(bills(["disk-spdx", "disk-cyclonedx"], ".disk", &contents)?);
+    }
+    documents.insert(0, ("lock", format!("{}.lock.json", plan.name), Lock::of(plan).to_json()));
+    for (kind, file, text) in documents {
+        artifacts.push(write_document(kind, &target.folder.join(file), &text)?);
+    }
+    Ok(artifacts)
+}
+
+/// Writes every form of the container image.
+fn write_oci(
+    plan: &Plan,
+    layers: &Layers,
+    target: &Target,
+    store: &Store,
+    progress: &Progress,
+) -> Result<Vec<Artifact>> {
     let name = plan.artifact_name();
     let mut artifacts = Vec::new();
     let image = OciImage::assemble(store, &oci_spec(plan, layers, target.compression)?, progress)?;
-    for format in &target.formats {
-        artifacts.push(match format {
-            Format::Oci => {
-                let path = target.folder.join(format!("{name}.oci.tar"));
-                let written = image.write_archive(&path, progress)?;
-                Artifact { kind: "oci", path: written.path, sha256: written.digest, size: written.size }
-            }
-            Format::OciLayout => {
-                let path = target.folder.join(format!("{name}.oci"));
-                image.write_layout(&path)?;
-                Artifact { kind: "oci-layout", path, sha256: *image.manifest(), size: image.size() }
-            }
-        });
+    if target.formats.contains(&Format::Oci) {
+        let written = image.write_archive(&target.folder.join(format!("{name}.oci.tar")), progress)?;
+        artifacts.push(Artifact { kind: "oci", path: written.path, sha256: written.digest, size: written.size });
     }
-    let contents = materials(plan, layers);
-    let documents = [
-        ("lock", format!("{}.lock.json", plan.name), Lock::of(plan).to_json()),
-        ("spdx", format!("{name}.spdx.json"), sbom::spdx(&contents)?),
-        ("cyclonedx", format!("{name}.cdx.json"), sbom::cyclonedx(&contents)?),
-    ];
-    for (kind, file, text) in documents {
-        artifacts.push(write_document(kind, &target.folder.join(file), &text)?);
+    if target.formats.contains(&Format::OciLayout) {
+        let path = target.folder.join(format!("{name}.oci"));
+        image.write_layout(&path)?;
+        artifacts.push(Artifact { kind: "oci-layout", path, sha256: *image.manifest(), size: image.size() });
     }
     Ok(artifacts)
 }
@@ -177,15 +229,19 @@ fn write_document(kind: &'static str, path: &Path, text: &str) -> Result<Artifac
 }
 
 /// What the image is made of, for its bills of materials.
-fn materials(plan: &Plan, layers: &Layers) -> Materials {
-    let packages = plan.packages.iter().map(|package| PackageMaterial {
+fn materials(plan: &Plan, layers: &Layers, disk: Option<&PlannedDisk>) -> Materials {
+    let on_disk = disk.iter().flat_map(|disk| &disk.packages);
+    let mut packages: Vec<&Package> = plan.packages.iter().chain(on_disk).collect();
+    packages.sort_by(|a, b| a.name.cmp(&b.name));
+    let packages = packages.into_iter().map(|package| PackageMaterial {
         name: package.name.clone(),
         version: package.version.clone(),
         architecture: package.architecture.clone(),
         source: package.source_package.clone(),
         sha256: package.sha256,
     });
-    let overlays = plan.overlays.iter().map(|overlay| OverlayMaterial {
+    let overlays_on_disk = disk.iter().flat_map(|disk| &disk.overlays);
+    let overlays = plan.overlays.iter().chain(overlays_on_disk).map(|overlay| OverlayMaterial {
         name: overlay.name.clone(),
         description: overlay.description.clone(),
         layer: layers.of_overlay(&overlay.name).map(|layer| layer.tar),

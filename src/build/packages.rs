@@ -5,7 +5,7 @@ use crate::{
     archive::{self, Wanted},
     debian::{self, deb::ExpandedDeb, solve},
     http,
-    plan::{Draft, Package, Plan},
+    plan::{Draft, Package, Plan, Request},
     progress::{Progress, Unit, size},
     recipe::Source,
     spec::Digest,
@@ -13,7 +13,11 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+    time::Duration,
+};
 
 /// How long a package index is believed to be the newest. Debian publishes four times a day.
 const FRESH_FOR: Duration = Duration::from_secs(3600);
@@ -43,7 +47,8 @@ impl Outcome for Chosen {
     }
 }
 
-/// Completes `draft` with the newest packages that satisfy it.
+/// Completes `draft` with the newest packages that satisfy it. What VM images have besides is chosen last, on top of the
+/// packages of every image, which stay as they are.
 ///
 /// # Errors
 /// When an archive cannot be reached or trusted, and when no set of packages satisfies the draft.
@@ -57,33 +62,46 @@ pub fn plan(draft: Draft, access: &Access, store: &Store, progress: &Progress) -
     let policy = archive::Policy { offline: access.offline, refresh: access.refresh, fresh_for: FRESH_FOR };
     let http = http::Client::new(http::Policy::default());
     let releases = archive::releases(store, &http, &sources, &policy, progress)?;
-    let request = solve::Request {
-        packages: draft.plan().requests.iter().map(|request| request.package.clone()).collect(),
-        exclude: draft.plan().never.clone(),
-        recommends: draft.plan().recommends,
-        ..solve::Request::default()
+    let choose = |packages: Vec<String>, recommends: bool| -> Result<Vec<Package>> {
+        let request =
+            solve::Request { packages, exclude: draft.plan().never.clone(), recommends, ..solve::Request::default() };
+        let key = (1, releases.digest(), &names, &request.packages, &request.exclude, request.recommends);
+        let key = Digest::of(serde_json::to_vec(&key)?);
+        let (chosen, _) = store.memoise(&key, || {
+            let indices = releases.indices(store, &http, progress)?;
+            let step = progress.step("resolve", 0, Unit::Items);
+            let choices = solve::solve(&indices, &request).context("choosing packages")?;
+            let packages: Vec<Package> =
+                choices.into_iter().map(|choice| package(choice, |origin| names[origin].clone())).collect();
+            let download = packages.iter().map(|package| package.size).sum();
+            step.finish(format!("{} packages, {}", packages.len(), size(download)));
+            Ok(Chosen { packages })
+        })?;
+        Ok(chosen.packages)
     };
-    let key = (1, releases.digest(), &names, &request.packages, &request.exclude, request.recommends);
-    let key = Digest::of(serde_json::to_vec(&key)?);
-    let (chosen, _) = store.memoise(&key, || {
-        let indices = releases.indices(store, &http, progress)?;
-        let step = progress.step("resolve", 0, Unit::Items);
-        let choices = solve::solve(&indices, &request).context("choosing packages")?;
-        let packages: Vec<Package> =
-            choices.into_iter().map(|choice| package(choice, |origin| names[origin].clone())).collect();
-        let download = packages.iter().map(|package| package.size).sum();
-        step.finish(format!("{} packages, {}", packages.len(), size(download)));
-        Ok(Chosen { packages })
-    })?;
-    Ok(draft.with_packages(chosen.packages))
+    let asked = |requests: &[Request]| requests.iter().map(|request| request.package.clone()).collect();
+    let packages = choose(asked(&draft.plan().requests), draft.plan().recommends)?;
+    let of_disk = match &draft.plan().disk {
+        None => Vec::new(),
+        Some(disk) => {
+            let mut wanted: Vec<String> =
+                packages.iter().map(|package| format!("{} (= {})", package.name, package.version)).collect();
+            wanted.extend(asked(&disk.requests));
+            // What the base was not given as recommended, it is not given now.
+            let all = choose(wanted, false).context("choosing the packages that VM images have besides")?;
+            let known: BTreeSet<&str> = packages.iter().map(|package| package.name.as_str()).collect();
+            all.into_iter().filter(|package| !known.contains(package.name.as_str())).collect()
+        }
+    };
+    Ok(draft.with_packages(packages, of_disk))
 }
 
-/// Gets the packages of `plan` into the store, expanded, in the plan's order.
+/// Gets `packages` into the store, expanded, in this order.
 ///
 /// # Errors
 /// When one cannot be had, or is not what the plan says.
 pub fn fetch(
-    plan: &Plan,
+    packages: &[Package],
     sources: &BTreeMap<String, Source>,
     access: &Access,
     store: &Store,
@@ -95,8 +113,7 @@ pub fn fetch(
         let uris = if access.offline { Vec::new() } else { uris(source, access)? };
         mirrors.insert(name, uris);
     }
-    let wanted: Vec<Wanted> = plan
-        .packages
+    let wanted: Vec<Wanted> = packages
         .iter()
         .map(|package| Wanted {
             name: package.name.clone(),

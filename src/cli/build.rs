@@ -26,6 +26,7 @@ use std::{collections::BTreeSet, fmt::Write as _, path::PathBuf};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   pgha-image build ha-postgres
+  pgha-image build ha-postgres --format qcow2 --format raw --format oci
   pgha-image build ha-postgres --load --set postgres_version=17
   pgha-image build ha-postgres --locked out/ha-postgres.lock.json --offline")]
 pub struct Args {
@@ -66,6 +67,10 @@ enum FormatArg {
     Oci,
     /// An OCI image layout folder.
     OciLayout,
+    /// A disk, byte for byte; holes take no room.
+    Raw,
+    /// A compressed disk for QEMU and what is built on it.
+    Qcow2,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -93,6 +98,8 @@ impl From<FormatArg> for Format {
         match format {
             FormatArg::Oci => Format::Oci,
             FormatArg::OciLayout => Format::OciLayout,
+            FormatArg::Raw => Format::Raw,
+            FormatArg::Qcow2 => Format::Qcow2,
         }
     }
 }

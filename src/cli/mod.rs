@@ -6,7 +6,9 @@
 mod build;
 mod cache;
 mod cluster;
+mod diff;
 mod explain;
+mod inspect;
 mod plan;
 mod project;
 mod recovery;
@@ -39,6 +41,8 @@ enum Verb {
     Explain(explain::Args),
     Seed(seed::Args),
     Cluster(cluster::Args),
+    Inspect(inspect::Args),
+    Diff(diff::Args),
     Schema(schema::Args),
     Cache(cache::Args),
     Completions(shell::Completions),
@@ -58,6 +62,13 @@ pub fn main() -> ExitCode {
         Verb::Explain(args) => args.run(),
         Verb::Seed(args) => args.run(),
         Verb::Cluster(args) => args.run(),
+        Verb::Inspect(args) => args.run(),
+        Verb::Diff(args) => match args.run() {
+            Ok(true) => Ok(()),
+            // That there are differences is an answer, not a failure.
+            Ok(false) => return ExitCode::from(1),
+            Err(error) => Err(error),
+        },
         Verb::Schema(args) => args.run(),
         Verb::Cache(args) => args.run(),
         Verb::Completions(args) => args.run(Cli::command()),

@@ -104,7 +104,23 @@ fn describe(plan: &Plan) -> String {
     for pattern in &plan.paths.include {
         let _ = writeln!(text, "  but with {pattern}");
     }
-    for overlay in &plan.overlays {
+    if let Some(disk) = &plan.disk {
+        let download = disk.packages.iter().map(|package| package.size).sum();
+        let _ = writeln!(
+            text,
+            "\ndisk of {}: {} packages more, {}",
+            size(disk.size.0),
+            disk.packages.len(),
+            size(download)
+        );
+        for package in &disk.packages {
+            let _ = writeln!(text, "  {:name$}  {:version$}  {}", package.name, package.version, package.reason);
+        }
+        for argument in &disk.arguments {
+            let _ = writeln!(text, "  kernel argument {argument}");
+        }
+    }
+    for overlay in plan.overlays.iter().chain(plan.disk.iter().flat_map(|disk| &disk.overlays)) {
         let _ = writeln!(text, "\noverlay {}: {}", overlay.name, overlay.description);
         for file in &overlay.files {
             let moment = if file.before_packages { ", before packages" } else { "" };

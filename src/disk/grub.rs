@@ -13,6 +13,12 @@ use std::collections::BTreeMap;
 /// Where in the guest `boot.img` and the modules of a BIOS machine's GRUB lie (package `grub-pc-bin`).
 pub const BIOS_MODULES: &str = "/usr/lib/grub/i386-pc";
 
+/// Where in the guest a BIOS machine's GRUB is put together.
+pub const BIOS_FOLDER: &str = "/boot/grub/i386-pc";
+
+/// The core image there, as `grub-install` leaves it.
+pub const BIOS_CORE: &str = "/boot/grub/i386-pc/core.img";
+
 /// What is linked into the core image: enough for the menu here, and for what `update-grub` writes, so that no module
 /// need be copied to `/boot/grub`.
 pub const CORE_MODULES: &[&str] = &[

@@ -66,7 +66,7 @@ impl Identity {
     /// `/etc/fstab`.
     pub fn fstab(&self) -> String {
         format!(
-            "UUID={} / ext4 discard,errors=remount-ro 0 1\nUUID={} /boot/efi vfat umask=0077,nofail 0 1\n",
+            "UUID={} / ext4 discard,errors=remount-ro,x-systemd.growfs 0 1\nUUID={} /boot/efi vfat umask=0077,nofail 0 1\n",
             self.root,
             self.esp_uuid()
         )

@@ -11,12 +11,14 @@ pub mod fat;
 pub mod gpt;
 pub mod grub;
 mod image;
+mod image_file;
 mod map;
 mod qcow2;
 mod uuid;
 mod write;
 
 pub use image::{Disk, Identity};
+pub use image_file::ImageFile;
 pub use map::{Data, Map, Piece};
 pub use qcow2::Compression;
 pub use uuid::Uuid;

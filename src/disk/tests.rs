@@ -110,7 +110,8 @@ fn one_pass_writes_equal_images_of_both_formats() {
         let (raw_file, qcow2_file) = (File::create(&raw).unwrap(), File::create(&qcow2).unwrap());
         let done = AtomicU64::new(0);
         let outputs = Outputs { raw: Some(&raw_file), qcow2: Some((&qcow2_file, compression)) };
-        map.write(&bench.store, outputs, &|count| _ = done.fetch_add(count, Ordering::Relaxed)).unwrap();
+        let digest = map.write(&bench.store, outputs, &|count| _ = done.fetch_add(count, Ordering::Relaxed)).unwrap();
+        assert_eq!(digest, Some(Digest::of_reader(File::open(&raw).unwrap()).unwrap()));
         let expected: u64 = map.ranges(64 << 10).iter().map(|range| range.end - range.start).sum();
         assert_eq!(done.into_inner(), expected);
         if let Some(said) = ask("qemu-img check {}", &qcow2) {
@@ -235,7 +236,7 @@ fn a_damaged_table_is_noticed() {
 fn a_guest_finds_its_file_systems_by_identifier() {
     let identity = Identity::of(&Digest::of("plan"));
     insta::assert_snapshot!(identity.fstab(), @r"
-    UUID=a3fd2ea5-50d7-87e6-a43c-c54c0e10ca5b / ext4 discard,errors=remount-ro 0 1
+    UUID=a3fd2ea5-50d7-87e6-a43c-c54c0e10ca5b / ext4 discard,errors=remount-ro,x-systemd.growfs 0 1
     UUID=9291-50D0 /boot/efi vfat umask=0077,nofail 0 1
     ");
 }

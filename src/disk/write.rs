@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     rootfs::{Content, tar::Contents},
-    spec::Digest,
+    spec::{Digest, Sha256},
     store::Store,
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -39,19 +39,27 @@ pub struct Outputs<'a> {
     pub qcow2: Option<(&'a File, Compression)>,
 }
 
-/// The clusters of a chunk that are not zero, by index, if somebody wants them packed.
-type Clusters = Vec<(u64, Packed)>;
+/// What a worker made of a chunk.
+#[derive(Debug, Default)]
+struct Filled {
+    /// The clusters that are not zero, by index, if somebody wants them packed.
+    clusters: Vec<(u64, Packed)>,
+    /// All bytes, if somebody wants their digest.
+    bytes: Vec<u8>,
+}
 
 impl Map {
     /// Writes the volume to all of `outputs`, checking every content against its digest. `advance` is told the bytes
-    /// done, whose sum is that of [`Map::ranges`].
+    /// done, whose sum is that of [`Map::ranges`]. Returns the digest of the raw image, if there is one: hashing a disk
+    /// takes longer than writing it, and cannot be shared, so that it begins with the first bytes.
     ///
     /// # Errors
     /// When a content is gone or damaged, or an output cannot be written. The outputs are then worth nothing.
-    pub fn write(&self, store: &Store, outputs: Outputs<'_>, advance: &(dyn Fn(u64) + Sync)) -> Result<()> {
+    pub fn write(&self, store: &Store, outputs: Outputs<'_>, advance: &(dyn Fn(u64) + Sync)) -> Result<Option<Digest>> {
         if let Some(raw) = outputs.raw {
             raw.set_len(self.size()).context("writing the raw image")?;
         }
+        let mut hasher = outputs.raw.map(|_| RawHasher { hasher: Sha256::new(), position: 0 });
         let mut qcow2 = outputs.qcow2.map(|(file, compression)| Writer::new(file, compression, self.size()));
         let chunks = self.chunks();
         let workers = thread::available_parallelism().map_or(1, |count| count.get()).min(chunks.len()).max(1);
@@ -66,14 +74,18 @@ impl Map {
                 .collect();
             for (index, chunk) in chunks.iter().enumerate() {
                 // Dropping the receivers ends the workers.
-                let clusters =
+                let filled =
                     results[index % workers].recv().map_err(|_| anyhow!("a thread that writes the image died"))??;
                 if let Some(qcow2) = &mut qcow2 {
-                    clusters.iter().try_for_each(|(index, cluster)| qcow2.put(*index, cluster))?;
+                    filled.clusters.iter().try_for_each(|(index, cluster)| qcow2.put(*index, cluster))?;
+                }
+                if let Some(hasher) = &mut hasher {
+                    hasher.update(chunk.start, &filled.bytes);
                 }
                 advance(chunk.end - chunk.start);
             }
-            qcow2.map_or(Ok(()), Writer::finish)
+            qcow2.map_or(Ok(()), Writer::finish)?;
+            Ok(hasher.map(|hasher| hasher.finish(self.size())))
         })
     }
 
@@ -92,6 +104,35 @@ impl Map {
     }
 }
 
+/// Hashes a raw image as its chunks come, in order.
+struct RawHasher {
+    hasher: Sha256,
+    position: u64,
+}
+
+impl RawHasher {
+    fn update(&mut self, start: u64, bytes: &[u8]) {
+        self.zeros(start);
+        self.hasher.update(bytes);
+        self.position += bytes.len() as u64;
+    }
+
+    /// Goes on to byte `end` through a hole.
+    fn zeros(&mut self, end: u64) {
+        const ZEROS: [u8; CLUSTER as usize] = [0; CLUSTER as usize];
+        while self.position < end {
+            let count = (end - self.position).min(CLUSTER);
+            self.hasher.update(&ZEROS[..count as usize]);
+            self.position += count;
+        }
+    }
+
+    fn finish(mut self, size: u64) -> Digest {
+        self.zeros(size);
+        self.hasher.finish()
+    }
+}
+
 struct Worker<'a> {
     map: &'a Map,
     contents: Contents,
@@ -105,7 +146,7 @@ impl<'a> Worker<'a> {
         store: &Store,
         outputs: Outputs<'a>,
         chunks: impl Iterator<Item = &'a Range<u64>>,
-        results: &SyncSender<Result<Clusters>>,
+        results: &SyncSender<Result<Filled>>,
     ) {
         let compressor = outputs.qcow2.map(|(_, compression)| Compressor::new(compression)).transpose();
         let mut worker = match compressor {
@@ -125,7 +166,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn chunk(&mut self, chunk: &Range<u64>, buffer: &mut Vec<u8>) -> Result<Clusters> {
+    fn chunk(&mut self, chunk: &Range<u64>, buffer: &mut Vec<u8>) -> Result<Filled> {
         buffer.clear();
         buffer.resize((chunk.end - chunk.start) as usize, 0);
         let pieces = self.map.pieces();
@@ -137,11 +178,16 @@ impl<'a> Worker<'a> {
         if let Some(raw) = self.raw {
             write_sparse(raw, chunk.start, buffer, &full)?;
         }
-        let Some(compressor) = &mut self.compressor else { return Ok(Vec::new()) };
+        let bytes = if self.raw.is_some() { buffer.clone() } else { Vec::new() };
+        let Some(compressor) = &mut self.compressor else { return Ok(Filled { bytes, ..Filled::default() }) };
         // The last cluster of a volume may be short; qcow2 knows whole ones only.
         buffer.resize(buffer.len().next_multiple_of(CLUSTER as usize), 0);
         let clusters = buffer.chunks(CLUSTER as usize).zip(chunk.start / CLUSTER..).zip(full);
-        clusters.filter(|(_, full)| *full).map(|((cluster, index), _)| Ok((index, compressor.pack(cluster)?))).collect()
+        let clusters = clusters
+            .filter(|(_, full)| *full)
+            .map(|((cluster, index), _)| Ok((index, compressor.pack(cluster)?)))
+            .collect::<Result<_>>()?;
+        Ok(Filled { clusters, bytes })
     }
 
     /// Copies what `piece` has in `chunk` into `buffer`.

@@ -1,11 +1,11 @@
 //! The plan without its packages.
 
-use super::{Lock, LockedSource, Package, Plan, PlannedFile, PlannedOverlay, SCHEMA, order, trial};
+use super::{Lock, LockedSource, Package, Plan, PlannedDisk, PlannedFile, PlannedOverlay, SCHEMA, order, trial};
 use crate::{
     document::suggest,
     error::Fault,
-    overlay::{self, Origin, Overlay},
-    recipe::{Recipe, Source},
+    overlay::{self, Origin, Overlay, Writer},
+    recipe::{Disk, Recipe, Source},
     spec::{Arch, Digest, Group, GuestPath, User},
 };
 use anyhow::{Context as _, Result};
@@ -41,7 +41,8 @@ impl Draft {
     /// A wrong request when overlays are missing, do not fit together, or name what is not there.
     pub fn new(recipe: Recipe, programs: &Path, epoch: Option<i64>) -> Result<Draft> {
         let mut overlays = Vec::new();
-        for (name, site) in &recipe.overlays {
+        let of_disk = recipe.disk.iter().flat_map(|disk| &disk.overlays);
+        for (name, site) in recipe.overlays.iter().chain(of_disk) {
             if !recipe.overlay_folder.join(name).is_dir() {
                 return Err(no_overlay(&recipe.overlay_folder, name, site).into());
             }
@@ -49,17 +50,20 @@ impl Draft {
         }
         let overlays = order::sort(overlays, &recipe.name)?;
         one_owner_each(&overlays)?;
+        let (of_disk, overlays) = match &recipe.disk {
+            Some(disk) => {
+                overlays.into_iter().partition(|overlay| disk.overlays.iter().any(|(name, _)| *name == overlay.name))
+            }
+            None => (Vec::new(), overlays),
+        };
 
         let mut users = recipe.users.clone();
         let mut groups = recipe.groups.clone();
         let mut preseed = recipe.preseed.clone();
         let by = format!("recipe {}", recipe.name);
-        let mut requests: Vec<Request> =
-            recipe.packages.iter().map(|package| Request { package: package.clone(), by: by.clone() }).collect();
+        let mut requests = asked(&recipe.packages, &by);
         for overlay in &overlays {
-            let by = format!("overlay {}", overlay.name);
-            requests
-                .extend(overlay.packages.iter().map(|package| Request { package: package.clone(), by: by.clone() }));
+            requests.extend(asked(&overlay.packages, &format!("overlay {}", overlay.name)));
             preseed.extend(overlay.preseed.iter().cloned());
             join(&mut users, &overlay.users, "user", overlay)?;
             join(&mut groups, &overlay.groups, "group", overlay)?;
@@ -67,6 +71,7 @@ impl Draft {
         one_number_each(&users, &groups)?;
         let planned =
             overlays.into_iter().map(|overlay| plan_overlay(overlay, programs)).collect::<Result<Vec<_>>>()?;
+        let disk = recipe.disk.map(|disk| plan_disk(disk, &by, of_disk, programs)).transpose()?;
         let sources = recipe.sources.iter().map(|(name, source)| (name.clone(), LockedSource::of(source))).collect();
         let draft = Draft {
             plan: Plan {
@@ -87,7 +92,7 @@ impl Draft {
                 groups,
                 epoch,
                 overlays: planned,
-                disk: recipe.disk,
+                disk,
                 oci: recipe.oci,
             },
             sources: recipe.sources,
@@ -106,9 +111,16 @@ impl Draft {
         &self.sources
     }
 
-    /// The plan with the packages that a solver chose.
-    pub fn with_packages(self, packages: Vec<Package>) -> Plan {
-        Plan { packages, ..self.plan }
+    /// The draft of a build that makes no VM image.
+    pub fn without_disk(mut self) -> Draft {
+        self.plan.disk = None;
+        self
+    }
+
+    /// The plan with the packages that a solver chose: those of every image, and those that VM images have besides.
+    pub fn with_packages(self, packages: Vec<Package>, of_disk: Vec<Package>) -> Plan {
+        let disk = self.plan.disk.map(|disk| PlannedDisk { packages: of_disk, ..disk });
+        Plan { packages, disk, ..self.plan }
     }
 
     /// The plan with exactly the packages of `lock`, which errors call `name`.
@@ -117,8 +129,33 @@ impl Draft {
     /// A wrong request when the lock was made for other requests, sources or another architecture.
     pub fn with_lock(self, lock: Lock, name: &str) -> Result<Plan, Fault> {
         lock.check(&self.plan, name)?;
-        Ok(self.with_packages(lock.packages))
+        Ok(self.with_packages(lock.packages, lock.disk.map(|disk| disk.packages).unwrap_or_default()))
     }
+}
+
+fn asked(packages: &[String], by: &str) -> Vec<Request> {
+    packages.iter().map(|package| Request { package: package.clone(), by: by.to_owned() }).collect()
+}
+
+/// Plans what VM images have besides. `by` is the recipe that asks for it.
+fn plan_disk(disk: Disk, by: &str, overlays: Vec<Overlay>, programs: &Path) -> Result<PlannedDisk> {
+    let mut requests = asked(&disk.packages, by);
+    let mut preseed = Vec::new();
+    for overlay in &overlays {
+        // Templates, services and accounts are the same in every image of a recipe, so that they are tested once.
+        let templates = overlay.files.values().any(|file| file.writer != Writer::Image);
+        let accounts = !overlay.users.is_empty() || !overlay.groups.is_empty();
+        if templates || accounts || overlay.service.is_some() {
+            let name = &overlay.document.name;
+            let message = format!("{name}: an overlay of disks alone has templates, users, groups or a service");
+            return Err(Fault::request(message).hint("move it from `disk.overlays` to `overlays`").into());
+        }
+        requests.extend(asked(&overlay.packages, &format!("overlay {}", overlay.name)));
+        preseed.extend(overlay.preseed.iter().cloned());
+    }
+    let overlays = overlays.into_iter().map(|overlay| plan_overlay(overlay, programs)).collect::<Result<Vec<_>>>()?;
+    let Disk { size, arguments, .. } = disk;
+    Ok(PlannedDisk { size, arguments, requests, packages: Vec::new(), preseed, overlays })
 }
 
 fn no_overlay(folder: &Path, name: &str, site: &Fault) -> Fault {

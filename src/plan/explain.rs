@@ -30,7 +30,8 @@ pub struct Explanation {
 /// What the plan's overlays do at `path`: nothing, or one thing, or a template and what it becomes.
 pub fn explain(plan: &Plan, path: &GuestPath) -> Vec<Explanation> {
     let mut explanations = Vec::new();
-    for overlay in &plan.overlays {
+    let of_disk = plan.disk.iter().flat_map(|disk| &disk.overlays);
+    for overlay in plan.overlays.iter().chain(of_disk) {
         let say = |what: String, writer: Writer| Explanation {
             overlay: overlay.name.clone(),
             what,

@@ -8,7 +8,7 @@ use crate::{
     spec::Arch,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A lock file: `NAME.lock.json`. It names no mirror.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,19 @@ pub struct Lock {
     pub arch: Arch,
     /// Apt archives, by the names that the recipe gives them.
     pub sources: BTreeMap<String, LockedSource>,
+    /// What was asked for.
+    pub requests: Vec<Request>,
+    /// The packages, by name.
+    pub packages: Vec<Package>,
+    /// What VM images have besides, if one was built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<LockedDisk>,
+}
+
+/// The packages that VM images alone have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedDisk {
     /// What was asked for.
     pub requests: Vec<Request>,
     /// The packages, by name.
@@ -55,15 +68,21 @@ impl LockedSource {
 impl Lock {
     /// The lock of a plan.
     pub fn of(plan: &Plan) -> Lock {
-        let mut packages = plan.packages.clone();
-        packages.iter_mut().for_each(|package| package.reason.clear());
+        let bare = |packages: &[Package]| -> Vec<Package> {
+            packages.iter().map(|package| Package { reason: String::new(), ..package.clone() }).collect()
+        };
+        let disk = plan
+            .disk
+            .as_ref()
+            .map(|disk| LockedDisk { requests: disk.requests.clone(), packages: bare(&disk.packages) });
         Lock {
             schema: 1,
             recipe: plan.name.clone(),
             arch: plan.arch,
             sources: plan.sources.clone(),
             requests: plan.requests.clone(),
-            packages,
+            packages: bare(&plan.packages),
+            disk,
         }
     }
 
@@ -97,20 +116,18 @@ impl Lock {
         if self.arch != plan.arch {
             return wrong(format!("it is for {}, this build for {}", self.arch, plan.arch));
         }
-        let asked = |requests: &[Request]| -> Vec<String> {
-            let mut names: Vec<String> = requests.iter().map(|request| request.package.clone()).collect();
-            names.sort();
-            names.dedup();
-            names
-        };
-        let (locked, wanted) = (asked(&self.requests), asked(&plan.requests));
-        if let Some(package) = wanted.iter().find(|package| !locked.contains(package)) {
-            return wrong(format!("the recipe asks for `{package}`, the lock was made without"));
+        if let Some(what) = difference(&self.requests, &plan.requests) {
+            return wrong(what);
         }
-        if let Some(package) = locked.iter().find(|package| !wanted.contains(package)) {
-            return wrong(format!("the lock was made for `{package}`, the recipe does not ask for it"));
+        if let Some(disk) = &plan.disk {
+            let Some(locked) = &self.disk else {
+                return wrong("it was made without a VM image".to_owned());
+            };
+            if let Some(what) = difference(&locked.requests, &disk.requests) {
+                return wrong(what);
+            }
         }
-        for package in &self.packages {
+        for package in self.packages.iter().chain(self.disk.iter().flat_map(|disk| &disk.packages)) {
             match plan.sources.get(&package.source) {
                 Some(source) if Some(source) == self.sources.get(&package.source) => {}
                 _ => {
@@ -123,4 +140,16 @@ impl Lock {
         }
         Ok(())
     }
+}
+
+/// What one of two lists of requests has and the other has not.
+fn difference(locked: &[Request], wanted: &[Request]) -> Option<String> {
+    let names =
+        |requests: &[Request]| -> BTreeSet<String> { requests.iter().map(|request| request.package.clone()).collect() };
+    let (locked, wanted) = (names(locked), names(wanted));
+    if let Some(package) = wanted.difference(&locked).next() {
+        return Some(format!("the recipe asks for `{package}`, the lock was made without"));
+    }
+    let package = locked.difference(&wanted).next()?;
+    Some(format!("the lock was made for `{package}`, the recipe does not ask for it"))
 }

@@ -12,11 +12,11 @@ mod trial;
 
 pub use draft::{Draft, Request};
 pub use explain::{Explanation, explain};
-pub use lock::{Lock, LockedSource};
+pub use lock::{Lock, LockedDisk, LockedSource};
 
 use crate::{
     overlay::{Directory, Mode, Writer},
-    recipe::{Disk, Oci, Paths},
+    recipe::{Oci, Paths, Size},
     spec::{Arch, Component, Digest, Group, GuestPath, MANIFEST_PATH, Manifest, Service, Template, User},
 };
 use serde::{Deserialize, Serialize};
@@ -62,10 +62,28 @@ pub struct Plan {
     pub epoch: Option<i64>,
     /// The overlays, each after those that it wants started before it.
     pub overlays: Vec<PlannedOverlay>,
-    /// VM images.
-    pub disk: Option<Disk>,
+    /// What VM images have besides; `None` where none is built.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<PlannedDisk>,
     /// OCI images.
     pub oci: Oci,
+}
+
+/// What VM images have besides all that every image has.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlannedDisk {
+    /// The disk's size.
+    pub size: Size,
+    /// Arguments of the kernel, besides those for its consoles.
+    pub arguments: Vec<String>,
+    /// What was asked for.
+    pub requests: Vec<Request>,
+    /// The packages that are installed on those of every image, by name.
+    pub packages: Vec<Package>,
+    /// Debconf answers.
+    pub preseed: Vec<String>,
+    /// The overlays, on top of all others.
+    pub overlays: Vec<PlannedOverlay>,
 }
 
 /// One package, exactly.
@@ -157,6 +175,10 @@ impl Plan {
         let mut bare = self.clone();
         bare.packages.iter_mut().for_each(|package| package.reason.clear());
         bare.requests.clear();
+        if let Some(disk) = &mut bare.disk {
+            disk.packages.iter_mut().for_each(|package| package.reason.clear());
+            disk.requests.clear();
+        }
         Digest::of(serde_json::to_vec(&bare).unwrap_or_default())
     }
 
@@ -166,11 +188,8 @@ impl Plan {
     }
 
     /// The files that are there before any package is, with the overlay that has them.
-    pub fn skeleton(&self) -> impl Iterator<Item = (&PlannedOverlay, &PlannedFile)> {
-        self.overlays
-            .iter()
-            .flat_map(|overlay| overlay.files.iter().map(move |file| (overlay, file)))
-            .filter(|(_, file)| file.before_packages)
+    pub fn skeleton(&self) -> impl Iterator<Item = &PlannedFile> {
+        before_packages(&self.overlays)
     }
 
     /// What the image tells the guest program about itself; `None` if no overlay has the guest program.
@@ -183,6 +202,17 @@ impl Plan {
             overlays: self.overlays.iter().map(PlannedOverlay::component).collect(),
         })
     }
+}
+
+impl PlannedDisk {
+    /// The files that are there before any package of VM images is.
+    pub fn skeleton(&self) -> impl Iterator<Item = &PlannedFile> {
+        before_packages(&self.overlays)
+    }
+}
+
+fn before_packages(overlays: &[PlannedOverlay]) -> impl Iterator<Item = &PlannedFile> {
+    overlays.iter().flat_map(|overlay| &overlay.files).filter(|file| file.before_packages)
 }
 
 /// The overlay that brings the guest program, and with it the manifest.

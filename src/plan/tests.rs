@@ -56,7 +56,7 @@ macro_rules! told {
 #[test]
 fn a_plan_has_every_decision() {
     let project = project(&[]);
-    let plan = draft(project.path(), &["version=18"]).unwrap().with_packages(Vec::new());
+    let plan = draft(project.path(), &["version=18"]).unwrap().with_packages(Vec::new(), Vec::new());
     assert_eq!(plan.lineage, ["base", "demo"]);
     let asked: Vec<&str> = plan.requests.iter().map(|request| request.package.as_str()).collect();
     assert_eq!(asked, ["apt", "postgresql-18", "haproxy"]);
@@ -73,7 +73,7 @@ fn a_plan_has_every_decision() {
 #[test]
 fn equal_projects_in_different_folders_have_equal_plans() {
     let (one, two) = (project(&[]), project(&[]));
-    let plan = |folder: &TempDir| draft(folder.path(), &[]).unwrap().with_packages(Vec::new()).digest();
+    let plan = |folder: &TempDir| draft(folder.path(), &[]).unwrap().with_packages(Vec::new(), Vec::new()).digest();
     assert_eq!(plan(&one), plan(&two));
     fs::write(two.path().join("overlays/back/rootfs/etc/back"), "changed\n").unwrap();
     assert_ne!(plan(&one), plan(&two));
@@ -82,7 +82,7 @@ fn equal_projects_in_different_folders_have_equal_plans() {
 #[test]
 fn explain_names_overlay_source_and_writer() {
     let project = project(&[]);
-    let plan = draft(project.path(), &[]).unwrap().with_packages(Vec::new());
+    let plan = draft(project.path(), &[]).unwrap().with_packages(Vec::new(), Vec::new());
     let explanations = explain(&plan, &"/etc/front.cfg".parse().unwrap());
     insta::assert_snapshot!(serde_json::to_string_pretty(&explanations).unwrap());
     assert!(explain(&plan, &"/etc/nothing".parse().unwrap()).is_empty());
@@ -199,7 +199,7 @@ fn a_lock_fits_its_own_recipe_only() {
         source_package: None,
         reason: "requested".to_owned(),
     };
-    let plan = draft(right.path(), &[]).unwrap().with_packages(vec![package]);
+    let plan = draft(right.path(), &[]).unwrap().with_packages(vec![package], Vec::new());
     let text = Lock::of(&plan).to_json();
     insta::assert_snapshot!("lock", text);
     let lock = Lock::parse("demo.lock.json", &text).unwrap();
@@ -226,4 +226,54 @@ fn a_template_that_would_fail_on_a_node_fails_here() {
         told.starts_with("error: overlays/front/rootfs/etc/front.cfg.hbs:2:1: nothing is called `cluster.nam` here"),
         "{told}"
     );
+}
+
+/// A recipe whose disks have an overlay of their own.
+const WITH_DISK: [(&str, &str); 3] = [
+    (
+        "recipes/demo.yaml",
+        "schema: 1\nname: demo\ndescription: Demo\nextends: base\noverlays: [back]\ndisk: {size: 2GiB, packages: [linux], overlays: [boot]}\n",
+    ),
+    ("overlays/boot/overlay.yaml", "schema: 1\ndescription: Boot\npackages: [grub]\n"),
+    ("overlays/boot/rootfs/etc/boot", "boot\n"),
+];
+
+#[test]
+fn what_disks_alone_have_changes_no_other_image() {
+    let with = project(&WITH_DISK);
+    let draft = || draft(with.path(), &[]).unwrap();
+    let disk = draft().plan().disk.clone().unwrap();
+    let asked: Vec<&str> = disk.requests.iter().map(|request| request.package.as_str()).collect();
+    assert_eq!((disk.size.0, asked), (2 << 30, vec!["linux", "grub"]));
+    assert_eq!(disk.overlays[0].name, "boot");
+    assert!(draft().plan().overlays.iter().all(|overlay| overlay.name != "boot"));
+    assert!(draft().plan().requests.iter().all(|request| request.package != "grub"));
+
+    let plan = || draft().with_packages(Vec::new(), Vec::new());
+    let bare = || draft().without_disk().with_packages(Vec::new(), Vec::new());
+    assert_ne!(plan().digest(), bare().digest());
+    fs::write(with.path().join("overlays/boot/rootfs/etc/boot"), "changed\n").unwrap();
+    let before = bare().digest();
+    fs::write(with.path().join("overlays/boot/rootfs/etc/boot"), "changed again\n").unwrap();
+    assert_eq!(bare().digest(), before);
+
+    // A lock made without a disk builds none; one made with a disk builds both.
+    let (locked, bare_lock) = (Lock::of(&plan()), Lock::of(&bare()));
+    assert!(bare_lock.disk.is_none());
+    draft().with_lock(locked.clone(), "demo.lock.json").unwrap();
+    draft().without_disk().with_lock(locked, "demo.lock.json").unwrap();
+    let error = draft().with_lock(bare_lock, "demo.lock.json").unwrap_err();
+    assert!(error.message.contains("it was made without a VM image"), "{error}");
+}
+
+#[test]
+fn what_is_wrong_with_a_disk_is_told() {
+    let base = "schema: 1\nname: demo\ndescription: Demo\nextends: base\n";
+    let with = |rest: &str| format!("{base}{rest}");
+    let told = |files: &[(&str, &str)]| complaint(project(files).path(), &[]);
+    assert!(told(&[("recipes/demo.yaml", &with("disk: {packages: [linux]}\n"))]).contains("`disk` has no `size`"));
+    let twice = with("overlays: [back]\ndisk: {size: 1GiB, overlays: [back]}\n");
+    assert!(told(&[("recipes/demo.yaml", &twice)]).contains("is in the recipe already"));
+    let template = with("overlays: [back]\ndisk: {size: 1GiB, overlays: [front]}\n");
+    assert!(told(&[("recipes/demo.yaml", &template)]).contains("an overlay of disks alone has templates"));
 }

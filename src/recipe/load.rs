@@ -1,8 +1,8 @@
 //! Reading a recipe, and those it extends, into a proven value.
 
 use super::{
-    Archive, Disk, Oci, ParameterType, Paths, RecipeFile,
-    schema::{Parameter, SourceFile},
+    Archive, Oci, ParameterType, Paths, RecipeFile, Size,
+    schema::{DiskFile, Parameter, SourceFile},
 };
 use crate::{
     document::{Document, suggest},
@@ -54,6 +54,19 @@ pub struct Recipe {
     pub disk: Option<Disk>,
     /// OCI images.
     pub oci: Oci,
+}
+
+/// What VM images are like, and have besides.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The disk's size.
+    pub size: Size,
+    /// Debian packages, parameters put in.
+    pub packages: Vec<String>,
+    /// Overlays by name, with where they are named, for errors.
+    pub overlays: Vec<(String, Fault)>,
+    /// Arguments of the kernel.
+    pub arguments: Vec<String>,
 }
 
 /// An apt archive, one suite of it.
@@ -157,7 +170,8 @@ fn check_words(document: &Document, file: &RecipeFile) -> Result<(), Fault> {
         name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
             && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.+".contains(c))
     };
-    let names = file.overlays.iter().chain(&file.extends).chain([&file.name]);
+    let of_disk = file.disk.iter().flat_map(|disk| &disk.overlays);
+    let names = file.overlays.iter().chain(of_disk).chain(&file.extends).chain([&file.name]);
     for name in names {
         if !plain(&name.value) {
             let message = format!("`{}` is no name (lower-case letters, digits, `-`, `.` and `+`)", name.value);
@@ -258,6 +272,7 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
         oci: Oci::default(),
     };
     let mut seen = BTreeSet::new();
+    let mut size = None;
     for Link { path, document, file } in chain {
         for (name, source) in file.sources {
             recipe.sources.insert(name, read_source(&path, &document, source)?);
@@ -271,14 +286,24 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
         recipe.users.extend(file.users);
         recipe.groups.extend(file.groups);
         for overlay in file.overlays {
-            let site = document.fault_at(overlay.referenced, &format!("the overlay `{}`", overlay.value));
-            if !seen.insert(overlay.value.clone()) {
-                let message = format!("the overlay `{}` is in the recipe already", overlay.value);
-                return Err(document.fault_at(overlay.referenced, &message).into());
-            }
-            recipe.overlays.push((overlay.value, site));
+            recipe.overlays.push(named(&document, overlay, &mut seen)?);
         }
-        recipe.disk = file.disk.or(recipe.disk);
+        if let Some(written) = file.disk {
+            let DiskFile { size: set, packages, overlays, arguments } = written;
+            size = set.or(size);
+            let Some(size) = size else {
+                let message = format!("{}: `disk` has no `size`", document.name);
+                return Err(Fault::request(message).hint("write how large the disk is, such as `size: 4GiB`").into());
+            };
+            let empty = || Disk { size, packages: Vec::new(), overlays: Vec::new(), arguments: Vec::new() };
+            let disk = recipe.disk.get_or_insert_with(empty);
+            disk.size = size;
+            disk.packages.extend(put_in(&document, &packages, &recipe.parameters)?);
+            disk.arguments.extend(arguments);
+            for overlay in overlays {
+                disk.overlays.push(named(&document, overlay, &mut seen)?);
+            }
+        }
         recipe.oci.ports.extend(file.oci.ports);
         recipe.oci.labels.extend(file.oci.labels);
     }
@@ -287,6 +312,16 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
         return Err(Fault::request(message).hint("extend a base such as `debian-trixie`").into());
     }
     Ok(recipe)
+}
+
+/// An overlay's name and where it stands; it may stand there once.
+fn named(document: &Document, overlay: Spanned<String>, seen: &mut BTreeSet<String>) -> Result<(String, Fault)> {
+    let site = document.fault_at(overlay.referenced, &format!("the overlay `{}`", overlay.value));
+    if !seen.insert(overlay.value.clone()) {
+        let message = format!("the overlay `{}` is in the recipe already", overlay.value);
+        return Err(document.fault_at(overlay.referenced, &message).into());
+    }
+    Ok((overlay.value, site))
 }
 
 /// Puts parameters where texts name them.

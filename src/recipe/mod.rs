@@ -21,7 +21,11 @@
 //! users: {postgres: {uid: 940}}      # users and groups with fixed numbers
 //! groups: {postgres: {gid: 940}}
 //! overlays: [node, etcd]
-//! disk: {size: 4GiB}                 # the smallest disk of VM images
+//! disk:                              # what VM images alone have
+//!   size: 4GiB                       # the disk that is written; the root file system grows to the machine's
+//!   packages: [linux-image-amd64]    # what they boot with
+//!   overlays: [boot]
+//!   arguments: [mitigations=auto]    # of the kernel, besides those for its consoles
 //! oci: {ports: [5432, 6432], labels: {key: value}}
 //! ```
 //!
@@ -31,5 +35,5 @@
 mod load;
 mod schema;
 
-pub use load::{Recipe, Source, load};
-pub use schema::{Archive, Disk, Oci, ParameterType, Paths, RecipeFile, Size};
+pub use load::{Disk, Recipe, Source, load};
+pub use schema::{Archive, DiskFile, Oci, ParameterType, Paths, RecipeFile, Size};

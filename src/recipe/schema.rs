@@ -58,7 +58,7 @@ pub struct RecipeFile {
     pub overlays: Vec<Spanned<String>>,
     /// VM images.
     #[serde(default)]
-    pub disk: Option<Disk>,
+    pub disk: Option<DiskFile>,
     /// OCI images.
     #[serde(default)]
     pub oci: Oci,
@@ -161,12 +161,24 @@ pub struct Paths {
     pub include: Vec<String>,
 }
 
-/// What VM images are like.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What VM images are like, and have besides.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Disk {
+pub struct DiskFile {
     /// The disk's size; the root file system grows to what the machine really has.
-    pub size: Size,
+    #[serde(default)]
+    pub size: Option<Size>,
+    /// Debian packages that VM images alone have: what they boot with.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub packages: Vec<Spanned<String>>,
+    /// Overlays that VM images alone have, by name.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub overlays: Vec<Spanned<String>>,
+    /// Arguments of the kernel, besides those for its consoles.
+    #[serde(default)]
+    pub arguments: Vec<String>,
 }
 
 /// What OCI images are like.

@@ -43,6 +43,7 @@ fn rooms() -> BTreeMap<&'static str, (u8, Program)> {
         ("seed", 5, Builder),
         ("build", 6, Builder),
         ("cluster", 6, Builder),
+        ("inspect", 6, Builder),
         ("cli", 7, Builder),
         ("node", 7, Node),
     ]

@@ -11,6 +11,8 @@ mod build;
 mod confd;
 #[cfg(feature = "builder")]
 mod container;
+#[cfg(all(feature = "builder", feature = "node"))]
+mod disk;
 #[cfg(feature = "builder")]
 mod engines;
 mod floors;

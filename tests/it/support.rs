@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Read as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -102,9 +101,9 @@ pub fn digests(folder: &Path) -> BTreeMap<String, String> {
     let mut digests = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
-        let mut bytes = Vec::new();
-        fs::File::open(entry.path()).unwrap().read_to_end(&mut bytes).unwrap();
-        digests.insert(entry.file_name().into_string().unwrap(), pgha_image::spec::Digest::of(bytes).hex());
+        let file = fs::File::open(entry.path()).unwrap();
+        let digest = pgha_image::spec::Digest::of_reader(file).unwrap();
+        digests.insert(entry.file_name().into_string().unwrap(), digest.hex());
     }
     digests
 }

@@ -1,0 +1,121 @@
+//! VM images: the layers' sum on a bootable disk.
+
+use super::{Artifact, Format, Layers, Target};
+use crate::{
+    disk::{
+        Compression, Disk, Identity, Outputs,
+        grub::{BIOS_CORE, BIOS_MODULES, BiosImages, Menu},
+    },
+    error::Fault,
+    files::NewFile,
+    plan::{Plan, PlannedDisk},
+    progress::{Progress, Unit, size},
+    rootfs::{Tree, tar::Contents},
+    spec::{Arch, Digest, GuestPath},
+    store::Store,
+};
+use anyhow::{Context as _, Result};
+use std::{
+    fs::{File, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+};
+
+/// How long GRUB waits for somebody who wants another kernel, in seconds.
+const MENU_SECONDS: u32 = 1;
+
+/// The system's name in GRUB's menu.
+const TITLE: &str = "Debian GNU/Linux";
+
+/// What tells the disks of `plan` from others. They follow from the packages: an edited overlay leaves them as they are,
+/// so that all but its own files stay where they were.
+fn identity(plan: &Plan, disk: &PlannedDisk) -> Identity {
+    let packages: Vec<_> = plan.packages.iter().chain(&disk.packages).map(|package| package.sha256).collect();
+    Identity::of(&Digest::of(serde_json::to_vec(&(&plan.name, plan.arch, packages)).unwrap_or_default()))
+}
+
+/// Files of a VM image that follow from its disk, by path.
+pub fn furniture(plan: &Plan, disk: &PlannedDisk) -> Vec<(GuestPath, String)> {
+    let identity = identity(plan, disk);
+    let arguments: Vec<&str> = disk.arguments.iter().map(String::as_str).collect();
+    let menu = Menu { arch: plan.arch, title: TITLE, arguments: &arguments, timeout: MENU_SECONDS };
+    vec![
+        (GuestPath::constant("/etc/fstab"), identity.fstab()),
+        (GuestPath::constant("/boot/grub/grub.cfg"), menu.config(&identity)),
+        (GuestPath::constant("/etc/default/grub.d/60-pgha.cfg"), menu.defaults()),
+    ]
+}
+
+/// Writes every VM image that `target` wants, in one pass.
+///
+/// # Errors
+/// When the disk is too small for the image, the image lacks what it boots with, or the output cannot be written; no
+/// file is changed then.
+pub fn write(
+    plan: &Plan,
+    planned: &PlannedDisk,
+    layers: &Layers,
+    target: &Target,
+    store: &Store,
+    progress: &Progress,
+) -> Result<Vec<Artifact>> {
+    let disk = Disk {
+        arch: plan.arch,
+        size: planned.size.0,
+        identity: identity(plan, planned),
+        epoch: layers.epoch,
+        bios: bios(plan.arch, &layers.tree, store)?,
+    };
+    let map = disk.layout(&layers.tree)?;
+    let total = map.ranges(1).iter().map(|range| range.end - range.start).sum();
+    let step = progress.step("disk", total, Unit::Bytes);
+    let begin = |format: Format, suffix: &str| -> Result<Option<(NewFile, PathBuf)>> {
+        if !target.formats.contains(&format) {
+            return Ok(None);
+        }
+        let path = target.folder.join(format!("{}.{suffix}", plan.artifact_name()));
+        Ok(Some((NewFile::beside(&path)?, path)))
+    };
+    let raw = begin(Format::Raw, "raw")?;
+    let qcow2 = begin(Format::Qcow2, "qcow2")?;
+    let outputs = Outputs {
+        raw: raw.as_ref().map(|(file, _)| file.file()),
+        qcow2: qcow2.as_ref().map(|(file, _)| (file.file(), Compression::default())),
+    };
+    let raw_digest = map.write(store, outputs, &|count| step.advance(count)).context("writing the disk")?;
+    let mut artifacts = Vec::new();
+    for (kind, output, known) in [("raw", raw, raw_digest), ("qcow2", qcow2, None)] {
+        let Some((file, path)) = output else { continue };
+        file.file().set_permissions(Permissions::from_mode(0o644)).context("setting the mode of an image")?;
+        let (sha256, size) = measure(&file, known)?;
+        file.publish(&path)?;
+        artifacts.push(Artifact { kind, path, sha256, size });
+    }
+    step.finish(format!("{} of {}", size(total), size(disk.size)));
+    Ok(artifacts)
+}
+
+/// The digest of a file that was written, unless it is known, and its size.
+fn measure(file: &NewFile, known: Option<Digest>) -> Result<(Digest, u64)> {
+    let reading = || format!("reading {} again", file.path().display());
+    let again = File::open(file.path()).with_context(reading)?;
+    let size = again.metadata().with_context(reading)?.len();
+    let digest = known.map_or_else(|| Digest::of_reader(again), Ok).with_context(reading)?;
+    Ok((digest, size))
+}
+
+/// GRUB for a BIOS, as the image has it; `None` on machines that have no BIOS.
+fn bios(arch: Arch, tree: &Tree, store: &Store) -> Result<Option<BiosImages>> {
+    if arch != Arch::Amd64 {
+        return Ok(None);
+    }
+    let mut contents = Contents::new(store);
+    let mut read = |path: &str| -> Result<Vec<u8>> {
+        let content = tree.content(path).ok_or_else(|| {
+            Fault::request(format!("the image has no `{path}` to boot with"))
+                .hint("add the packages `grub-pc-bin` and `grub-common` to the recipe's `disk`")
+        })?;
+        contents.read(content)
+    };
+    Ok(Some(BiosImages { boot: read(&format!("{BIOS_MODULES}/boot.img"))?, core: read(BIOS_CORE)? }))
+}

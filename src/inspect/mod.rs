@@ -1,0 +1,201 @@
+//! What is in an image, whoever made it: read from its file, without mounting it or running anything of it.
+
+mod difference;
+mod disk;
+mod oci;
+
+pub use difference::{Change, Difference};
+
+use crate::{
+    debian::deb822,
+    error::Fault,
+    spec::{Digest, MANIFEST_PATH},
+};
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use std::{collections::BTreeMap, fs::File, path::Path};
+
+/// Files whose bytes tell what an image is.
+const TELLING: [&str; 4] = [STATUS, MANIFEST_PATH, GRUB, FSTAB];
+/// dpkg's database.
+const STATUS: &str = "/var/lib/dpkg/status";
+const GRUB: &str = "/boot/grub/grub.cfg";
+const FSTAB: &str = "/etc/fstab";
+
+/// An image's summary.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// `raw`, `qcow2`, `oci` or `oci-layout`.
+    pub format: &'static str,
+    /// The file's size in bytes; all blobs of a layout.
+    pub file_size: u64,
+    /// The SHA-256 of the file; of the manifest of a layout.
+    pub sha256: Digest,
+    /// The disk's size in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_size: Option<u64>,
+    /// The disk's partitions.
+    pub partitions: Vec<Partition>,
+    /// The container image's layers: the digest of each blob.
+    pub layers: Vec<Digest>,
+    /// How it boots, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Boot>,
+    /// Installed packages and their versions.
+    pub packages: BTreeMap<String, String>,
+    /// Overlays of the recipe; none if nothing tells of them.
+    pub overlays: Vec<String>,
+    /// Paths in the root file system.
+    pub paths: usize,
+    /// Bytes in its regular files.
+    pub bytes: u64,
+}
+
+/// A partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Partition {
+    /// Its number.
+    pub number: u32,
+    /// Its name.
+    pub name: String,
+    /// What it is for: `bios`, `esp`, `root`, or the identifier of its type.
+    pub kind: String,
+    /// Its identifier.
+    pub id: String,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its file system and that one's identifier: `ext4 UUID`, `vfat 1234-ABCD`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<String>,
+}
+
+/// How an image boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Boot {
+    /// Its kernels.
+    pub kernels: Vec<String>,
+    /// What GRUB's menu starts first, with all arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// `/etc/fstab`.
+    pub mounts: Vec<String>,
+}
+
+/// What is at one path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// `file`, `directory`, `link`, `pipe` or `other`.
+    pub kind: &'static str,
+    /// The permission bits.
+    pub mode: u32,
+    /// The owner's number.
+    pub uid: u32,
+    /// The group's number.
+    pub gid: u32,
+    /// A file's size in bytes.
+    pub size: u64,
+    /// A file's SHA-256, where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Digest>,
+    /// A link's target.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+/// An image that was read.
+#[derive(Debug)]
+pub struct Image {
+    /// Its summary.
+    pub summary: Summary,
+    /// Every path of its root file system.
+    pub nodes: BTreeMap<String, Node>,
+}
+
+/// What a reader of one format finds.
+#[derive(Debug, Default)]
+struct Found {
+    disk_size: Option<u64>,
+    partitions: Vec<Partition>,
+    layers: Vec<Digest>,
+    nodes: BTreeMap<String, Node>,
+    /// The bytes of the [`TELLING`] files.
+    telling: BTreeMap<String, Vec<u8>>,
+}
+
+impl Image {
+    /// Reads the image at `path`; with `digests`, every file of it too.
+    ///
+    /// # Errors
+    /// A wrong request when there is no image that is known here; failed work when it is damaged.
+    pub fn open(path: &Path, digests: bool) -> Result<Image> {
+        let reading = || format!("reading {}", path.display());
+        if !path.exists() {
+            return Err(Fault::request(format!("there is no image {}", path.display())).into());
+        }
+        let (format, found, sha256, file_size) = if path.is_dir() {
+            let (found, manifest, size) = oci::read(&oci::Blobs::Folder(path.to_owned())).with_context(reading)?;
+            ("oci-layout", found, manifest, size)
+        } else {
+            let file = File::open(path).with_context(reading)?;
+            let size = file.metadata().with_context(reading)?.len();
+            let (format, found) = match oci::Blobs::of_archive(&file).with_context(reading)? {
+                Some(blobs) => ("oci", oci::read(&blobs).with_context(reading)?.0),
+                None => disk::read(path, digests).with_context(reading)?,
+            };
+            (format, found, Digest::of_reader(file).with_context(reading)?, size)
+        };
+        let Found { disk_size, partitions, layers, nodes, telling } = found;
+        let text = |path: &str| telling.get(path).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let summary = Summary {
+            format,
+            file_size,
+            sha256,
+            disk_size,
+            partitions,
+            layers,
+            boot: boot(&nodes, text(GRUB), text(FSTAB)),
+            packages: text(STATUS).map(|text| packages(&text)).unwrap_or_default(),
+            overlays: text(MANIFEST_PATH).map(|text| overlays(&text)).transpose()?.unwrap_or_default(),
+            paths: nodes.len(),
+            bytes: nodes.values().map(|node| node.size).sum(),
+        };
+        Ok(Image { summary, nodes })
+    }
+}
+
+fn boot(nodes: &BTreeMap<String, Node>, grub: Option<String>, fstab: Option<String>) -> Option<Boot> {
+    let kernels: Vec<String> =
+        nodes.keys().filter_map(|path| Some(path.strip_prefix("/boot/vmlinuz-")?.to_owned())).collect();
+    if kernels.is_empty() {
+        return None;
+    }
+    let first = |text: String| {
+        text.lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .find_map(|line| line.strip_prefix("linux ").map(str::to_owned))
+    };
+    let lines = |text: String| -> Vec<String> {
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        lines.map(str::to_owned).collect()
+    };
+    Some(Boot { kernels, command: grub.and_then(first), mounts: fstab.map(lines).unwrap_or_default() })
+}
+
+/// The installed packages of dpkg's database, by name.
+fn packages(status: &str) -> BTreeMap<String, String> {
+    let mut packages = BTreeMap::new();
+    for paragraph in deb822::paragraphs(status) {
+        let field = |name: &str| paragraph.get(name).unwrap_or_default().to_owned();
+        if field("Status").ends_with(" installed") {
+            packages.insert(field("Package"), field("Version"));
+        }
+    }
+    packages
+}
+
+fn overlays(manifest: &str) -> Result<Vec<String>> {
+    let manifest: crate::spec::Manifest = serde_json::from_str(manifest).context("reading the image's manifest")?;
+    Ok(manifest.overlays.into_iter().map(|component| component.name).collect())
+}
