@@ -103,8 +103,8 @@ fn run_guest(qemu: &Qemu, accel: Accel, limit: Duration) -> Result<Option<String
     Ok(match ran {
         Err(ExecError::Failed { status, .. }) if status.code() == Some(PASSED) => None,
         Err(ExecError::Failed { tail, .. }) => {
-            let last = tail.lines().last().unwrap_or("QEMU failed").trim_start_matches("qemu-system-x86_64: ");
-            Some(format!("it does not run a guest ({last})"))
+            let word = tail.lines().find(|line| !line.contains(" warning: ")).unwrap_or("QEMU failed");
+            Some(format!("it does not run a guest ({})", word.trim_start_matches("qemu-system-x86_64: ")))
         }
         Err(ExecError::TimedOut { .. }) => Some("it does not run a guest at a processor's speed".to_owned()),
         Err(ExecError::Start { source, .. }) => return Err(source).context("starting QEMU"),

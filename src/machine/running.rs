@@ -65,16 +65,17 @@ impl Order {
     pub fn prepare(&self, accel: Accel, folder: &Path) -> Result<MachineSpec> {
         let uefi = self.firmware.find()?;
         fs::create_dir_all(folder).with_context(|| format!("making the folder {}", folder.display()))?;
-        let disk = match &self.keep {
+        let (disk, format) = match &self.keep {
             None => {
                 self.image.overlay(&folder.join(files::DISK), self.disk_size)?;
-                PathBuf::from(files::DISK)
+                (PathBuf::from(files::DISK), DiskFormat::Qcow2)
             }
             Some(kept) => {
                 if !kept.exists() {
                     self.image.overlay(kept, self.disk_size)?;
                 }
-                DiskImage::open(kept)?.path
+                let kept = DiskImage::open(kept)?;
+                (kept.path, kept.format)
             }
         };
         if let Some(seed) = &self.seed {
@@ -95,7 +96,7 @@ impl Order {
             memory: self.memory,
             bus: self.bus,
             disk,
-            format: DiskFormat::Qcow2,
+            format,
             volatile: self.keep.is_none(),
             seed: self.seed.is_some(),
             net: self.net.clone(),
@@ -140,23 +141,21 @@ impl Machine {
         let mut child = guard::spawn(command).with_context(starting)?;
         let monitor = folder.join(files::MONITOR);
         let end = Instant::now() + START;
-        loop {
+        let process = loop {
+            // QEMU listens before it opens its disks; whether it then ends is the first thing to see.
+            let answered = Qmp::connect(&monitor).and_then(|monitor| monitor.process());
             if let Some(status) = child.try_wait().with_context(starting)? {
                 return Err(anyhow!("QEMU ended ({status}){}", said(&log))).with_context(starting);
             }
-            if super::socket::connect(&monitor).is_ok() {
-                break;
+            match answered {
+                Ok(process) => break process,
+                Err(error) if Instant::now() > end => {
+                    let _ = child.kill().and_then(|()| child.wait());
+                    return Err(error.context(format!("QEMU does not answer{}", said(&log)))).with_context(starting);
+                }
+                Err(_) => thread::sleep(Duration::from_millis(5)),
             }
-            if Instant::now() > end {
-                let _ = child.kill().and_then(|()| child.wait());
-                let seconds = START.as_secs();
-                return Err(anyhow!("QEMU gave no answer for {seconds} s{}", said(&log))).with_context(starting);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        let process = Qmp::connect(&monitor).and_then(|monitor| monitor.process());
-        // What fails between listening and answering tells why in the log.
-        let process = process.map_err(|error| anyhow!("{error:#}{}", said(&log))).with_context(starting)?;
+        };
         let tied = match life {
             Life::Tied => Some(child),
             Life::Detached => {

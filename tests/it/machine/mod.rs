@@ -2,6 +2,7 @@
 //! which costs the emulator nothing.
 
 mod boot;
+mod cluster;
 
 use crate::support::{PROGRAM, Ran, builder, has, wait};
 use pgha_image::machine::{
