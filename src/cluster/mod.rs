@@ -230,7 +230,7 @@ impl Cluster {
     /// What a node says of itself; `None` while it boots.
     fn ask(&self, node: &str) -> Option<Said> {
         let command = ["pgha-node", "status", "--json"].map(str::to_owned);
-        let done = self.driver.exec(node, &command, &[], STATUS_WITHIN).ok()?;
+        let done = self.driver.exec(node, &command, &[], self.driver.patience(STATUS_WITHIN)).ok()?;
         serde_json::from_slice(&done.stdout).ok()
     }
 

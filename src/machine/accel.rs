@@ -81,10 +81,8 @@ fn kvm_fault(qemu: &Qemu) -> Result<Option<String>> {
             if error.kind() == std::io::ErrorKind::PermissionDenied { " (the group kvm may use it)" } else { "" };
         return Ok(Some(format!("opening /dev/kvm: {error}{group}")));
     }
-    Ok(match run_guest(qemu, Accel::Kvm, PATIENCE)? {
-        None => None,
-        Some(fault) => Some(format!("/dev/kvm is there, but {fault}")),
-    })
+    let fault = run_guest(qemu, Accel::Kvm, PATIENCE)?;
+    Ok(fault.map(|fault| format!("/dev/kvm is there, but {fault}")))
 }
 
 /// Runs the small guest; how that went wrong, if it did.

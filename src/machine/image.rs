@@ -95,7 +95,7 @@ impl DiskImage {
             let what = other(&start).unwrap_or("neither a qcow2 image nor a raw image of a partitioned disk");
             return wrong(format!("is {what}"));
         }
-        if size % SECTOR != 0 {
+        if !size.is_multiple_of(SECTOR) {
             return wrong(format!("is a raw image of {size} bytes, which are no whole sectors: it was cut off"));
         }
         Ok(DiskImage { path, format: DiskFormat::Raw, size })
@@ -108,7 +108,7 @@ impl DiskImage {
     /// written.
     pub fn overlay(&self, target: &Path, size: Option<u64>) -> Result<()> {
         let size = size.unwrap_or(self.size);
-        if size < self.size || size % SECTOR != 0 {
+        if size < self.size || !size.is_multiple_of(SECTOR) {
             let shown = self.path.display();
             let least = self.size;
             let message = format!("a disk of {size} bytes cannot hold {shown}, which is a disk of {least} bytes");

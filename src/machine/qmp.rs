@@ -56,7 +56,7 @@ impl Qmp {
     /// # Errors
     /// When it has gone meanwhile.
     pub fn process(&self) -> Result<OwnedFd> {
-        Ok(pidfd_open(self.pid()?, PidfdFlags::empty()).context("finding QEMU's process")?)
+        pidfd_open(self.pid()?, PidfdFlags::empty()).context("finding QEMU's process")
     }
 
     /// The number of that process.
