@@ -119,7 +119,7 @@ impl RawHasher {
 
     /// Goes on to byte `end` through a hole.
     fn zeros(&mut self, end: u64) {
-        const ZEROS: [u8; CLUSTER as usize] = [0; CLUSTER as usize];
+        static ZEROS: [u8; CLUSTER as usize] = [0; CLUSTER as usize];
         while self.position < end {
             let count = (end - self.position).min(CLUSTER);
             self.hasher.update(&ZEROS[..count as usize]);
