@@ -137,7 +137,8 @@ impl Workshop<'_> {
         }
         for overlay in overlays() {
             step.detail(&overlay.name);
-            if let Some(composed) = compose::compose(store, &mut tree, &overlay_files(overlay), base.epoch)? {
+            let files = overlay_files(overlay, &tree);
+            if let Some(composed) = compose::compose(store, &mut tree, &files, base.epoch)? {
                 layers.push((overlay_title(&overlay.name), composed.layer));
             }
             step.advance(1);
@@ -244,11 +245,16 @@ fn user_of(name: &str, user: &User) -> base::User {
     }
 }
 
-fn overlay_files(overlay: &PlannedOverlay) -> OverlayFiles {
+/// What an overlay puts on `below`.
+fn overlay_files(overlay: &PlannedOverlay, below: &Tree) -> OverlayFiles {
     let mut places = BTreeMap::new();
     // What is there before packages are is part of the base.
     for file in overlay.files.iter().filter(|file| !file.before_packages) {
         places.insert(file.installed.clone(), place(file));
+        // A package's own file in the place of one that is rendered on the node would be taken for a rendered one.
+        if file.writer == Writer::Confd && below.get(file.path.as_str()).is_some() {
+            places.insert(file.path.clone(), Place::Remove);
+        }
     }
     for (path, directory) in &overlay.directories {
         let owner = Owner { user: directory.owner.clone(), group: directory.group.clone() };

@@ -6,6 +6,8 @@
 
 use super::{
     apply::{self, Changed},
+    bootstrap,
+    etcd::Client,
     identity, join, log, machine, metadata,
     peers::{self, Material, Reception},
     pki::{Authority, Store},
@@ -45,6 +47,8 @@ pub const NEVER: u8 = 78;
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long a forming cluster waits for all its members.
 const LATECOMERS: Duration = Duration::from_secs(10);
+/// The overlay whose service makes the database.
+const PATRONI: &str = "patroni";
 /// For a service that says nothing about its readiness.
 const PLAIN_WITHIN: Duration = Duration::from_secs(90);
 
@@ -148,6 +152,9 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
     let running = reread_changed(&manifest, &changed, &reread)?;
 
     for (name, service) in services(&manifest) {
+        if name == PATRONI && units::show(&service.unit)?.active != "active" {
+            bootstrap::clear(&own_etcd(&node)?, &node.spec.cluster)?;
+        }
         bring_up(name, service, &node, teller)?;
         if name == "etcd" {
             settle(&node, teller)?;
@@ -251,7 +258,7 @@ fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
                 "forming the cluster's etcd",
                 "going on without the members that have not come",
             );
-            let client = material.etcd(vec![crate::spec::scope::client_url(node.member())])?;
+            let client = own_etcd(node)?;
             for id in absent {
                 // Another node may have done it, or etcd wants all connections to be five seconds old: looked at again.
                 if let Err(error) = client.member_remove(id) {
@@ -266,7 +273,7 @@ fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
 /// Removes the members of etcd that the document does not name any more and that do not answer.
 fn prune(node: &Node, material: &Material) -> Result<()> {
     for id in peers::dead_strangers(&node.spec, node.own, material)? {
-        let client = material.etcd(vec![crate::spec::scope::client_url(node.member())])?;
+        let client = own_etcd(node)?;
         match client.member_remove(id) {
             Ok(()) => {
                 log::info!("removed the member {id:x} from etcd: the document does not name it, and it does not answer")
@@ -324,8 +331,12 @@ fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> 
         units::start(&service.unit)?;
     }
     let deadline = Instant::now() + within;
+    let mut watch = bootstrap::Watch::default();
     loop {
         let unit = units::show(&service.unit)?;
+        if name == PATRONI {
+            watch.look(&own_etcd(node)?, &node.spec.cluster);
+        }
         let missing = if !unit.settled() {
             Some(unit.words())
         } else if unit.active != "active" {
@@ -342,6 +353,11 @@ fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> 
         teller.tell(Phase::Waiting, &step, &missing);
         thread::sleep(PAUSE / 2);
     }
+}
+
+/// A client of this node's own etcd.
+fn own_etcd(node: &Node) -> Result<Client> {
+    Ok(Material::of_the_node().etcd(vec![crate::spec::scope::client_url(node.member())])?)
 }
 
 /// What is missing for readiness; `None` when nothing is.

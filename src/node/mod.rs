@@ -1,6 +1,7 @@
 //! The guest program: makes one booted machine a member of the cluster.
 
 pub mod apply;
+pub mod bootstrap;
 pub mod check;
 pub mod cli;
 pub mod clock;
