@@ -126,8 +126,8 @@ impl Ground {
             let mut build = builder();
             build.args(["build", "ha-postgres", "--format", "qcow2", "--quiet", "--cache-dir"]).arg(shared_store());
             Ran::well(build.arg("-o").arg(&out));
-            let file = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path());
-            let file = file.filter(|path| path.extension().is_some_and(|kind| kind == "qcow2")).next().unwrap();
+            let mut files = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path());
+            let file = files.find(|path| path.extension().is_some_and(|kind| kind == "qcow2")).unwrap();
             self.image = Some(file.to_str().unwrap().to_owned());
             return self.image();
         }

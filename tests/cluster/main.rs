@@ -9,6 +9,8 @@
 //! Scenarios run one after the other, most of them on one cluster that each leaves as well as it found it. Those that
 //! measure print their figures. The driver is `PGHA_TEST_DRIVER`, `docker` if it is not set.
 
+#![allow(clippy::print_stdout, reason = "scenarios tell their figures and what they skip")]
+
 #[path = "../it/support.rs"]
 #[allow(dead_code, reason = "shared with tests that use more of it")]
 mod support;

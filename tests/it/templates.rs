@@ -130,3 +130,13 @@ fn programs_accept_their_configuration() {
         }
     }
 }
+
+#[test]
+fn a_lone_node_has_no_empty_list_of_peers() {
+    // keepalived refuses one.
+    let mut spec = samples::one();
+    spec.vip = samples::three().vip;
+    let text = rendered(&spec, 0)["/etc/keepalived/keepalived.conf"].clone();
+    assert!(text.contains("virtual_ipaddress") && !text.contains("unicast_peer"), "{text}");
+    assert!(rendered(&samples::three(), 0)["/etc/keepalived/keepalived.conf"].contains("unicast_peer"));
+}
