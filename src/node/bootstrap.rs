@@ -148,7 +148,7 @@ mod tests {
         fs::create_dir_all(&main).unwrap();
         assert!(folders(root.path()).is_empty(), "an empty folder is no database");
         fs::write(main.join("PG_VERSION"), "17\n").unwrap();
-        assert_eq!(folders(root.path()), [main.clone()]);
+        assert_eq!(folders(root.path()), std::slice::from_ref(&main));
         assert!(is_unfinished(&main, &First::Made), "a clone that was cut off");
         fs::create_dir(main.join("global")).unwrap();
         fs::write(main.join("global/pg_control"), "").unwrap();
