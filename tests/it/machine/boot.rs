@@ -1,6 +1,7 @@
 //! Images that boot: on every firmware, disk and format, from the recipe `minimal`, which has a guest agent to ask.
 //!
-//! One pair of each runs by default; all of them by `cargo test --release --test it machine::boot -- --ignored`.
+//! They take minutes where nothing speeds machines up, so they run when they are asked for: `cargo test --release --test
+//! it machine::boot -- --ignored`.
 
 use super::qemu;
 use crate::support::{Ran, builder, has_mirror, shared_store, wait};
@@ -133,6 +134,7 @@ fn boots(bench: &Bench, firmware: Firmware, bus: DiskBus, format: DiskFormat) {
 }
 
 #[test]
+#[ignore = "boots for a long time"]
 fn an_image_boots_with_bios_and_with_secure_boot() {
     let Some(bench) = Bench::new() else { return };
     boots(&bench, Firmware::Bios, DiskBus::VirtioBlk, DiskFormat::Qcow2);
