@@ -182,9 +182,13 @@ fn connect(to: SocketAddr) -> TcpStream {
 
 /// What the guest behind `to` calls itself.
 fn name_behind(to: SocketAddr) -> String {
+    try_name_behind(to).unwrap()
+}
+
+fn try_name_behind(to: SocketAddr) -> std::io::Result<String> {
     let mut name = [0; 4];
-    connect(to).read_exact(&mut name).unwrap();
-    String::from_utf8(name.to_vec()).unwrap()
+    connect(to).read_exact(&mut name)?;
+    Ok(String::from_utf8(name.to_vec()).unwrap())
 }
 
 #[test]
@@ -232,8 +236,12 @@ fn an_address_that_moves_is_followed_at_once() {
     assert_eq!([one, two, vip].map(name_behind), ["pg-1", "pg-2", "pg-1"]);
     second.take(10);
     let end = Instant::now() + Duration::from_secs(5);
-    while name_behind(vip) != "pg-2" {
-        assert!(Instant::now() < end, "the address is still where it was");
+    loop {
+        // A connection that is opened just then may begin with one guest and go on with the other, which resets it.
+        match try_name_behind(vip) {
+            Ok(name) if name == "pg-2" => break,
+            other => assert!(Instant::now() < end, "the address is still where it was: {other:?}"),
+        }
     }
 }
 
