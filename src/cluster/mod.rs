@@ -258,7 +258,7 @@ impl Cluster {
             step.advance(now.saturating_sub(ready));
             ready = ready.max(now);
             let Some(ailment) = ailment(&views, self.seeds.spec.vip.is_some()) else {
-                step.finish(format!("{ready} nodes are ready"));
+                step.finish("every node is ready");
                 return Ok(views);
             };
             if let Some(refused) =
