@@ -131,6 +131,8 @@ pub struct Loaded {
 /// artifact is then changed but those that were finished.
 pub fn run(build: Build, store: &Store, progress: &Progress) -> Result<Built> {
     let Build { draft, locked, access, target } = build;
+    // Minutes of work for an image that nobody can take would be wasted.
+    let engine = target.load.map(|which| engine_for(which, target.compression)).transpose()?;
     let sources = draft.sources().clone();
     let draft = fit(draft, &target)?;
     let plan = match locked {
@@ -148,10 +150,7 @@ pub fn run(build: Build, store: &Store, progress: &Progress) -> Result<Built> {
             (artifacts, false)
         }
     };
-    let loaded = match target.load {
-        Some(engine) => Some(load(engine, &plan, &artifacts, progress)?),
-        None => None,
-    };
+    let loaded = engine.map(|engine| load(&engine, &plan, &artifacts, progress)).transpose()?;
     Ok(Built { artifacts, unchanged, loaded })
 }
 
@@ -284,10 +283,20 @@ fn reference(plan: &Plan) -> Result<Reference> {
     Ok(plan.name.parse()?)
 }
 
-/// Puts the image into an engine, from its archive file.
-fn load(which: Which, plan: &Plan, artifacts: &[Artifact], progress: &Progress) -> Result<Loaded> {
-    let archive = artifacts.iter().find(|artifact| artifact.kind == "oci").context("an archive to load")?;
+/// The engine, which reads layers that are compressed so.
+fn engine_for(which: Which, compression: Compression) -> Result<Engine> {
     let engine = Engine::connect(which)?;
+    if matches!(compression, Compression::Zstd(_)) && !engine.reads_zstd() {
+        return Err(Fault::request(format!("{engine} cannot read layers compressed with zstd"))
+            .hint("leave out --compress zstd: Docker reads it from version 23 on")
+            .into());
+    }
+    Ok(engine)
+}
+
+/// Puts the image into an engine, from its archive file.
+fn load(engine: &Engine, plan: &Plan, artifacts: &[Artifact], progress: &Progress) -> Result<Loaded> {
+    let archive = artifacts.iter().find(|artifact| artifact.kind == "oci").context("an archive to load")?;
     let images = engine.load(&archive.path, progress)?;
     let wanted = reference(plan)?.to_string();
     let image = images
