@@ -14,11 +14,12 @@ use crate::{
     spec::{Arch, Digest, GuestPath},
     store::Store,
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use std::{
     fs::{File, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
+    thread,
 };
 
 /// How long GRUB waits for somebody who wants another kernel, in seconds.
@@ -65,6 +66,7 @@ pub fn write(
         identity: identity(plan, planned),
         epoch: layers.epoch,
         bios: bios(plan.arch, &layers.tree, store)?,
+        order: layers.layers.iter().map(|(_, layer)| layer.tar).collect(),
     };
     let map = disk.layout(&layers.tree)?;
     let total = map.ranges(1).iter().map(|range| range.end - range.start).sum();
@@ -87,7 +89,13 @@ pub fn write(
     for (kind, output, known) in [("raw", raw, raw_digest), ("qcow2", qcow2, None)] {
         let Some((file, path)) = output else { continue };
         file.file().set_permissions(Permissions::from_mode(0o644)).context("setting the mode of an image")?;
-        let (sha256, size) = measure(&file, known)?;
+        // The disk writes what it has while the digest is taken; what is left to sync is little then.
+        let (measured, synced) = thread::scope(|scope| {
+            let sync = scope.spawn(|| file.file().sync_data());
+            (measure(&file, known), sync.join())
+        });
+        let (sha256, size) = measured?;
+        synced.map_err(|_| anyhow!("the thread that writes {} died", path.display()))?.context("writing an image")?;
         file.publish(&path)?;
         artifacts.push(Artifact { kind, path, sha256, size });
     }

@@ -32,8 +32,9 @@ use layers::{Layers, Workshop};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs::{self, Permissions},
     io::Write as _,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -221,8 +222,10 @@ fn write_oci(
 }
 
 fn write_document(kind: &'static str, path: &Path, text: &str) -> Result<Artifact> {
+    let writing = || format!("writing {}", path.display());
     let mut file = NewFile::beside(path)?;
-    file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
+    file.file().set_permissions(Permissions::from_mode(0o644)).with_context(writing)?;
+    file.write_all(text.as_bytes()).with_context(writing)?;
     file.publish(path)?;
     Ok(Artifact { kind, path: path.to_owned(), sha256: Digest::of(text), size: text.len() as u64 })
 }

@@ -31,6 +31,8 @@ use std::{
 
 /// A node's memory where nobody says, in bytes.
 const MEMORY: u64 = 1 << 30;
+/// The size of a node's disk, in bytes, unless the image's is larger; it takes no more room than what is written to it.
+const DISK: u64 = 20 << 30;
 const CONTROL: &str = "switch.sock";
 const NETWORK: &str = "network.json";
 
@@ -178,15 +180,16 @@ impl Driver for Virtual {
     fn create(&self, node: &NodePlan) -> Result<()> {
         let accel = self.accel()?;
         let files = node.seed.files.iter().map(|(name, text)| ((*name).to_owned(), text.clone())).collect();
+        let image = DiskImage::open(&self.image)?;
         let order = Order {
             name: node.name.clone(),
-            image: DiskImage::open(&self.image)?,
+            disk_size: Some(image.size.max(DISK)),
+            image,
             firmware: Firmware::Bios,
             // Emulated processors wait for each other more than they gain.
             cpus: if accel == Accel::Kvm { 2 } else { 1 },
             memory: self.memory.div_ceil(1 << 20),
             bus: DiskBus::VirtioBlk,
-            disk_size: None,
             keep: None,
             seed: Some(Seed { files }),
             net: Net::Switch,

@@ -87,6 +87,8 @@ pub struct Disk {
     pub epoch: i64,
     /// GRUB for machines with a BIOS; `None` where there are none.
     pub bios: Option<BiosImages>,
+    /// The blobs of its files, those that change least first.
+    pub order: Vec<Digest>,
 }
 
 impl Disk {
@@ -150,6 +152,7 @@ impl Disk {
             hash_seed: self.identity.hash_seed,
             label: "root".to_owned(),
             epoch: self.epoch,
+            order: self.order.clone(),
         };
         ext4::format(tree, &options).map_err(|error| match error.downcast_ref::<ext4::TooSmall>() {
             None => error.context("laying out the root file system"),

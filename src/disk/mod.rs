@@ -13,6 +13,8 @@ pub mod grub;
 mod image;
 mod image_file;
 mod map;
+mod memory;
+mod packed;
 mod qcow2;
 mod uuid;
 mod write;

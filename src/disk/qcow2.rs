@@ -43,15 +43,6 @@ impl Default for Compression {
     }
 }
 
-/// A guest cluster ready to be written.
-#[derive(Debug)]
-pub(super) enum Packed {
-    /// Compressed.
-    Small(Vec<u8>),
-    /// Not worth compressing.
-    Whole(Vec<u8>),
-}
-
 /// Compresses clusters; the same bytes always give the same bytes.
 pub(super) enum Compressor {
     Zstd(zstd::bulk::Compressor<'static>),
@@ -71,25 +62,26 @@ impl Compressor {
         })
     }
 
-    pub(super) fn pack(&mut self, cluster: &[u8]) -> Result<Packed> {
-        let limit = CLUSTER as usize - SECTOR as usize;
-        let mut packed = vec![0; limit];
+    /// Packs a cluster behind `bytes`; returns its size as packed, which is that of a cluster if it is not worth
+    /// compressing.
+    pub(super) fn pack(&mut self, cluster: &[u8], bytes: &mut Vec<u8>) -> Result<u32> {
+        let start = bytes.len();
+        bytes.resize(start + CLUSTER as usize - SECTOR as usize, 0);
+        let room = &mut bytes[start..];
         let size = match self {
-            Compressor::Zstd(zstd) => zstd.compress_to_buffer(cluster, &mut packed).ok(),
+            // Its only failure is that the result does not fit.
+            Compressor::Zstd(zstd) => zstd.compress_to_buffer(cluster, room).ok(),
             Compressor::Zlib(zlib) => {
                 zlib.reset();
-                let status = zlib.compress(cluster, &mut packed, FlushCompress::Finish).context("compressing")?;
+                let status = zlib.compress(cluster, room, FlushCompress::Finish).context("compressing")?;
                 (status == Status::StreamEnd).then(|| zlib.total_out() as usize)
             }
         };
-        Ok(match size {
-            Some(size) => {
-                packed.truncate(size);
-                Packed::Small(packed)
-            }
-            // Its only failure is that the result does not fit.
-            None => Packed::Whole(cluster.to_vec()),
-        })
+        bytes.truncate(start + size.unwrap_or(0));
+        if size.is_none() {
+            bytes.extend_from_slice(cluster);
+        }
+        Ok((bytes.len() - start) as u32)
     }
 }
 
@@ -127,22 +119,20 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes the guest cluster with this index.
-    pub(super) fn put(&mut self, index: u64, cluster: &Packed) -> Result<()> {
-        let (entry, at, bytes) = match cluster {
-            Packed::Whole(bytes) => {
-                let at = self.take_clusters(1);
-                (at | COPIED, at, bytes)
-            }
-            Packed::Small(bytes) => {
-                let at = self.take_bytes(bytes.len() as u64);
-                let further = (at + bytes.len() as u64 - 1) / SECTOR - at / SECTOR;
-                (COMPRESSED | further << OFFSET_BITS | at, at, bytes)
-            }
+    /// Writes the guest cluster with this index, as [`Compressor::pack`] made it.
+    pub(super) fn put(&mut self, index: u64, packed: &[u8]) -> Result<()> {
+        let size = packed.len() as u64;
+        let (entry, at) = if size == CLUSTER {
+            let at = self.take_clusters(1);
+            (at | COPIED, at)
+        } else {
+            let at = self.take_bytes(size);
+            let further = (at + size - 1) / SECTOR - at / SECTOR;
+            (COMPRESSED | further << OFFSET_BITS | at, at)
         };
         let table = self.tables.entry(index / L2_ENTRIES).or_insert_with(|| vec![0; L2_ENTRIES as usize]);
         table[(index % L2_ENTRIES) as usize] = entry;
-        self.write(at, bytes)
+        self.write(at, packed)
     }
 
     /// Writes the tables and the header.

@@ -44,7 +44,8 @@ fn bios() -> BiosImages {
 
 fn disk(mib: u64) -> Disk {
     let identity = Identity::of(&Digest::of("plan"));
-    Disk { arch: Arch::Amd64, size: mib * MIB, identity, epoch: 1_750_000_000, bios: Some(bios()) }
+    let bios = Some(bios());
+    Disk { arch: Arch::Amd64, size: mib * MIB, identity, epoch: 1_750_000_000, bios, order: Vec::new() }
 }
 
 #[test]
@@ -125,6 +126,55 @@ fn one_pass_writes_equal_images_of_both_formats() {
         map.write(&bench.store, outputs, &|_| ()).unwrap();
         assert!(std::fs::read(&again).unwrap() == std::fs::read(&qcow2).unwrap(), "the same map, other bytes");
     }
+}
+
+fn qcow2(bench: &Bench, map: &Map) -> anyhow::Result<Vec<u8>> {
+    let path = bench.path("written");
+    let file = File::create(&path).unwrap();
+    let outputs = Outputs { raw: None, qcow2: Some((&file, Compression::default())) };
+    map.write(&bench.store, outputs, &|_| ())?;
+    Ok(std::fs::read(path).unwrap())
+}
+
+#[test]
+fn what_was_compressed_before_is_not_even_read_again() {
+    let bench = Bench::new();
+    let tree = tree(&bench);
+    let map = disk(300).layout(&tree).unwrap();
+    let first = qcow2(&bench, &map).unwrap();
+    bench.store.drop_blob(&tree.content("/noise").unwrap().blob);
+    assert!(qcow2(&bench, &map).unwrap() == first, "other bytes when the clusters are remembered");
+
+    // Another file in front of it moves it: its clusters are others now.
+    let mut moved = tree.clone();
+    moved.entries.insert("/new".parse().unwrap(), Entry::file(bench.content(&[1; 100]), 0o644, 1));
+    let error = qcow2(&bench, &disk(300).layout(&moved).unwrap()).unwrap_err();
+    assert!(format!("{error:#}").contains("build again"), "{error:#}");
+    // Not so if it is known to change less.
+    let order = vec![tree.content("/noise").unwrap().blob];
+    let ordered = |tree: &Tree| Disk { order: order.clone(), ..disk(300) }.layout(tree).unwrap();
+    let place = |map: &Map| {
+        let is_noise = |piece: &&Piece| matches!(&piece.data, Data::Content(content) if content.blob == order[0]);
+        map.pieces().iter().find(is_noise).unwrap().offset
+    };
+    assert_eq!(place(&ordered(&tree)), place(&ordered(&moved)));
+}
+
+#[test]
+fn clusters_of_an_image_that_failed_are_not_remembered() {
+    let bench = Bench::new();
+    let tree = tree(&bench);
+    let map = disk(300).layout(&tree).unwrap();
+    let path = bench.store.blob_path(&tree.content("/noise").unwrap().blob);
+    let good = std::fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bad).unwrap();
+    assert!(qcow2(&bench, &map).is_err());
+    std::fs::write(&path, good).unwrap();
+    let elsewhere = Bench::new();
+    let clean = qcow2(&elsewhere, &disk(300).layout(&self::tree(&elsewhere)).unwrap()).unwrap();
+    assert!(qcow2(&bench, &map).unwrap() == clean, "damage was remembered");
 }
 
 #[test]

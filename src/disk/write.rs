@@ -6,7 +6,9 @@
 
 use super::{
     map::{Data, Map, Piece},
-    qcow2::{Compression, Compressor, Packed, Writer},
+    memory::Memory,
+    packed::Packed,
+    qcow2::{Compression, Compressor, Writer},
 };
 use crate::{
     rootfs::{Content, tar::Contents},
@@ -19,14 +21,17 @@ use std::{
     io::{self, BufReader},
     ops::Range,
     os::unix::fs::FileExt as _,
-    sync::mpsc::{SyncSender, sync_channel},
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{SyncSender, sync_channel},
+    },
     thread,
 };
 
 /// The unit in which holes are looked for and qcow2 images are compressed, in bytes.
 pub(super) const CLUSTER: u64 = 64 << 10;
-/// What a worker takes at a time, in bytes.
-const CHUNK: u64 = 16 * CLUSTER;
+/// What a worker takes at a time, and what compressed clusters are remembered by, in bytes.
+const CHUNK: u64 = 32 * CLUSTER;
 /// Finished chunks that wait in each worker's channel.
 const AHEAD: usize = 4;
 
@@ -42,11 +47,14 @@ pub struct Outputs<'a> {
 /// What a worker made of a chunk.
 #[derive(Debug, Default)]
 struct Filled {
-    /// The clusters that are not zero, by index, if somebody wants them packed.
-    clusters: Vec<(u64, Packed)>,
+    /// The clusters, if somebody wants them packed.
+    packed: Option<Packed>,
     /// All bytes, if somebody wants their digest.
     bytes: Vec<u8>,
 }
+
+/// Buffers for chunks that are not in use.
+type Pool = Mutex<Vec<Vec<u8>>>;
 
 impl Map {
     /// Writes the volume to all of `outputs`, checking every content against its digest. `advance` is told the bytes
@@ -61,14 +69,20 @@ impl Map {
         }
         let mut hasher = outputs.raw.map(|_| RawHasher { hasher: Sha256::new(), position: 0 });
         let mut qcow2 = outputs.qcow2.map(|(file, compression)| Writer::new(file, compression, self.size()));
+        let memory = Memory::of(store);
+        let pool = Pool::default();
         let chunks = self.chunks();
         let workers = thread::available_parallelism().map_or(1, |count| count.get()).min(chunks.len()).max(1);
-        thread::scope(|scope| {
+        let digest = thread::scope(|scope| {
             let results: Vec<_> = (0..workers)
                 .map(|first| {
                     let (sender, receiver) = sync_channel(AHEAD);
                     let chunks = chunks.iter().skip(first).step_by(workers);
-                    scope.spawn(move || Worker::run(self, store, outputs, chunks, &sender));
+                    let (memory, pool) = (&memory, &pool);
+                    scope.spawn(move || {
+                        let contents = Contents::new(store);
+                        Worker { map: self, contents, outputs, memory, pool }.run(chunks, &sender);
+                    });
                     receiver
                 })
                 .collect();
@@ -76,17 +90,21 @@ impl Map {
                 // Dropping the receivers ends the workers.
                 let filled =
                     results[index % workers].recv().map_err(|_| anyhow!("a thread that writes the image died"))??;
-                if let Some(qcow2) = &mut qcow2 {
-                    filled.clusters.iter().try_for_each(|(index, cluster)| qcow2.put(*index, cluster))?;
+                if let (Some(qcow2), Some(packed)) = (&mut qcow2, &filled.packed) {
+                    let first = chunk.start / CLUSTER;
+                    packed.clusters().try_for_each(|(index, cluster)| qcow2.put(first + index, cluster))?;
                 }
                 if let Some(hasher) = &mut hasher {
                     hasher.update(chunk.start, &filled.bytes);
                 }
+                pool.lock().unwrap_or_else(PoisonError::into_inner).push(filled.bytes);
                 advance(chunk.end - chunk.start);
             }
             qcow2.map_or(Ok(()), Writer::finish)?;
-            Ok(hasher.map(|hasher| hasher.finish(self.size())))
-        })
+            anyhow::Ok(hasher.map(|hasher| hasher.finish(self.size())))
+        })?;
+        memory.commit()?;
+        Ok(digest)
     }
 
     /// The allocated ranges, cut at multiples of [`CHUNK`].
@@ -136,29 +154,23 @@ impl RawHasher {
 struct Worker<'a> {
     map: &'a Map,
     contents: Contents,
-    raw: Option<&'a File>,
-    compressor: Option<Compressor>,
+    outputs: Outputs<'a>,
+    memory: &'a Memory<'a>,
+    pool: &'a Pool,
 }
 
-impl<'a> Worker<'a> {
-    fn run(
-        map: &'a Map,
-        store: &Store,
-        outputs: Outputs<'a>,
-        chunks: impl Iterator<Item = &'a Range<u64>>,
-        results: &SyncSender<Result<Filled>>,
-    ) {
-        let compressor = outputs.qcow2.map(|(_, compression)| Compressor::new(compression)).transpose();
-        let mut worker = match compressor {
-            Ok(compressor) => Worker { map, contents: Contents::new(store), raw: outputs.raw, compressor },
+impl Worker<'_> {
+    /// Fills `chunks` until one fails, or nobody wants them any more.
+    fn run<'c>(mut self, chunks: impl Iterator<Item = &'c Range<u64>>, results: &SyncSender<Result<Filled>>) {
+        let mut compressor = match self.outputs.qcow2.map(|(_, compression)| Compressor::new(compression)).transpose() {
+            Ok(compressor) => compressor,
             Err(error) => {
                 let _ = results.send(Err(error));
                 return;
             }
         };
-        let mut buffer = Vec::with_capacity(CHUNK as usize);
         for chunk in chunks {
-            let done = worker.chunk(chunk, &mut buffer);
+            let done = self.chunk(chunk, compressor.as_mut());
             let failed = done.is_err();
             if results.send(done).is_err() || failed {
                 return;
@@ -166,51 +178,61 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn chunk(&mut self, chunk: &Range<u64>, buffer: &mut Vec<u8>) -> Result<Filled> {
-        buffer.clear();
-        buffer.resize((chunk.end - chunk.start) as usize, 0);
+    fn chunk(&mut self, chunk: &Range<u64>, compressor: Option<&mut Compressor>) -> Result<Filled> {
         let pieces = self.map.pieces();
         let first = pieces.partition_point(|piece| piece.end() <= chunk.start);
-        for piece in pieces[first..].iter().take_while(|piece| piece.offset < chunk.end) {
-            self.fill(piece, chunk, buffer)?;
+        let count = pieces[first..].partition_point(|piece| piece.offset < chunk.end);
+        let pieces = &pieces[first..first + count];
+        let clusters = (chunk.end - chunk.start).div_ceil(CLUSTER) as usize;
+        let key = Memory::key(chunk, pieces);
+        let compression = self.outputs.qcow2.map(|(_, compression)| compression);
+        let known = compression.map(|compression| self.memory.clusters(&key, compression, clusters)).transpose()?;
+        let mut packed = known.flatten();
+        if packed.is_some() && self.outputs.raw.is_none() {
+            return Ok(Filled { packed, bytes: Vec::new() });
         }
-        let full: Vec<bool> = buffer.chunks(CLUSTER as usize).map(|cluster| !is_zero(cluster)).collect();
-        if let Some(raw) = self.raw {
-            write_sparse(raw, chunk.start, buffer, &full)?;
+        let mut buffer = self.pool.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        buffer.clear();
+        buffer.resize((chunk.end - chunk.start) as usize, 0);
+        for piece in pieces {
+            self.fill(piece, chunk, &mut buffer)?;
         }
-        let bytes = if self.raw.is_some() { buffer.clone() } else { Vec::new() };
-        let Some(compressor) = &mut self.compressor else { return Ok(Filled { bytes, ..Filled::default() }) };
-        // The last cluster of a volume may be short; qcow2 knows whole ones only.
-        buffer.resize(buffer.len().next_multiple_of(CLUSTER as usize), 0);
-        let clusters = buffer.chunks(CLUSTER as usize).zip(chunk.start / CLUSTER..).zip(full);
-        let clusters = clusters
-            .filter(|(_, full)| *full)
-            .map(|((cluster, index), _)| Ok((index, compressor.pack(cluster)?)))
-            .collect::<Result<_>>()?;
-        Ok(Filled { clusters, bytes })
+        self.memory.check(&key, &buffer, || pieces.iter().try_for_each(|piece| self.check(piece, chunk, &buffer)))?;
+        if let Some(raw) = self.outputs.raw {
+            write_sparse(raw, chunk.start, &buffer)?;
+        }
+        if let (None, Some(compressor), Some(compression)) = (&packed, compressor, compression) {
+            // The last cluster of a volume may be short; qcow2 knows whole ones only.
+            buffer.resize(clusters * CLUSTER as usize, 0);
+            let new = Packed::new(&buffer, compressor)?;
+            self.memory.keep_clusters(&key, compression, &new)?;
+            packed = Some(new);
+        }
+        buffer.truncate((chunk.end - chunk.start) as usize);
+        Ok(Filled { packed, bytes: buffer })
     }
 
     /// Copies what `piece` has in `chunk` into `buffer`.
     fn fill(&mut self, piece: &Piece, chunk: &Range<u64>, buffer: &mut [u8]) -> Result<()> {
-        let start = piece.offset.max(chunk.start);
-        let end = piece.end().min(chunk.end);
-        let target = &mut buffer[(start - chunk.start) as usize..(end - chunk.start) as usize];
-        let skip = piece.skip + (start - piece.offset);
+        let (range, skip) = part(piece, chunk);
+        let target = &mut buffer[range];
         match &piece.data {
             Data::Bytes(bytes) => target.copy_from_slice(&bytes[skip as usize..][..target.len()]),
-            Data::Content(content) => {
-                self.contents.read_at(content, skip, target)?;
-                let whole = target.len() as u64 == content.size;
-                if !whole && skip == 0 || whole && Digest::of(&*target) != content.digest {
-                    self.check(content)?;
-                }
-            }
+            Data::Content(content) => self.contents.read_at(content, skip, target)?,
         }
         Ok(())
     }
 
+    /// Checks the content that begins in `chunk` with `piece`, if one does.
+    fn check(&mut self, piece: &Piece, chunk: &Range<u64>, buffer: &[u8]) -> Result<()> {
+        let Data::Content(content) = &piece.data else { return Ok(()) };
+        let (range, skip) = part(piece, chunk);
+        let whole = range.len() as u64 == content.size;
+        if skip > 0 || whole && Digest::of(&buffer[range]) == content.digest { Ok(()) } else { self.read(content) }
+    }
+
     /// Reads a content through, which fails if it is damaged.
-    fn check(&mut self, content: &Content) -> Result<()> {
+    fn read(&mut self, content: &Content) -> Result<()> {
         let mut reader = BufReader::with_capacity(CHUNK as usize / 4, self.contents.open(content)?);
         let read = io::copy(&mut reader, &mut io::sink()).context("reading from the store")?;
         ensure!(read == content.size, "a content of the store changed while it was read");
@@ -218,8 +240,16 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Writes the clusters of `buffer` that are `full`, those that lie together at once; `start` is the place of the first.
-fn write_sparse(raw: &File, start: u64, buffer: &[u8], full: &[bool]) -> Result<()> {
+/// Where in `chunk` the part of `piece` lies that is there, and where in the piece's data it begins.
+fn part(piece: &Piece, chunk: &Range<u64>) -> (Range<usize>, u64) {
+    let start = piece.offset.max(chunk.start);
+    let end = piece.end().min(chunk.end);
+    ((start - chunk.start) as usize..(end - chunk.start) as usize, piece.skip + (start - piece.offset))
+}
+
+/// Writes the clusters of `buffer` that are not zero, those that lie together at once; `start` is the place of the first.
+fn write_sparse(raw: &File, start: u64, buffer: &[u8]) -> Result<()> {
+    let full: Vec<bool> = buffer.chunks(CLUSTER as usize).map(|cluster| !is_zero(cluster)).collect();
     let mut at = 0;
     for run in full.chunk_by(|a, b| a == b) {
         let end = (at + run.len() * CLUSTER as usize).min(buffer.len());
@@ -231,7 +261,7 @@ fn write_sparse(raw: &File, start: u64, buffer: &[u8], full: &[bool]) -> Result<
     Ok(())
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<16>();
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }

@@ -17,6 +17,7 @@ use std::{
 /// The names of a machine's files.
 pub(super) mod files {
     pub const DISK: &str = "disk.qcow2";
+    pub const IMAGE: &str = "image";
     pub const SEED: &str = "seed.img";
     pub const VARIABLES: &str = "variables.fd";
     pub const MONITOR: &str = "monitor.sock";

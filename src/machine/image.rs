@@ -53,6 +53,8 @@ pub struct DiskImage {
     pub format: DiskFormat,
     /// The size of the disk that it holds, in bytes.
     pub size: u64,
+    /// Whether it is an overlay of another image, whose place it may know from its own.
+    pub backed: bool,
 }
 
 impl DiskImage {
@@ -88,7 +90,8 @@ impl DiskImage {
                 return wrong(format!("is a qcow2 image of version {version}, which is unknown"));
             }
             let size = u64::from_be_bytes(start[24..32].try_into()?);
-            return Ok(DiskImage { path, format: DiskFormat::Qcow2, size });
+            let backed = start[8..16] != [0; 8];
+            return Ok(DiskImage { path, format: DiskFormat::Qcow2, size, backed });
         }
         // Every partitioned disk has this signature, also one with GPT (UEFI specification 2.10, 5.2.1).
         if start.get(510..512) != Some(&[0x55, 0xaa][..]) {
@@ -98,7 +101,18 @@ impl DiskImage {
         if !size.is_multiple_of(SECTOR) {
             return wrong(format!("is a raw image of {size} bytes, which are no whole sectors: it was cut off"));
         }
-        Ok(DiskImage { path, format: DiskFormat::Raw, size })
+        Ok(DiskImage { path, format: DiskFormat::Raw, size, backed: false })
+    }
+
+    /// The same image under a second name, `target`, where one can be made: it then stays what it is when somebody builds
+    /// another in its place. Otherwise it is the image itself.
+    pub fn linked(&self, target: &Path) -> DiskImage {
+        let linked = || {
+            let target = std::path::absolute(target).ok()?;
+            std::fs::hard_link(&self.path, &target).ok().map(|()| target)
+        };
+        let path = if self.backed { None } else { linked() };
+        DiskImage { path: path.unwrap_or_else(|| self.path.clone()), ..self.clone() }
     }
 
     /// Makes the file `target` an overlay of this image, with a disk of `size` bytes or as large as the image's.
@@ -212,6 +226,10 @@ mod tests {
         assert_eq!((opened.format, opened.size), (DiskFormat::Qcow2, 1 << 40));
         let error = image.overlay(&overlay, Some(1 << 19)).unwrap_err();
         assert!(error.to_string().starts_with("a disk of 524288 bytes cannot hold"), "{error}");
+        let linked = image.linked(&folder.path().join("linked"));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(DiskImage::open(&linked.path).unwrap(), linked, "the image is gone with its first name");
+        assert_eq!(opened.linked(&folder.path().join("other")), opened, "a relative backing file would be lost");
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Order {
         fs::create_dir_all(folder).with_context(|| format!("making the folder {}", folder.display()))?;
         let (disk, format) = match &self.keep {
             None => {
-                self.image.overlay(&folder.join(files::DISK), self.disk_size)?;
+                self.image.linked(&folder.join(files::IMAGE)).overlay(&folder.join(files::DISK), self.disk_size)?;
                 (PathBuf::from(files::DISK), DiskFormat::Qcow2)
             }
             Some(kept) => {

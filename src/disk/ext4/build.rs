@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::Fault,
-    rootfs::{Entry, Kind, Tree},
+    rootfs::{Content, Entry, Kind, Tree},
     spec::GuestPath,
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -80,6 +80,10 @@ fn enough(taken: u64, inodes: u64) -> u64 {
         }
         size += (missing * BLOCK).next_multiple_of(1 << 20);
     }
+}
+
+fn placing(path: &GuestPath) -> String {
+    format!("placing `{path}` on the disk")
 }
 
 /// The inode numbers of a tree.
@@ -190,33 +194,38 @@ impl<'o> Builder<'o> {
     fn build(mut self, tree: &Tree, inodes: &Inodes<'_>) -> Result<(Map, u64, bool)> {
         let journal = self.journal();
         self.resize();
-        let mut files = Vec::new();
+        let (mut files, mut others) = (Vec::new(), Vec::new());
         for (path, entry) in &tree.entries {
-            let number = inodes.numbers[path.as_str()];
-            let context = || format!("placing `{path}` on the disk");
             match &entry.kind {
-                Kind::Directory => self.directory(path, entry, inodes).with_context(context)?,
-                Kind::Symlink(target) => self.symlink(number, entry, target).with_context(context)?,
-                Kind::Fifo => {
-                    let fifo = self.inode(entry, modes::FIFO).with_context(context)?;
-                    self.add(number, &fifo);
-                }
-                Kind::File(content) => {
-                    let file = self.inode(entry, modes::FILE).with_context(context)?;
-                    files.push((number, file, *content));
-                }
+                Kind::File(content) => files.push((self.rank(content), path, entry, *content)),
                 Kind::Hardlink(_) => {}
+                _ => others.push((path, entry)),
             }
         }
-        if tree.get(LOST_AND_FOUND).is_none() {
-            self.lost_and_found();
-        }
-        for (number, mut file, content) in files {
+        files.sort_by_key(|(rank, ..)| *rank);
+        for (_, path, entry, content) in files {
+            let number = inodes.numbers[path.as_str()];
+            let mut file = self.inode(entry, modes::FILE).with_context(|| placing(path))?;
             file.links = inodes.links(number);
             file.size = content.size;
             let runs = self.data(&Data::Content(content));
             self.extents(&mut file, number, &runs);
             self.add(number, &file);
+        }
+        for (path, entry) in others {
+            let number = inodes.numbers[path.as_str()];
+            let context = || placing(path);
+            match &entry.kind {
+                Kind::Directory => self.directory(path, entry, inodes).with_context(context)?,
+                Kind::Symlink(target) => self.symlink(number, entry, target).with_context(context)?,
+                _ => {
+                    let fifo = self.inode(entry, modes::FIFO).with_context(context)?;
+                    self.add(number, &fifo);
+                }
+            }
+        }
+        if tree.get(LOST_AND_FOUND).is_none() {
+            self.lost_and_found();
         }
         let taken = self.space.taken;
         let fits = self.space.cursor <= self.geometry.blocks;
@@ -224,6 +233,12 @@ impl<'o> Builder<'o> {
             self.groups(&journal, inodes.count);
         }
         Ok((self.map, taken, fits))
+    }
+
+    /// Where a file's bytes come among those of others.
+    fn rank(&self, content: &Content) -> usize {
+        let order = &self.options.order;
+        order.iter().position(|blob| *blob == content.blob).unwrap_or(order.len())
     }
 
     fn journal(&mut self) -> Inode {

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! group 0       superblock, group descriptors and room for more, bitmaps and inode tables of 16 groups (flex_bg)
-//!               journal, directories, attributes, long symbolic links
-//!               files, one after the other in path order
+//!               journal
+//!               files, one after the other: by the blob they lie in, and in path order
+//!               directories, attributes, long symbolic links
 //! group 1, 3, 5, 7, 9, 25, 27 …   begin with copies of superblock and descriptors (sparse_super)
 //! group 16, 32 …                  hold bitmaps and inode tables of the 16 groups from there
 //! ```
@@ -21,7 +22,8 @@
 //! - Directories that fit a block are lists, larger ones hash trees (half_md4), as large as can be.
 //! - Inode times are the entry's own modification time, those of the file system are the one given.
 //!
-//! The order of the data follows the paths alone, so equal trees give equal bytes.
+//! The order of the data follows from the tree and the order of the blobs alone, so equal trees give equal bytes. What
+//! changes least comes first: then a change moves little.
 
 mod build;
 mod directory;
@@ -40,6 +42,7 @@ use super::{
     bytes::{CRC32C, Fields as _},
     uuid::Uuid,
 };
+use crate::spec::Digest;
 
 /// Bytes in a block.
 const BLOCK: u64 = 4096;
@@ -62,6 +65,8 @@ pub struct Options {
     pub label: String,
     /// When it was made, in seconds since 1970.
     pub epoch: i64,
+    /// Blobs, those that change least first; the files of each lie together.
+    pub order: Vec<Digest>,
 }
 
 /// Blocks that lie together.

@@ -22,6 +22,7 @@ fn options(size: u64) -> Options {
         hash_seed: Uuid::of(0x7061_7272_6f74_4123_8567_6865_7861_6772),
         label: "test".to_owned(),
         epoch: 1_750_000_000,
+        order: Vec::new(),
     }
 }
 

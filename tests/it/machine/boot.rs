@@ -1,20 +1,27 @@
 //! Images that boot: on every firmware, disk and format, from the recipe `minimal`, which has a guest agent to ask.
 //!
-//! They take minutes where nothing speeds machines up, so they run when they are asked for: `cargo test --release --test
-//! it machine::boot -- --ignored`.
+//! They take minutes where nothing speeds machines up, so all but one of each pair run when they are asked for: `cargo
+//! test --release --test it machine::boot -- --include-ignored`.
 
 use super::qemu;
-use crate::support::{Ran, builder, has_mirror, shared_store, wait};
+use crate::support::{Ran, builder, has, has_mirror, project, shared_store, wait};
 use ext4_view::{Ext4, Ext4Read};
-use pgha_image::machine::{
-    Accel, Agent, Console, DiskBus, DiskFormat, DiskImage, Firmware, Guard, Life, Machine, Net, Order, Probed, Qemu,
+use pgha_image::{
+    build::Mirrors,
+    machine::{
+        Accel, Agent, Console, DiskBus, DiskFormat, DiskImage, Firmware, Guard, Life, Machine, Net, Order, Probed,
+        Qemu, Seed,
+    },
+    recipe::Archive,
 };
+use serde_json::Value;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     fs::{self, File},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    process::Command,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -58,21 +65,25 @@ impl Bench {
         DiskImage::open(&self.folder.join(format!("minimal-amd64.{}", format.name()))).unwrap()
     }
 
-    fn start(&self, image: DiskImage, firmware: Firmware, bus: DiskBus, disk_size: Option<u64>) -> Booted<'_> {
-        let folder = tempfile::tempdir().unwrap();
-        let order = Order {
+    /// The machine that most tests boot.
+    fn order(&self) -> Order {
+        Order {
             name: "boot".to_owned(),
-            image,
-            firmware,
+            image: self.image(DiskFormat::Qcow2),
+            firmware: Firmware::Bios,
             cpus: 2,
             memory: 1024,
-            bus,
-            disk_size,
+            bus: DiskBus::VirtioBlk,
+            disk_size: None,
             keep: None,
             seed: None,
             net: Net::User(Vec::new()),
             console: Console::Log,
-        };
+        }
+    }
+
+    fn start(&self, order: Order) -> Booted<'_> {
+        let folder = tempfile::tempdir().unwrap();
         order.prepare(self.probed.accel, folder.path()).unwrap();
         let guard = Guard::with_program(crate::support::PROGRAM);
         let machine = Machine::start(&self.qemu, folder.path(), Life::Tied, &guard).unwrap();
@@ -105,6 +116,23 @@ impl Booted<'_> {
         self.ask(&["sh", "-c", "systemctl is-system-running --wait || systemctl --failed"], "running");
     }
 
+    /// Boots the guest again, from within.
+    fn reboot(&self) {
+        let boot = || {
+            let agent = self.machine.agent(Instant::now() + Duration::from_secs(1));
+            let ended = agent.and_then(|mut agent| agent.run(&["cat", "/proc/sys/kernel/random/boot_id"], b""));
+            ended.map(|ended| ended.stdout).map_err(|error| format!("{error:#}"))
+        };
+        let before = boot().unwrap();
+        // The agent goes down with the guest, answered or not.
+        let _ = self.agent(COMMAND).run(&["systemctl", "reboot"], b"");
+        wait("the next boot", self.bench.probed.accel.patience(2 * BOOT), || match boot()? {
+            now if now != before => Ok(()),
+            _ => Err("the guest has not gone down".to_owned()),
+        });
+        self.wait();
+    }
+
     /// What a command in the guest says, which must contain `expected`.
     fn ask(&self, argv: &[&str], expected: &str) -> String {
         let ended = self.agent(COMMAND).run(argv, b"").unwrap_or_else(|error| panic!("{error:#}\n{}", self.console()));
@@ -115,9 +143,55 @@ impl Booted<'_> {
     }
 }
 
+/// An image with cloud-init and SSH, in which the package of another kernel lies as `/srv/kernel.deb`.
+fn server(bench: &Bench) -> Option<DiskImage> {
+    if !has("curl") {
+        return None;
+    }
+    let folder = bench.folder.join("server");
+    let image = folder.join("server-amd64.qcow2");
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(folder.join("overlays/kernel/rootfs/srv")).unwrap();
+        for part in ["recipes", "overlays"] {
+            Ran::well(Command::new("cp").arg("-r").arg(project().join(part)).arg(&folder));
+        }
+        let write = |path: &str, text: &str| fs::write(folder.join(path), text).unwrap();
+        let recipe = |name: &str, rest: &str| {
+            let text = format!("schema: 1\nname: {name}\ndescription: For tests\nextends: minimal\n{rest}");
+            write(&format!("recipes/{name}.yaml"), &text);
+        };
+        recipe("kernel", "packages: [linux-image-cloud-amd64]\n");
+        recipe("server", "overlays: [cloud, kernel]\n");
+        write("overlays/kernel/overlay.yaml", "schema: 1\ndescription: Another kernel, not installed\n");
+        let program = |verb: &str, recipe: &str| {
+            let mut command = builder();
+            command.args([verb, recipe, "--project"]).arg(&folder).arg("--cache-dir").arg(shared_store());
+            command
+        };
+        let plan = Ran::well(program("plan", "kernel").arg("--json")).stdout;
+        let plan: Value = serde_json::from_str(&plan).unwrap();
+        let is_kernel = |package: &&Value| {
+            let name = package["name"].as_str().unwrap();
+            name.starts_with("linux-image-") && name.ends_with("-cloud-amd64") && name != "linux-image-cloud-amd64"
+        };
+        let kernel = plan["packages"].as_array().unwrap().iter().find(is_kernel).unwrap();
+        let source: Archive =
+            serde_json::from_value(plan["sources"][kernel["source"].as_str().unwrap()]["archive"].clone()).unwrap();
+        let given: Vec<String> = std::env::var("PGHA_IMAGE_MIRROR").into_iter().collect();
+        let mirrors = Mirrors::find(&given, Path::new("/etc/apt")).unwrap().of(source).unwrap();
+        let uri = format!("{}/{}", mirrors[0], kernel["path"].as_str().unwrap());
+        let deb = folder.join("overlays/kernel/rootfs/srv/kernel.deb");
+        Ran::well(Command::new("curl").args(["--silent", "--show-error", "--fail", "--output"]).arg(deb).arg(uri));
+        Ran::well(program("build", "server").args(["--format", "qcow2", "-o"]).arg(&folder));
+    });
+    Some(DiskImage::open(&image).unwrap())
+}
+
 fn boots(bench: &Bench, firmware: Firmware, bus: DiskBus, format: DiskFormat) {
     println!("{firmware:?} {bus:?} {format:?}");
-    let booted = bench.start(bench.image(format), firmware, bus, None);
+    let booted = bench.start(Order { image: bench.image(format), firmware, bus, ..bench.order() });
     booted.wait();
     let efi = "test -d /sys/firmware/efi && echo uefi || echo bios";
     booted.ask(&["sh", "-c", efi], if firmware == Firmware::Bios { "bios" } else { "uefi" });
@@ -134,7 +208,6 @@ fn boots(bench: &Bench, firmware: Firmware, bus: DiskBus, format: DiskFormat) {
 }
 
 #[test]
-#[ignore = "boots for a long time"]
 fn an_image_boots_with_bios_and_with_secure_boot() {
     let Some(bench) = Bench::new() else { return };
     boots(&bench, Firmware::Bios, DiskBus::VirtioBlk, DiskFormat::Qcow2);
@@ -165,8 +238,7 @@ fn an_image_boots_on_every_firmware_disk_and_format() {
 fn a_disk_is_used_whole_whatever_its_size() {
     let Some(bench) = Bench::new() else { return };
     for gib in [20u64, 1024] {
-        let image = bench.image(DiskFormat::Qcow2);
-        let booted = bench.start(image, Firmware::Bios, DiskBus::VirtioBlk, Some(gib << 30));
+        let booted = bench.start(Order { disk_size: Some(gib << 30), ..bench.order() });
         booted.wait();
         let said = booted.ask(&["findmnt", "-bnro", "SIZE", "/"], "");
         let size: u64 = said.parse().unwrap();
@@ -182,14 +254,60 @@ fn a_disk_is_used_whole_whatever_its_size() {
 #[ignore = "boots for a long time"]
 fn two_boots_of_one_image_are_two_machines() {
     let Some(bench) = Bench::new() else { return };
+    let Some(server) = server(&bench) else { return };
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFakeKeyOfSomebodyWhoMayLogInHere0123456789ab somebody";
+    let seed = Seed {
+        files: BTreeMap::from([
+            ("meta-data".to_owned(), "instance-id: boot\nlocal-hostname: boot\n".to_owned()),
+            ("user-data".to_owned(), format!("#cloud-config\nssh_authorized_keys: ['{key}']\n")),
+        ]),
+    };
     let mut seen = BTreeSet::new();
-    for _ in 0..2 {
-        let booted = bench.start(bench.image(DiskFormat::Qcow2), Firmware::Bios, DiskBus::VirtioBlk, None);
+    for seed in [Some(seed.clone()), Some(seed), None] {
+        let with_seed = seed.is_some();
+        let booted = bench.start(Order { image: server.clone(), seed, ..bench.order() });
         booted.wait();
         let id = booted.ask(&["cat", "/etc/machine-id"], "");
         assert_eq!(id.len(), 32, "{id}");
         assert!(seen.insert(id), "{seen:?}");
+        let keys = booted.ask(&["sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub"], "ssh-ed25519");
+        for key in keys.lines() {
+            let key = key.split(' ').nth(1).unwrap().to_owned();
+            assert!(seen.insert(key), "{seen:?}");
+        }
+        if with_seed {
+            booted.ask(&["cat", "/home/debian/.ssh/authorized_keys"], key);
+            booted.ask(&["passwd", "--status", "debian"], "debian L");
+        }
+        booted.ask(&["passwd", "--status", "root"], "root L");
+        booted.ask(&["sh", "-c", "sshd -T | grep -i passwordauthentication"], "passwordauthentication no");
     }
+}
+
+#[test]
+#[ignore = "boots for a long time"]
+fn a_kernel_that_apt_installs_in_the_guest_boots() {
+    let Some(bench) = Bench::new() else { return };
+    let Some(server) = server(&bench) else { return };
+    let booted = bench.start(Order { image: server, ..bench.order() });
+    booted.wait();
+    // What GRUB loads, and with which arguments; it finds kernels by their links or by their own names.
+    let menu = "readlink -f /vmlinuz /initrd.img; sed -n 's/^[[:space:]]*linux[[:space:]]*[^ ]* *//p' /boot/grub/grub.cfg \
+                | head -n 1 | tr -s ' '; grep -o 'terminal_output .*' /boot/grub/grub.cfg | head -n 1";
+    let ours = booted.ask(&["sh", "-c", menu], "root=UUID=");
+    booted.ask(&["sh", "-c", "update-grub 2>&1"], "done");
+    assert_eq!(booted.ask(&["sh", "-c", menu], ""), ours, "update-grub starts the kernel in another way");
+    let old = booted.ask(&["uname", "-r"], "");
+
+    let mut agent = booted.agent(10 * COMMAND);
+    let install = ["sh", "-c", "DEBIAN_FRONTEND=noninteractive apt-get install -qy /srv/kernel.deb 2>&1"];
+    let ended = agent.run(&install, b"").unwrap();
+    drop(agent);
+    let words = String::from_utf8_lossy(&ended.stdout);
+    assert!(ended.status == 0 && words.contains("Generating grub configuration file"), "{words}");
+    booted.reboot();
+    let new = booted.ask(&["uname", "-r"], "");
+    assert!(new != old && new.contains("cloud"), "{old} booted again: {new}");
 }
 
 #[test]
@@ -201,8 +319,8 @@ fn a_kernel_that_was_changed_boots_without_secure_boot_only() {
     fs::copy(bench.image(DiskFormat::Raw).path, &tampered).unwrap();
     tamper(&tampered);
     let image = DiskImage::open(&tampered).unwrap();
-    bench.start(image.clone(), Firmware::Uefi, DiskBus::VirtioBlk, None).wait();
-    let booted = bench.start(image, Firmware::UefiSecureBoot, DiskBus::VirtioBlk, None);
+    bench.start(Order { image: image.clone(), firmware: Firmware::Uefi, ..bench.order() }).wait();
+    let booted = bench.start(Order { image, firmware: Firmware::UefiSecureBoot, ..bench.order() });
     wait("GRUB's refusal", bench.probed.accel.patience(BOOT), || {
         let console = booted.console();
         assert!(!console.contains("Linux version"), "the kernel ran: {console}");
