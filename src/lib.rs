@@ -15,7 +15,7 @@
 //! 4 plan     plan/  archive/
 //! 3 nouns    recipe/  overlay/  debian/  disk/
 //! 2 trees    rootfs/  sandbox/
-//! 1 hands    store/  http.rs  progress.rs  interrupt.rs    document.rs  files.rs  render.rs  exec/   both
+//! 1 hands    store/  http.rs  progress.rs  interrupt.rs    document.rs  files.rs  pace.rs  render.rs  exec/   both
 //! 0 words    spec/  error.rs                                                             both
 //! ```
 //!
@@ -55,6 +55,7 @@ pub mod machine;
 pub mod node;
 #[cfg(feature = "builder")]
 pub mod overlay;
+pub mod pace;
 #[cfg(feature = "builder")]
 pub mod plan;
 #[cfg(feature = "builder")]

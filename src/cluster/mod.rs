@@ -18,6 +18,7 @@ use crate::{
     document::Document,
     engine::{Executed, Which},
     error::Fault,
+    pace::Pace,
     progress::{Progress, Style, Unit},
     seed::{Addressing, Extras, Seeds, with_secret},
     spec::{DOCUMENT_PATH, keys::Keys, scope::TLS_PATH},
@@ -27,7 +28,6 @@ use docker::Docker;
 use qemu::Virtual;
 use std::{
     path::PathBuf,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -252,6 +252,7 @@ impl Cluster {
         let step = progress.step("cluster", self.seeds.spec.members.len() as u64, Unit::Items);
         let mut ready = 0;
         let mut told = String::new();
+        let mut pace = Pace::new(PAUSE);
         loop {
             let views = self.views()?;
             let now = views.iter().filter(|view| view.ailment().is_none()).count() as u64;
@@ -279,7 +280,7 @@ impl Cluster {
                 told.clone_from(&ailment);
             }
             step.detail(ailment);
-            thread::sleep(PAUSE);
+            pace.rest();
         }
     }
 

@@ -64,8 +64,8 @@ impl Accel {
     pub(super) fn arguments(self) -> [&'static str; 4] {
         match self {
             Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            // Five levels of page tables cost the emulator time and gain nothing.
-            Accel::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"],
+            // Five levels of page tables cost the emulator time and gain nothing; nor does a guest's own virtualization.
+            Accel::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max,la57=off,svm=off"],
         }
     }
 }

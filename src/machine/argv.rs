@@ -159,13 +159,19 @@ impl MachineSpec {
     pub fn argv(&self) -> Vec<OsString> {
         let mut argv = Argv::default();
         let secure = self.uefi.as_ref().is_some_and(|uefi| uefi.secure_boot);
+        // A node of a cluster has no screen, no keyboard, and no devices that are only there to be found: an emulated
+        // kernel spends seconds on them.
+        let node = self.net == Net::Switch && self.bus == DiskBus::VirtioBlk;
+        let bare = if node { ",sata=off,smbus=off,i8042=off" } else { "" };
+        let smm = if secure { ",smm=on" } else { "" };
         let board = if self.bus == DiskBus::Ide { "pc" } else { "q35" };
         argv.option("-name", &format!("guest={}", self.name));
-        argv.option("-machine", if secure { "q35,smm=on" } else { board });
+        argv.option("-machine", &format!("{board}{smm}{bare}"));
         argv.words(&self.accel.arguments());
         argv.option("-smp", &self.cpus.to_string());
         argv.option("-m", &format!("{}M", self.memory));
-        argv.words(&["-nodefaults", "-no-user-config", "-display", "none", "-vga", "std"]);
+        let screen = if node { "none" } else { "std" };
+        argv.words(&["-nodefaults", "-no-user-config", "-display", "none", "-vga", screen]);
         if let Some(uefi) = &self.uefi {
             argv.drive("if=pflash,unit=0,format=raw,readonly=on", &uefi.code);
             argv.drive("if=pflash,unit=1,format=raw", Path::new(files::VARIABLES));
@@ -200,7 +206,9 @@ impl MachineSpec {
             }
         }
         // Booting from the network is not wanted, so its ROM need not be loaded.
-        argv.option("-device", &format!("virtio-net-pci,netdev=net,mac={},romfile=", Mac::of(&self.name)));
+        // The switch takes frames of any size, and few large ones cost less than many small ones.
+        let mtu = if self.net == Net::Switch { ",host_mtu=9000" } else { "" };
+        argv.option("-device", &format!("virtio-net-pci,netdev=net,mac={},romfile={mtu}", Mac::of(&self.name)));
         match self.console {
             Console::Log => {
                 let (socket, log) = (files::CONSOLE, files::CONSOLE_LOG);

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     error::{Blame, Fault, blame},
     files::read_text,
+    pace::Pace,
     spec::{
         ClusterSpec, MANIFEST_PATH, Manifest, Readiness, Service,
         scope::{EtcdStart, Machine, Scope, peer_url},
@@ -332,10 +333,12 @@ fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> 
     }
     let deadline = Instant::now() + within;
     let mut watch = bootstrap::Watch::default();
+    let etcd = if name == PATRONI { Some(own_etcd(node)?) } else { None };
+    let mut pace = Pace::new(PAUSE / 2);
     loop {
         let unit = units::show(&service.unit)?;
-        if name == PATRONI {
-            watch.look(&own_etcd(node)?, &node.spec.cluster);
+        if let Some(etcd) = &etcd {
+            watch.look(etcd, &node.spec.cluster);
         }
         let missing = if !unit.settled() {
             Some(unit.words())
@@ -351,7 +354,7 @@ fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> 
                 .into());
         }
         teller.tell(Phase::Waiting, &step, &missing);
-        thread::sleep(PAUSE / 2);
+        pace.rest();
     }
 }
 

@@ -77,27 +77,37 @@ pub struct Etcd {
 }
 
 impl Status {
-    /// Looks at everything; what does not answer is left out.
+    /// Looks at everything; what does not answer is left out. Without `services`, a first boot that is at work is not
+    /// kept from it: what it says itself is all then.
     ///
     /// # Errors
     /// When systemd does not answer or the image's own files cannot be read.
-    pub fn look() -> Result<Status> {
+    pub fn look(services: bool) -> Result<Status> {
+        let state = State::load(Path::new(STATE_PATH))?;
+        let progress = Progress::load(Path::new(PROGRESS_PATH));
+        let complete = state.as_ref().is_some_and(|state| state.complete);
+        let at_work = !complete && matches!(progress.phase, Phase::Working | Phase::Waiting);
+        if at_work && !services {
+            return Ok(Status { progress, complete, services: Vec::new(), postgresql: None, etcd: None, vip: None });
+        }
         let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
             .with_context(|| format!("reading {MANIFEST_PATH}"))?;
-        let state = State::load(Path::new(STATE_PATH))?;
-        let mut services = Vec::new();
-        for overlay in &manifest.overlays {
-            let Some(service) = &overlay.service else { continue };
-            let unit = units::show(&service.unit)?;
-            services.push(ServiceStatus { name: overlay.name.clone(), settled: unit.settled(), state: unit.words() });
-        }
+        let with_service =
+            manifest.overlays.iter().filter_map(|overlay| Some((&overlay.name, &overlay.service.as_ref()?.unit)));
+        let (names, unit_names): (Vec<&String>, Vec<&str>) =
+            with_service.map(|(name, unit)| (name, unit.as_str())).unzip();
+        let services = names.into_iter().zip(units::show_all(&unit_names)?).map(|(name, unit)| ServiceStatus {
+            name: name.clone(),
+            settled: unit.settled(),
+            state: unit.words(),
+        });
         Ok(Status {
-            progress: Progress::load(Path::new(PROGRESS_PATH)),
-            complete: state.as_ref().is_some_and(|state| state.complete),
-            services,
+            services: services.collect(),
+            complete,
             postgresql: state.as_ref().and_then(|state| ask_patroni(state).ok()),
             etcd: state.as_ref().and_then(|state| ask_etcd(state).ok()),
             vip: vip(),
+            progress,
         })
     }
 

@@ -53,10 +53,25 @@ impl Unit {
 /// # Errors
 /// When systemd does not answer.
 pub fn show(name: &str) -> Result<Unit, ExecError> {
+    Ok(show_all(&[name])?.pop().unwrap_or_default())
+}
+
+/// How each of the units `names` stands, asked at once.
+///
+/// # Errors
+/// When systemd does not answer.
+pub fn show_all(names: &[&str]) -> Result<Vec<Unit>, ExecError> {
     let properties =
         "ActiveState,SubState,Result,StatusText,ConditionResult,ConditionTimestampMonotonic,CanReload,Type";
-    let text = Run::new("systemctl").args(["show", "--property", properties, name]).limit(LIMIT).text()?;
-    Ok(parse(&text))
+    let show = Run::new("systemctl").args(["show", "--property", properties]).args(names.iter().copied());
+    let mut units = parse_all(&show.limit(LIMIT).text()?);
+    units.resize(names.len(), Unit::default());
+    Ok(units)
+}
+
+/// Reads what systemctl shows of several units: blocks of lines, in order.
+fn parse_all(text: &str) -> Vec<Unit> {
+    text.trim_end().split("\n\n").map(parse).collect()
 }
 
 fn parse(text: &str) -> Unit {
@@ -117,6 +132,8 @@ mod tests {
         let skipped = parse("ActiveState=inactive\nSubState=dead\nConditionResult=no\nConditionTimestampMonotonic=5\n");
         assert!(skipped.settled());
         assert_eq!(skipped.words(), "not needed here");
+        let two = parse_all("ActiveState=active\nSubState=running\n\nActiveState=failed\nSubState=failed\n");
+        assert_eq!(two.iter().map(Unit::words).collect::<Vec<_>>(), ["active (running)", "failed (failed)"]);
         let untried = parse("ActiveState=inactive\nSubState=dead\nConditionResult=no\nConditionTimestampMonotonic=0\n");
         assert!(!untried.settled());
     }

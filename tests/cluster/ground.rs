@@ -46,6 +46,11 @@ impl Runner {
     }
 }
 
+/// Whether nodes are virtual machines, which may be emulated: many times slower than this machine.
+pub fn emulated() -> bool {
+    Runner::wanted() == Runner::Qemu
+}
+
 /// Where clusters are remembered and built; the cluster goes when the value goes.
 pub struct Ground {
     runner: Runner,
@@ -113,7 +118,7 @@ impl Ground {
 
     /// The same for what timers decide, and not processors.
     pub fn slow(&self, time: Duration) -> Duration {
-        if self.is_fast() { time } else { time * 2 }
+        if self.is_fast() { time } else { time * 3 }
     }
 
     /// What nodes are made of, built once: an image's name in the engine, or a file.
@@ -160,8 +165,11 @@ impl Ground {
         let members: String = (1..=nodes)
             .map(|number| format!("  - {{name: pg-{number}, address: 10.214.7.{}}}\n", 10 + number))
             .collect();
+        // Emulated processors have no time for the many checks of fast timers.
+        let timing =
+            if self.is_fast() { "fast" } else { "{preset: safe, ttl: 30s, loop-wait: 10s, retry-timeout: 10s}" };
         let text = format!(
-            "schema: 1\ncluster: {NAME}\nmembers:\n{members}vip: {{address: 10.214.7.10/24}}\ntiming: fast\n\
+            "schema: 1\ncluster: {NAME}\nmembers:\n{members}vip: {{address: 10.214.7.10/24}}\ntiming: {timing}\n\
              postgresql: {{databases: [{{name: app, owner: app}}]}}\n"
         );
         let path = self.folder.path().join(format!("cluster-of-{nodes}.yaml"));

@@ -1,6 +1,6 @@
 //! A client that writes all the time, and knows what was acknowledged and when.
 
-use crate::support::wait;
+use crate::{ground::emulated, support::wait};
 use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader, Write as _},
@@ -15,9 +15,14 @@ use std::{
 };
 
 /// How long a write may take before the client gives its connection up.
-const PATIENCE: Duration = Duration::from_secs(2);
+fn patience() -> Duration {
+    if emulated() { Duration::from_secs(20) } else { Duration::from_secs(2) }
+}
+
 /// Between two writes.
-const PACE: Duration = Duration::from_millis(20);
+fn pace() -> Duration {
+    if emulated() { Duration::from_millis(200) } else { Duration::from_millis(20) }
+}
 
 /// How psql reaches a server.
 #[derive(Debug, Clone)]
@@ -52,7 +57,10 @@ impl Connection {
     pub fn psql(&self) -> Command {
         let mut command = Command::new("psql");
         command.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only"]).envs(&self.0);
-        command.env("PGCONNECT_TIMEOUT", "2").env("PGAPPNAME", "pgha-test").stdin(Stdio::null());
+        command
+            .env("PGCONNECT_TIMEOUT", patience().as_secs().to_string())
+            .env("PGAPPNAME", "pgha-test")
+            .stdin(Stdio::null());
         command
     }
 
@@ -155,7 +163,7 @@ impl Session {
         if writeln!(pipe, "insert into written values ({id}) returning id;").and_then(|()| pipe.flush()).is_err() {
             return false;
         }
-        match self.lines.recv_timeout(PATIENCE) {
+        match self.lines.recv_timeout(patience()) {
             Ok(line) => line.trim() == id.to_string(),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => false,
         }
@@ -187,7 +195,7 @@ fn write(door: &Connection, stop: &AtomicBool, last: &Mutex<Instant>) -> Written
             session = None;
             thread::sleep(Duration::from_millis(50));
         }
-        thread::sleep(PACE);
+        thread::sleep(pace());
     }
     written.ended = Some(Instant::now());
     written

@@ -23,6 +23,7 @@ fn rooms() -> BTreeMap<&'static str, (u8, Program)> {
         ("document", 1, Both),
         ("exec", 1, Both),
         ("files", 1, Both),
+        ("pace", 1, Both),
         ("render", 1, Both),
         ("http", 1, Builder),
         ("interrupt", 1, Builder),

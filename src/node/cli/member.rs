@@ -46,7 +46,7 @@ pub fn status_command() -> Command {
 /// When systemd or the image cannot be asked.
 pub fn status(arguments: Vec<OsString>) -> Result<ExitCode> {
     let json = status_command().try_get_matches_from(arguments)?.get_flag("json");
-    let status = Status::look()?;
+    let status = Status::look(!json)?;
     let text = if json { format!("{}\n", serde_json::to_string_pretty(&status)?) } else { status.to_string() };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(if status.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
