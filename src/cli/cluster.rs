@@ -166,9 +166,10 @@ struct Up {
     /// How many nodes, where there is no document.
     #[arg(long, default_value_t = 3)]
     nodes: usize,
-    /// The preset of all timers, where there is no document: fast, norm, safe, wide.
-    #[arg(long, default_value = "fast")]
-    timing: String,
+    /// The preset of all timers, where there is no document: fast, norm, safe, wide [default: fast; wide where
+    /// processors are emulated].
+    #[arg(long)]
+    timing: Option<String>,
     /// What runs the nodes.
     #[arg(long, value_enum, default_value_t = DriverArg::Docker)]
     driver: DriverArg,

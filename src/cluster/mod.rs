@@ -18,6 +18,7 @@ use crate::{
     document::Document,
     engine::{Executed, Which},
     error::Fault,
+    machine::{Accel, Qemu},
     pace::Pace,
     progress::{Progress, Style, Unit},
     seed::{Addressing, Extras, Seeds, with_secret},
@@ -49,8 +50,9 @@ pub struct Request {
     pub name: String,
     /// How many nodes, where there is no document.
     pub nodes: usize,
-    /// The timers' preset, where there is no document.
-    pub timing: String,
+    /// The timers' preset, where there is no document; without it, `fast`, or `wide` where processors are emulated, which
+    /// have no time for the checks of others.
+    pub timing: Option<String>,
     /// What runs its nodes.
     pub driver: DriverKind,
     /// What they are made of.
@@ -83,7 +85,12 @@ impl Cluster {
                     // Its networks are known to their own switches only.
                     DriverKind::Qemu => Vec::new(),
                 };
-                addresses::document(&request.name, request.nodes, &request.timing, &taken)?
+                let usual = match request.driver {
+                    DriverKind::Qemu if Accel::probe(&Qemu::find()?)?.accel == Accel::Tcg => "wide",
+                    _ => "fast",
+                };
+                let timing = request.timing.as_deref().unwrap_or(usual);
+                addresses::document(&request.name, request.nodes, timing, &taken)?
             }
         };
         let (document, _) = with_secret(document, None)?;

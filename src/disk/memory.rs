@@ -140,5 +140,7 @@ impl<'a> Memory<'a> {
 }
 
 fn clusters_key(key: &Digest, compression: Compression) -> Digest {
-    Digest::of(format!("{key} {compression:?}"))
+    // Another version of a compressor may give other bytes.
+    let (program, zstd) = (env!("CARGO_PKG_VERSION"), zstd::zstd_safe::version_number());
+    Digest::of(format!("{key} {compression:?} {program} {zstd}"))
 }

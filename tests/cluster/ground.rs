@@ -15,6 +15,9 @@ use std::{
 
 /// The name of the shared cluster; a user's own clusters stay as they are.
 const NAME: &str = "pgha-test";
+/// Timers for emulated processors, which have no time for many checks.
+const EMULATED: &str = "{preset: wide, ttl: 40s, loop-wait: 10s, retry-timeout: 15s, primary-start-timeout: 20s, \
+                        vrrp-advert: 1s}";
 /// How long a cluster may take to be well again after any event.
 pub const HEALED_WITHIN: Duration = Duration::from_secs(180);
 
@@ -165,9 +168,7 @@ impl Ground {
         let members: String = (1..=nodes)
             .map(|number| format!("  - {{name: pg-{number}, address: 10.214.7.{}}}\n", 10 + number))
             .collect();
-        // Emulated processors have no time for the many checks of fast timers.
-        let timing =
-            if self.is_fast() { "fast" } else { "{preset: safe, ttl: 30s, loop-wait: 10s, retry-timeout: 10s}" };
+        let timing = if self.is_fast() { "fast" } else { EMULATED };
         let text = format!(
             "schema: 1\ncluster: {NAME}\nmembers:\n{members}vip: {{address: 10.214.7.10/24}}\ntiming: {timing}\n\
              postgresql: {{databases: [{{name: app, owner: app}}]}}\n"
