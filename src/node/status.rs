@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use std::{fmt, path::Path, time::Duration};
 
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a node stands.
 #[derive(Debug, Clone, Serialize)]

@@ -291,7 +291,7 @@ fn a_kernel_that_apt_installs_in_the_guest_boots() {
     booted.wait();
     // What GRUB loads, and with which arguments; it finds kernels by their links or by their own names.
     let menu = "readlink -f /vmlinuz /initrd.img; sed -n 's/^[[:space:]]*linux[[:space:]]*[^ ]* *//p' /boot/grub/grub.cfg \
-                | head -n 1 | tr -s ' '; grep -o 'terminal_output .*' /boot/grub/grub.cfg | head -n 1";
+                | head -n 1 | tr -s ' ' | sed 's/ $//'; grep -o 'terminal_output .*' /boot/grub/grub.cfg | head -n 1";
     let ours = booted.ask(&["sh", "-c", menu], "root=UUID=");
     booted.ask(&["sh", "-c", "update-grub 2>&1"], "done");
     assert_eq!(booted.ask(&["sh", "-c", menu], ""), ours, "update-grub starts the kernel in another way");
