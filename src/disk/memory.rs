@@ -73,7 +73,7 @@ struct New {
 }
 
 impl<'a> Memory<'a> {
-    pub(super) fn of(store: &'a Store) -> Memory<'a> {
+    pub(super) fn new(store: &'a Store) -> Memory<'a> {
         Memory { store, new: Mutex::default() }
     }
 
@@ -107,7 +107,7 @@ impl<'a> Memory<'a> {
     /// Keeps a chunk's clusters.
     pub(super) fn keep_clusters(&self, key: &Digest, compression: Compression, packed: &Packed) -> Result<()> {
         let blob = self.store.put_blob(packed.bytes())?;
-        self.new().clusters.push((clusters_key(key, compression), Clusters { blob }));
+        self.kept().clusters.push((clusters_key(key, compression), Clusters { blob }));
         Ok(())
     }
 
@@ -116,7 +116,7 @@ impl<'a> Memory<'a> {
         let now = Checked::of(chunk);
         if self.store.action::<Checked>(key).is_none_or(|known| known != now) {
             check()?;
-            self.new().checked.push((*key, now));
+            self.kept().checked.push((*key, now));
         }
         Ok(())
     }
@@ -134,7 +134,7 @@ impl<'a> Memory<'a> {
         Ok(())
     }
 
-    fn new(&self) -> MutexGuard<'_, New> {
+    fn kept(&self) -> MutexGuard<'_, New> {
         self.new.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

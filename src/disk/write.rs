@@ -69,7 +69,7 @@ impl Map {
         }
         let mut hasher = outputs.raw.map(|_| RawHasher { hasher: Sha256::new(), position: 0 });
         let mut qcow2 = outputs.qcow2.map(|(file, compression)| Writer::new(file, compression, self.size()));
-        let memory = Memory::of(store);
+        let memory = Memory::new(store);
         let pool = Pool::default();
         let chunks = self.chunks();
         let workers = thread::available_parallelism().map_or(1, |count| count.get()).min(chunks.len()).max(1);
