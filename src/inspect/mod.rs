@@ -13,7 +13,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use std::{collections::BTreeMap, fs::File, path::Path};
+use std::{collections::BTreeMap, fs::File, io::Seek as _, path::Path};
 
 /// Files whose bytes tell what an image is.
 const TELLING: [&str; 4] = [STATUS, MANIFEST_PATH, GRUB, FSTAB];
@@ -138,12 +138,14 @@ impl Image {
             let (found, manifest, size) = oci::read(&oci::Blobs::Folder(path.to_owned())).with_context(reading)?;
             ("oci-layout", found, manifest, size)
         } else {
-            let file = File::open(path).with_context(reading)?;
+            let mut file = File::open(path).with_context(reading)?;
             let size = file.metadata().with_context(reading)?.len();
             let (format, found) = match oci::Blobs::of_archive(&file).with_context(reading)? {
                 Some(blobs) => ("oci", oci::read(&blobs).with_context(reading)?.0),
                 None => disk::read(path, digests).with_context(reading)?,
             };
+            // Looking for an archive's table has moved on in the file.
+            file.rewind().with_context(reading)?;
             (format, found, Digest::of_reader(file).with_context(reading)?, size)
         };
         let Found { disk_size, partitions, layers, nodes, telling } = found;

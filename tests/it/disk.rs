@@ -1,6 +1,6 @@
 //! VM images of the real recipes, judged by the tools that know disks, and read again without mounting them.
 
-use crate::support::{PROGRAM, Ran, builder, has, has_mirror, project, shared_store};
+use crate::support::{PROGRAM, Ran, builder, digests, has, has_mirror, project, shared_store};
 use pgha_image::disk::gpt::Table;
 use std::{
     fs::{self, File},
@@ -116,6 +116,11 @@ fn an_image_is_read_again_and_two_are_compared() {
     for (summary, format) in [(&raw, "raw"), (&qcow2, "qcow2"), (&oci, "oci")] {
         assert_eq!(summary["format"], format);
         assert!(summary["packages"]["systemd"].is_string(), "{format}");
+    }
+    let digests = digests(out.path());
+    for (summary, suffix) in [(&raw, "raw"), (&qcow2, "qcow2"), (&oci, "oci.tar")] {
+        let file = format!("minimal-amd64.{suffix}");
+        assert_eq!(summary["sha256"], format!("sha256:{}", digests[&file]), "{file}");
     }
     let kinds: Vec<&str> =
         raw["partitions"].as_array().unwrap().iter().map(|part| part["kind"].as_str().unwrap()).collect();
