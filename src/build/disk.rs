@@ -19,7 +19,9 @@ use std::{
     fs::{File, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
+    sync::mpsc::{RecvTimeoutError, channel},
     thread,
+    time::Duration,
 };
 
 /// How long GRUB waits for somebody who wants another kernel, in seconds.
@@ -27,6 +29,9 @@ const MENU_SECONDS: u32 = 1;
 
 /// The system's name in GRUB's menu.
 const TITLE: &str = "Debian GNU/Linux";
+
+/// How often what was written so far is sent to the disk.
+const FLUSH_EVERY: Duration = Duration::from_millis(100);
 
 /// What tells the disks of `plan` from others. They follow from the packages: an edited overlay leaves them as they are,
 /// so that all but its own files stay where they were.
@@ -60,14 +65,17 @@ pub fn write(
     store: &Store,
     progress: &Progress,
 ) -> Result<Vec<Artifact>> {
-    let disk = Disk {
+    let mut disk = Disk {
         arch: plan.arch,
-        size: planned.size.0,
+        size: planned.size.map_or(0, |size| size.0),
         identity: identity(plan, planned),
         epoch: layers.epoch,
         bios: bios(plan.arch, &layers.tree, store)?,
         order: layers.layers.iter().map(|(_, layer)| layer.tar).collect(),
     };
+    if planned.size.is_none() {
+        disk.size = disk.fitting_size(&layers.tree)?;
+    }
     let map = disk.layout(&layers.tree)?;
     let total = map.ranges(1).iter().map(|range| range.end - range.start).sum();
     let step = progress.step("disk", total, Unit::Bytes);
@@ -84,7 +92,9 @@ pub fn write(
         raw: raw.as_ref().map(|(file, _)| file.file()),
         qcow2: qcow2.as_ref().map(|(file, _)| (file.file(), Compression::default())),
     };
-    let raw_digest = map.write(store, outputs, &|count| step.advance(count)).context("writing the disk")?;
+    let files: Vec<&File> = raw.iter().chain(&qcow2).map(|(file, _)| file.file()).collect();
+    let written = flushing(&files, || map.write(store, outputs, &|count| step.advance(count)));
+    let raw_digest = written.context("writing the disk")?;
     let mut artifacts = Vec::new();
     for (kind, output, known) in [("raw", raw, raw_digest), ("qcow2", qcow2, None)] {
         let Some((file, path)) = output else { continue };
@@ -101,6 +111,23 @@ pub fn write(
     }
     step.finish(format!("{} of {}", size(total), size(disk.size)));
     Ok(artifacts)
+}
+
+/// Does `work`, which fills `files`, and has the system write what is there to its disk meanwhile: so much is left to
+/// do at the end otherwise that it takes as long as the work.
+fn flushing<T>(files: &[&File], work: impl FnOnce() -> T) -> T {
+    thread::scope(|scope| {
+        let (working, ended) = channel::<()>();
+        scope.spawn(move || {
+            while ended.recv_timeout(FLUSH_EVERY) == Err(RecvTimeoutError::Timeout) {
+                // The sync at the end tells what is wrong.
+                files.iter().for_each(|file| drop(file.sync_data()));
+            }
+        });
+        let done = work();
+        drop(working);
+        done
+    })
 }
 
 /// The digest of a file that was written, unless it is known, and its size.

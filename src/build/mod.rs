@@ -162,7 +162,7 @@ fn fit(draft: Draft, target: &Target) -> Result<Draft> {
     }
     if draft.plan().disk.is_none() {
         let message = format!("the recipe `{}` has no `disk`, so no VM image can be built", draft.plan().name);
-        let hint = "write `disk: {size: 4GiB, packages: […], overlays: […]}`, or extend a base that has it";
+        let hint = "write `disk: {packages: […], overlays: […]}`, or extend a base that has it";
         return Err(Fault::request(message).hint(hint).into());
     }
     Ok(draft)

@@ -11,6 +11,7 @@ use crate::{
     files::read_text,
     plan::Plan,
     progress::{Progress, Style, size},
+    recipe::Size,
     seed::with_secret,
 };
 use anyhow::Result;
@@ -108,8 +109,8 @@ fn describe(plan: &Plan) -> String {
         let download = disk.packages.iter().map(|package| package.size).sum();
         let _ = writeln!(
             text,
-            "\ndisk of {}: {} packages more, {}",
-            size(disk.size.0),
+            "\ndisk {}: {} packages more, {}",
+            disk.size.map_or("as large as it must be".to_owned(), |Size(bytes)| format!("of {}", size(bytes))),
             disk.packages.len(),
             size(download)
         );

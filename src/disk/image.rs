@@ -22,6 +22,10 @@ const BIOS_SECTORS: u64 = 6144;
 const ESP_FIRST: u64 = 8192;
 const ESP_SECTORS: u64 = 253_952;
 const ROOT_FIRST: u64 = 262_144;
+/// What is free on the root file system of a disk that nobody gave a size.
+const FREE_MIB: u64 = 64;
+/// Sizes that nobody gave are multiples of this.
+const STEP_MIB: u64 = 128;
 
 /// All that tells one build's disk from another's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,19 +149,32 @@ impl Disk {
         disk.finish()
     }
 
-    fn root_file_system(&self, tree: &Tree) -> Result<Map> {
-        let options = ext4::Options {
+    /// The size in bytes, of [`Disk::size`]'s unit, that holds `tree` and leaves some room for a machine whose disk is
+    /// no larger. It comes in steps, so that few edits of the tree change where everything lies.
+    ///
+    /// # Errors
+    /// When the tree holds what ext4 cannot.
+    pub fn fitting_size(&self, tree: &Tree) -> Result<u64> {
+        let needed = ext4::needed(tree, &self.root_options()).context("laying out the root file system")?;
+        Ok((disk_mib(needed) + FREE_MIB).next_multiple_of(STEP_MIB) * MIB)
+    }
+
+    fn root_options(&self) -> ext4::Options {
+        ext4::Options {
             size: self.root_size(),
             uuid: self.identity.root,
             hash_seed: self.identity.hash_seed,
             label: "root".to_owned(),
             epoch: self.epoch,
             order: self.order.clone(),
-        };
-        ext4::format(tree, &options).map_err(|error| match error.downcast_ref::<ext4::TooSmall>() {
+        }
+    }
+
+    fn root_file_system(&self, tree: &Tree) -> Result<Map> {
+        ext4::format(tree, &self.root_options()).map_err(|error| match error.downcast_ref::<ext4::TooSmall>() {
             None => error.context("laying out the root file system"),
             Some(small) => {
-                let needed = (ROOT_FIRST * gpt::SECTOR + small.needed).div_ceil(MIB) + 1;
+                let needed = disk_mib(small.needed);
                 let message =
                     format!("a disk of {} MiB is too small for the image: it needs {needed} MiB", self.size / MIB);
                 Fault::request(message).hint(format!("set `disk.size` to {needed}MiB or more")).into()
@@ -181,4 +198,9 @@ impl Disk {
     fn root_size(&self) -> u64 {
         (self.size / MIB).saturating_sub(1 + ROOT_FIRST * gpt::SECTOR / MIB) * MIB
     }
+}
+
+/// The whole MiB of a disk whose root file system has `root` bytes, the backup of the partition table included.
+fn disk_mib(root: u64) -> u64 {
+    (ROOT_FIRST * gpt::SECTOR + root).div_ceil(MIB) + 1
 }

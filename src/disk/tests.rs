@@ -234,6 +234,20 @@ fn a_disk_that_is_too_small_is_told_what_is_enough() {
 }
 
 #[test]
+fn a_disk_that_nobody_gave_a_size_fits_and_keeps_its_size() {
+    let bench = Bench::new();
+    let tree = tree(&bench);
+    let size = disk(0).fitting_size(&tree).unwrap();
+    assert_eq!(size % (128 * MIB), 0, "{size}");
+    let disk = |size| Disk { size, ..disk(0) };
+    disk(size).layout(&tree).unwrap();
+    // What is in it, room to boot with, and no more than a step.
+    let text = report(&disk(MIB).layout(&tree).unwrap_err());
+    let needed: u64 = text.rsplit("it needs ").next().unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!((needed + 64..needed + 64 + 128).contains(&(size / MIB)), "{needed} MiB, {size}");
+}
+
+#[test]
 fn a_disk_of_odd_size_is_refused() {
     let bench = Bench::new();
     let odd = Disk { size: 300 * MIB + 512, ..disk(300) };

@@ -72,8 +72,9 @@ pub struct Plan {
 /// What VM images have besides all that every image has.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlannedDisk {
-    /// The disk's size.
-    pub size: Size,
+    /// The disk's size; what the image needs if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
     /// Arguments of the kernel, besides those for its consoles.
     pub arguments: Vec<String>,
     /// What was asked for.

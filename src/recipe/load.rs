@@ -57,10 +57,10 @@ pub struct Recipe {
 }
 
 /// What VM images are like, and have besides.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Disk {
-    /// The disk's size.
-    pub size: Size,
+    /// The disk's size; what the image needs if not given.
+    pub size: Option<Size>,
     /// Debian packages, parameters put in.
     pub packages: Vec<String>,
     /// Overlays by name, with where they are named, for errors.
@@ -272,7 +272,6 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
         oci: Oci::default(),
     };
     let mut seen = BTreeSet::new();
-    let mut size = None;
     for Link { path, document, file } in chain {
         for (name, source) in file.sources {
             recipe.sources.insert(name, read_source(&path, &document, source)?);
@@ -290,14 +289,8 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
         }
         if let Some(written) = file.disk {
             let DiskFile { size: set, packages, overlays, arguments } = written;
-            size = set.or(size);
-            let Some(size) = size else {
-                let message = format!("{}: `disk` has no `size`", document.name);
-                return Err(Fault::request(message).hint("write how large the disk is, such as `size: 4GiB`").into());
-            };
-            let empty = || Disk { size, packages: Vec::new(), overlays: Vec::new(), arguments: Vec::new() };
-            let disk = recipe.disk.get_or_insert_with(empty);
-            disk.size = size;
+            let disk = recipe.disk.get_or_insert_default();
+            disk.size = set.or(disk.size);
             disk.packages.extend(put_in(&document, &packages, &recipe.parameters)?);
             disk.arguments.extend(arguments);
             for overlay in overlays {

@@ -22,7 +22,8 @@
 //! groups: {postgres: {gid: 940}}
 //! overlays: [node, etcd]
 //! disk:                              # what VM images alone have
-//!   size: 4GiB                       # the disk that is written; the root file system grows to the machine's
+//!   size: 4GiB                       # the disk that is written, as small as can be if not given; the root file
+//!                                    # system grows to the machine's
 //!   packages: [linux-image-amd64]    # what they boot with
 //!   overlays: [boot]
 //!   arguments: [mitigations=auto]    # of the kernel, besides those for its consoles

@@ -165,7 +165,8 @@ pub struct Paths {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskFile {
-    /// The disk's size; the root file system grows to what the machine really has.
+    /// The disk's size; the root file system grows to what the machine really has. Without one, the disk has room for
+    /// what is in the image and for a first boot, and little more.
     #[serde(default)]
     pub size: Option<Size>,
     /// Debian packages that VM images alone have: what they boot with.

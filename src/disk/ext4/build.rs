@@ -48,25 +48,30 @@ pub struct TooSmall {
 pub fn format(tree: &Tree, options: &Options) -> Result<Map> {
     ensure!(options.label.len() <= 16, "the label `{}` is longer than 16 bytes", options.label);
     let inodes = Inodes::number(tree)?;
-    let wanted = u64::from(inodes.count) + SPARE_INODES;
-    let build = |geometry: Geometry| {
-        let journal = journal_blocks(geometry.blocks);
-        let (map, taken, fits) = Builder::new(options, geometry).build(tree, &inodes)?;
-        anyhow::Ok((map, taken - journal, fits))
-    };
-    let taken = match Geometry::new(options.size, wanted) {
-        Some(geometry) => {
-            let (map, taken, fits) = build(geometry)?;
-            if fits {
-                return map.finish();
-            }
-            taken
+    if let Some(geometry) = Geometry::new(options.size, inodes.wanted()) {
+        let (map, _, fits) = Builder::new(options, geometry).build(tree, &inodes)?;
+        if fits {
+            return map.finish();
         }
-        // The inodes alone do not fit; what else there is shows on a volume where they do.
-        None => build(Geometry::new(ROOMY, wanted).context("the tree has too many files")?)?.1,
-    };
-    let needed = enough(taken, wanted);
+    }
+    let needed = needed_by(tree, &inodes, options)?;
     Err(TooSmall { needed, size: options.size }.into())
+}
+
+/// The least size in bytes, whole MiB, of a file system that holds `tree`, whatever [`Options::size`] says.
+///
+/// # Errors
+/// [`Fault`] when the tree holds what ext4 cannot.
+pub fn needed(tree: &Tree, options: &Options) -> Result<u64> {
+    needed_by(tree, &Inodes::number(tree)?, options)
+}
+
+fn needed_by(tree: &Tree, inodes: &Inodes<'_>, options: &Options) -> Result<u64> {
+    // What there is shows on a volume where all of it has room.
+    let geometry = Geometry::new(ROOMY, inodes.wanted()).context("the tree has too many files")?;
+    let journal = journal_blocks(geometry.blocks);
+    let (_, taken, _) = Builder::new(options, geometry).build(tree, inodes)?;
+    Ok(enough(taken - journal, inodes.wanted()))
 }
 
 /// The least number of whole MiB that has room for `taken` blocks and a journal.
@@ -99,6 +104,11 @@ struct Inodes<'t> {
 }
 
 impl<'t> Inodes<'t> {
+    /// How many inodes a file system should have for them.
+    fn wanted(&self) -> u64 {
+        u64::from(self.count) + SPARE_INODES
+    }
+
     fn number(tree: &'t Tree) -> Result<Inodes<'t>> {
         let mut inodes =
             Inodes { numbers: HashMap::new(), names: HashMap::new(), links: HashMap::new(), count: FIRST_INODE };

@@ -18,7 +18,7 @@
 //!   Not what Debian 13's adds (metadata_csum_seed, orphan_file), as GRUB 2.06 and older e2fsprogs refuse it.
 //! - resize_inode with descriptors for 4 TiB, not meta_bg: growing while mounted needs no new place for descriptors, and
 //!   GRUB finds all of them at the front. Beyond that the kernel goes on with meta_bg by itself.
-//! - A journal of 64 MiB, or less on small volumes.
+//! - A journal of 64 MiB, or less below 256 MiB: it stays as it is when the file system grows.
 //! - Directories that fit a block are lists, larger ones hash trees (half_md4), as large as can be.
 //! - Inode times are the entry's own modification time, those of the file system are the one given.
 //!
@@ -35,7 +35,7 @@ mod special;
 mod superblock;
 mod xattr;
 
-pub use build::{TooSmall, format};
+pub use build::{TooSmall, format, needed};
 pub use superblock::Summary;
 
 use super::{

@@ -9,11 +9,12 @@ const DIRECT: u64 = 12;
 /// Where in an inode's block field the number of its doubly indirect block stands.
 const DOUBLY_INDIRECT: usize = 4 * 13;
 
-/// Blocks of the journal of a file system of this many blocks.
+/// Blocks of the journal of a file system of this many blocks: all but the smallest have as large a one as those of
+/// many GiB, since the file system will grow on its first boot, and its journal never does.
 pub(super) fn journal_blocks(blocks: u64) -> u64 {
     match (blocks * BLOCK) >> 20 {
         0..128 => 1024,
-        128..1024 => 4096,
+        128..256 => 4096,
         _ => 16384,
     }
 }

@@ -183,7 +183,7 @@ fn the_disk_says_what_it_is_made_of() {
         assert_eq!(field("Filesystem state"), "clean");
         assert_eq!(field("Filesystem UUID"), "01234567-89ab-4def-8123-456789abcdef");
         assert_eq!(field("Directory Hash Seed"), "70617272-6f74-4123-8567-686578616772");
-        assert_eq!(field("Total journal blocks"), "4096");
+        assert_eq!(field("Total journal blocks"), "16384");
         assert_eq!(field("Block count"), "76800");
     }
 }
