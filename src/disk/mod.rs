@@ -5,6 +5,7 @@
 //! store, so laying out a disk of any size takes milliseconds. [`Map::write`] then makes the raw and the qcow2 image of
 //! it in one pass. Equal input gives equal bytes, on any machine, with any number of processors.
 
+mod buffer;
 mod bytes;
 pub mod ext4;
 pub mod fat;

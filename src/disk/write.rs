@@ -5,6 +5,7 @@
 //! a qcow2 image has the same bytes whatever the number of workers.
 
 use super::{
+    buffer::{Buffer, RawFile},
     map::{Data, Map, Piece},
     memory::Memory,
     packed::Packed,
@@ -20,7 +21,6 @@ use std::{
     fs::File,
     io::{self, BufReader},
     ops::Range,
-    os::unix::fs::FileExt as _,
     sync::{
         Mutex, PoisonError,
         mpsc::{SyncSender, sync_channel},
@@ -50,11 +50,11 @@ struct Filled {
     /// The clusters, if somebody wants them packed.
     packed: Option<Packed>,
     /// All bytes, if somebody wants their digest.
-    bytes: Vec<u8>,
+    bytes: Buffer,
 }
 
 /// Buffers for chunks that are not in use.
-type Pool = Mutex<Vec<Vec<u8>>>;
+type Pool = Mutex<Vec<Buffer>>;
 
 impl Map {
     /// Writes the volume to all of `outputs`, checking every content against its digest. `advance` is told the bytes
@@ -64,8 +64,9 @@ impl Map {
     /// # Errors
     /// When a content is gone or damaged, or an output cannot be written. The outputs are then worth nothing.
     pub fn write(&self, store: &Store, outputs: Outputs<'_>, advance: &(dyn Fn(u64) + Sync)) -> Result<Option<Digest>> {
-        if let Some(raw) = outputs.raw {
-            raw.set_len(self.size()).context("writing the raw image")?;
+        let raw = outputs.raw.map(RawFile::new);
+        if let Some(raw) = &raw {
+            raw.file().set_len(self.size()).context("writing the raw image")?;
         }
         let mut hasher = outputs.raw.map(|_| RawHasher { hasher: Sha256::new(), position: 0 });
         let mut qcow2 = outputs.qcow2.map(|(file, compression)| Writer::new(file, compression, self.size()));
@@ -78,10 +79,11 @@ impl Map {
                 .map(|first| {
                     let (sender, receiver) = sync_channel(AHEAD);
                     let chunks = chunks.iter().skip(first).step_by(workers);
-                    let (memory, pool) = (&memory, &pool);
+                    let (memory, pool, raw) = (&memory, &pool, raw.as_ref());
+                    let compression = outputs.qcow2.map(|(_, compression)| compression);
                     scope.spawn(move || {
                         let contents = Contents::new(store);
-                        Worker { map: self, contents, outputs, memory, pool }.run(chunks, &sender);
+                        Worker { map: self, contents, raw, compression, memory, pool }.run(chunks, &sender);
                     });
                     receiver
                 })
@@ -154,7 +156,8 @@ impl RawHasher {
 struct Worker<'a> {
     map: &'a Map,
     contents: Contents,
-    outputs: Outputs<'a>,
+    raw: Option<&'a RawFile<'a>>,
+    compression: Option<Compression>,
     memory: &'a Memory<'a>,
     pool: &'a Pool,
 }
@@ -162,7 +165,7 @@ struct Worker<'a> {
 impl Worker<'_> {
     /// Fills `chunks` until one fails, or nobody wants them any more.
     fn run<'c>(mut self, chunks: impl Iterator<Item = &'c Range<u64>>, results: &SyncSender<Result<Filled>>) {
-        let mut compressor = match self.outputs.qcow2.map(|(_, compression)| Compressor::new(compression)).transpose() {
+        let mut compressor = match self.compression.map(Compressor::new).transpose() {
             Ok(compressor) => compressor,
             Err(error) => {
                 let _ = results.send(Err(error));
@@ -185,30 +188,30 @@ impl Worker<'_> {
         let pieces = &pieces[first..first + count];
         let clusters = (chunk.end - chunk.start).div_ceil(CLUSTER) as usize;
         let key = Memory::key(chunk, pieces);
-        let compression = self.outputs.qcow2.map(|(_, compression)| compression);
-        let known = compression.map(|compression| self.memory.clusters(&key, compression, clusters)).transpose()?;
+        let known =
+            self.compression.map(|compression| self.memory.clusters(&key, compression, clusters)).transpose()?;
         let mut packed = known.flatten();
-        if packed.is_some() && self.outputs.raw.is_none() {
-            return Ok(Filled { packed, bytes: Vec::new() });
+        if packed.is_some() && self.raw.is_none() {
+            return Ok(Filled { packed, bytes: Buffer::default() });
         }
         let mut buffer = self.pool.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         buffer.clear();
-        buffer.resize((chunk.end - chunk.start) as usize, 0);
+        buffer.resize((chunk.end - chunk.start) as usize);
         for piece in pieces {
             self.fill(piece, chunk, &mut buffer)?;
         }
         self.memory.check(&key, &buffer, || pieces.iter().try_for_each(|piece| self.check(piece, chunk, &buffer)))?;
-        if let Some(raw) = self.outputs.raw {
+        if let Some(raw) = self.raw {
             write_sparse(raw, chunk.start, &buffer)?;
         }
-        if let (None, Some(compressor), Some(compression)) = (&packed, compressor, compression) {
+        if let (None, Some(compressor), Some(compression)) = (&packed, compressor, self.compression) {
             // The last cluster of a volume may be short; qcow2 knows whole ones only.
-            buffer.resize(clusters * CLUSTER as usize, 0);
+            buffer.resize(clusters * CLUSTER as usize);
             let new = Packed::new(&buffer, compressor)?;
             self.memory.keep_clusters(&key, compression, &new)?;
             packed = Some(new);
         }
-        buffer.truncate((chunk.end - chunk.start) as usize);
+        buffer.resize((chunk.end - chunk.start) as usize);
         Ok(Filled { packed, bytes: buffer })
     }
 
@@ -248,7 +251,7 @@ fn part(piece: &Piece, chunk: &Range<u64>) -> (Range<usize>, u64) {
 }
 
 /// Writes the clusters of `buffer` that are not zero, those that lie together at once; `start` is the place of the first.
-fn write_sparse(raw: &File, start: u64, buffer: &[u8]) -> Result<()> {
+fn write_sparse(raw: &RawFile<'_>, start: u64, buffer: &[u8]) -> Result<()> {
     let full: Vec<bool> = buffer.chunks(CLUSTER as usize).map(|cluster| !is_zero(cluster)).collect();
     let mut at = 0;
     for run in full.chunk_by(|a, b| a == b) {
