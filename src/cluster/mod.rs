@@ -352,12 +352,35 @@ impl Cluster {
         }
         let done = self.exec(&primary.node, &command, &[], REQUEST_WITHIN)?;
         let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        // Patroni answers so when it has begun, and the change takes longer than it waits.
+        if text.contains("status unknown") {
+            self.wait_for_successor(&primary.node)?;
+            return Ok(text);
+        }
         // patronictl tells a refusal in words and ends well.
         if done.status != 0 || !text.contains("Successfully") {
             let why = [text.trim(), String::from_utf8_lossy(&done.stderr).trim()].join("\n");
             return Err(Fault::work(format!("Patroni does not switch over: {}", why.trim())).into());
         }
         Ok(text)
+    }
+
+    /// Waits until another node than `old` is the primary.
+    fn wait_for_successor(&self, old: &str) -> Result<()> {
+        let end = Instant::now() + self.driver.patience(REQUEST_WITHIN);
+        let mut pace = Pace::new(PAUSE);
+        while !self.views()?.iter().any(|view| view.is_primary() && view.node != old) {
+            if Instant::now() > end {
+                let name = &self.seeds.spec.cluster;
+                return Err(Fault::work(format!(
+                    "Patroni began to switch over from {old}, but there is no new primary"
+                ))
+                .hint(format!("see who is what: pgha-image cluster status {name}"))
+                .into());
+            }
+            pace.rest();
+        }
+        Ok(())
     }
 
     /// Gives every node a changed document: new members are made and started, members that are gone leave and are
