@@ -46,8 +46,9 @@ pub struct Clamp {
 
 impl Clamp {
     fn apply(self, mtime: i64) -> i64 {
+        let kept = if mtime >= self.began { self.epoch } else { mtime.min(self.epoch) };
         // ext4 has times before 1970, tar has not.
-        if mtime > self.epoch || mtime >= self.began { self.epoch } else { mtime.max(0) }
+        kept.max(0)
     }
 }
 
