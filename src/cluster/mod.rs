@@ -365,22 +365,22 @@ impl Cluster {
         Ok(text)
     }
 
-    /// Waits until another node than `old` is the primary.
+    /// Waits until there is a primary, which must not be `old` again.
     fn wait_for_successor(&self, old: &str) -> Result<()> {
         let end = Instant::now() + self.driver.patience(REQUEST_WITHIN);
         let mut pace = Pace::new(PAUSE);
-        while !self.views()?.iter().any(|view| view.is_primary() && view.node != old) {
-            if Instant::now() > end {
-                let name = &self.seeds.spec.cluster;
-                return Err(Fault::work(format!(
-                    "Patroni began to switch over from {old}, but there is no new primary"
-                ))
-                .hint(format!("see who is what: pgha-image cluster status {name}"))
-                .into());
+        let ailment = loop {
+            match self.views()?.into_iter().find(View::is_primary) {
+                Some(view) if view.node != old => return Ok(()),
+                Some(_) => break format!("{old} is the primary again"),
+                None if Instant::now() > end => break "no node is the primary".to_owned(),
+                None => pace.rest(),
             }
-            pace.rest();
-        }
-        Ok(())
+        };
+        let name = &self.seeds.spec.cluster;
+        Err(Fault::work(format!("Patroni began to switch over from {old}, but {ailment}"))
+            .hint(format!("see who is what: pgha-image cluster status {name}"))
+            .into())
     }
 
     /// Gives every node a changed document: new members are made and started, members that are gone leave and are
