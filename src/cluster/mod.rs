@@ -22,7 +22,7 @@ use crate::{
     pace::Pace,
     progress::{Progress, Style, Unit},
     seed::{Addressing, Extras, Seeds, with_secret},
-    spec::{DOCUMENT_PATH, keys::Keys, scope::TLS_PATH},
+    spec::{ClusterSpec, DOCUMENT_PATH, keys::Keys, scope::TLS_PATH},
 };
 use anyhow::{Context as _, Result};
 use docker::Docker;
@@ -164,7 +164,7 @@ impl Cluster {
 
     /// The names of its nodes.
     pub fn nodes(&self) -> Vec<String> {
-        self.seeds.spec.members.iter().map(|member| member.name.clone()).collect()
+        names(&self.seeds.spec)
     }
 
     /// The nodes that `names` name; all if none is named.
@@ -387,7 +387,8 @@ impl Cluster {
     /// removed, all others take up the change.
     ///
     /// # Errors
-    /// A wrong request when the document is another cluster's or wrong; failed work when a node cannot take it.
+    /// A wrong request when the document is another cluster's or wrong; failed work when a node cannot take it. The same
+    /// update may be given again then.
     pub fn update(&mut self, document: Document) -> Result<()> {
         let (document, _) = with_secret(document, Some(&self.seeds.document))?;
         let seeds = Seeds::new(document, self.seeds.extras.clone())?;
@@ -403,11 +404,10 @@ impl Cluster {
         if ground.subnet != self.record.ground.subnet {
             return Err(Fault::request("the document's members lie in another network than the cluster's").into());
         }
-        let old = self.nodes();
-        self.seeds = seeds;
-        self.shelf.store(&self.record, &self.seeds.document)?;
-        let now = self.nodes();
-        for node in old.iter().filter(|node| !now.contains(node)) {
+        // Whoever goes is gone before the new document is remembered: if one cannot leave, the same update can be given
+        // again, and no node runs that nobody knows of.
+        let now = names(&seeds.spec);
+        for node in self.nodes().iter().filter(|node| !now.contains(node)) {
             if self.driver.power(node)? == Power::On {
                 let command = ["pgha-node", "leave"].map(str::to_owned);
                 let done = self.driver.exec(node, &command, &[], self.driver.patience(REQUEST_WITHIN))?;
@@ -419,16 +419,24 @@ impl Cluster {
             }
             self.driver.destroy(node)?;
         }
-        for node in now.iter().filter(|node| old.contains(node)) {
-            if self.driver.power(node)? != Power::On {
-                continue;
+        self.seeds = seeds;
+        self.shelf.store(&self.record, &self.seeds.document)?;
+        let mut absent = Vec::new();
+        for node in now {
+            match self.driver.power(&node)? {
+                Power::On => {}
+                Power::Absent => {
+                    absent.push(node);
+                    continue;
+                }
+                Power::Off | Power::Paused => continue,
             }
             let script = format!(
                 "cat > {DOCUMENT_PATH}.new && chmod 600 {DOCUMENT_PATH}.new && mv {DOCUMENT_PATH}.new {DOCUMENT_PATH} && pgha-node init"
             );
             let command = ["sh", "-c", &script].map(str::to_owned);
             let done = self.driver.exec(
-                node,
+                &node,
                 &command,
                 self.seeds.document.text.as_bytes(),
                 self.driver.patience(REQUEST_WITHIN),
@@ -439,8 +447,7 @@ impl Cluster {
                 String::from_utf8_lossy(&done.stderr).trim()
             );
         }
-        let added: Vec<String> = now.into_iter().filter(|node| !old.contains(node)).collect();
-        self.start(&added)
+        self.start(&absent)
     }
 
     /// The certificate of the cluster's authority, as a file of this machine.
@@ -468,6 +475,10 @@ impl Cluster {
         self.driver.remove()?;
         self.shelf.forget(&self.seeds.spec.cluster)
     }
+}
+
+fn names(spec: &ClusterSpec) -> Vec<String> {
+    spec.members.iter().map(|member| member.name.clone()).collect()
 }
 
 /// The seeds of a cluster that `driver` runs: containers find their addresses set, machines set their own.

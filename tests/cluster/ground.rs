@@ -14,7 +14,7 @@ use std::{
 };
 
 /// The name of the shared cluster; a user's own clusters stay as they are.
-const NAME: &str = "pgha-test";
+pub const NAME: &str = "pgha-test";
 /// Timers for emulated processors, which have no time for many checks.
 const EMULATED: &str = "{preset: wide, ttl: 40s, loop-wait: 10s, retry-timeout: 15s, primary-start-timeout: 20s, \
                         vrrp-advert: 1s}";

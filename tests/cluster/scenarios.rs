@@ -2,7 +2,7 @@
 
 use crate::{
     Scenario,
-    ground::{Ground, HEALED_WITHIN, NODES},
+    ground::{Ground, HEALED_WITHIN, NAME, NODES},
     support::{Ran, wait},
     writer::Writer,
 };
@@ -428,7 +428,15 @@ fn scaled(ground: &mut Ground) {
     let door = ground.door(5000);
     door.ask("create table if not exists survivors (id int); insert into survivors values (2)").unwrap();
     update(ground, 5);
+    // A node that cannot leave stays known, so that the update can be given again.
+    ground.on("pg-5", "cd /usr/bin && mv pgha-node away && ln -s false pgha-node");
+    let document = ground.document(4);
+    let failed = Ran::of(ground.program().args(["cluster", "update", NAME]).arg(document));
+    assert!(failed.status != Some(0) && failed.stderr.contains("pg-5 cannot leave"), "{failed:?}");
+    ground.on("pg-5", "cd /usr/bin && mv away pgha-node");
     update(ground, 4);
+    let gone = ground.try_on("pg-5", "true");
+    assert!(gone.stderr.contains("no node `pg-5`"), "{gone:?}");
     update(ground, 3);
     assert_eq!(door.ask("select count(*) > 0 from survivors").unwrap(), "t");
     ground.wait_healthy();
