@@ -5,10 +5,10 @@
 //! the two: all nodes then wait for ever for a database that nobody makes. And a node that dies while it clones keeps a
 //! folder without `global/pg_control`, which Patroni neither starts nor removes.
 
-use super::{
+use super::state::POSTGRESQL_DATA;
+use crate::{
     etcd::{Client, Compare, KeyValue, Op, RangeRequest},
     log,
-    state::POSTGRESQL_DATA,
 };
 use anyhow::{Context as _, Result};
 use serde::Deserialize;

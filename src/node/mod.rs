@@ -1,19 +1,25 @@
 //! The guest program: makes one booted machine a member of the cluster.
+//!
+//! A module imports from rows below its own only; `tests/it/layers.rs` reads this table and proves it.
+//!
+//! ```text
+//! cli
+//! check leader leave renew status
+//! init
+//! bootstrap machine peers
+//! identity join pki state
+//! apply metadata progress units
+//! ```
 
 pub mod apply;
 pub mod bootstrap;
 pub mod check;
 pub mod cli;
-pub mod clock;
-pub mod confd;
-pub mod dns;
-pub mod etcd;
 pub mod identity;
 pub mod init;
 pub mod join;
 pub mod leader;
 pub mod leave;
-pub mod log;
 pub mod machine;
 pub mod metadata;
 pub mod peers;
@@ -22,5 +28,4 @@ pub mod progress;
 pub mod renew;
 pub mod state;
 pub mod status;
-pub mod tls;
 pub mod units;

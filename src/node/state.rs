@@ -3,7 +3,7 @@
 use crate::{
     error::Fault,
     files::{NewFile, read_text},
-    spec::{ClusterSpec, keys::Keys, scope::EtcdStart},
+    model::{ClusterSpec, keys::Keys, scope::EtcdStart},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -143,7 +143,7 @@ pub fn claim(spec: &ClusterSpec, own: usize, state: Option<&State>, data: Data) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Secret, samples};
+    use crate::model::{Secret, samples};
 
     const BOTH: Data = Data { etcd: true, postgresql: true };
 
