@@ -1,11 +1,13 @@
 //! The guest program: makes one booted machine a member of the cluster.
 
 pub mod apply;
+pub mod aside;
 pub mod bootstrap;
 pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod confd;
+pub mod database;
 pub mod dns;
 pub mod etcd;
 pub mod identity;
