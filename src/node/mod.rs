@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod aside;
+pub mod begun;
 pub mod bootstrap;
 pub mod check;
 pub mod cli;
@@ -10,11 +11,13 @@ pub mod confd;
 pub mod database;
 pub mod dns;
 pub mod etcd;
+pub mod first;
 pub mod identity;
 pub mod init;
 pub mod join;
 pub mod leader;
 pub mod leave;
+pub mod lock;
 pub mod log;
 pub mod machine;
 pub mod metadata;
