@@ -8,7 +8,7 @@ use super::{
     apply::{self, Changed},
     bootstrap,
     etcd::Client,
-    identity, join, log, machine, metadata,
+    former as join, identity, log, machine, metadata,
     peers::{self, Material, Reception},
     pki::{Authority, Store},
     progress::{Phase, Teller},
