@@ -9,7 +9,7 @@ use super::{
     aside,
     bootstrap::{Closed, Gate},
     etcd::Client,
-    identity, join, lock, log, machine, metadata,
+    former as join, identity, lock, log, machine, metadata,
     peers::{self, Material, Reception},
     pki::{Authority, Store},
     progress::{Phase, Teller},
