@@ -6,7 +6,7 @@
 //! ever been part of a quorum: its members tell their clients' addresses only then.
 
 use super::{
-    join::{self, Listed, Peer, View},
+    former::{self, Listed, Peer, View},
     pki::AUTHORITY_FILE,
 };
 use crate::{
@@ -324,7 +324,7 @@ pub fn unsettled(me: &Member, material: &Material) -> Result<Option<Vec<Listed>>
 /// When this node's own etcd does not answer.
 pub fn dead_strangers(spec: &ClusterSpec, own: usize, material: &Material) -> Result<Vec<u64>> {
     let members = material.etcd(vec![client_url(&spec.members[own])])?.members()?;
-    let strangers = members.iter().filter(|member| !join::is_named(spec, &member.name, &member.peer_urls));
+    let strangers = members.iter().filter(|member| !former::is_named(spec, &member.name, &member.peer_urls));
     let dead = strangers.filter(|member| !member.client_urls.iter().any(|endpoint| runs(endpoint, material)));
     // One that was added a moment ago has told nothing of itself yet: its document is newer than this one.
     Ok(dead.filter(|member| !member.client_urls.is_empty()).map(|member| member.id).collect())
