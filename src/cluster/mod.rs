@@ -2,27 +2,42 @@
 //!
 //! A [`Cluster`] is a document, the nodes that it names, and the [`Driver`] that runs them. It is remembered on a
 //! [`Shelf`] between runs of the program; the nodes themselves need no supervisor.
+//!
+//! Data come first. A call removes only what it made itself, or what provably is the cluster's of its shelf (`owner.rs`);
+//! a node goes with its disk only if other nodes have all that it has (`copies.rs`); whoever wants it otherwise says so.
 
 mod addresses;
+mod adopt;
+mod change;
+mod copies;
+mod create;
 mod docker;
+mod down;
 mod driver;
+mod lock;
+mod owner;
 mod qemu;
 mod record;
 mod view;
 
-pub use driver::{Driver, DriverKind, Ground, NodePlan, Peer, Power};
+pub use adopt::adopt;
+pub use change::Care;
+pub use create::{Making, Request, Wishes};
+pub use down::{Consent, Removal};
+pub use driver::{Driver, DriverKind, Ground, NodePlan, Peer, Power, Prepared, Thing, ThingKind};
+pub use lock::Lock;
+pub use owner::{Claim, Owner, Title};
 pub use record::{Record, Shelf};
 pub use view::{Postgresql, Said, View, ailment, table};
 
 use crate::{
-    container_engine::{Executed, Which},
+    container_engine::{Engine, Executed, Which},
     document::Document,
     error::Fault,
-    machine::{Accel, Qemu},
-    model::{ClusterSpec, DOCUMENT_PATH, keys::Keys, scope::TLS_PATH},
+    model::{ClusterSpec, scope::TLS_PATH},
     poll::Pace,
     progress::{Progress, Style, Unit},
-    seed::{Addressing, Extras, Seeds, with_secret},
+    seed::{Addressing, Extras, Seeds},
 };
 use anyhow::{Context as _, Result};
 use docker::Docker;
@@ -41,26 +56,6 @@ const STATUS_WITHIN: Duration = Duration::from_secs(20);
 /// How long a node may take to carry out a request.
 const REQUEST_WITHIN: Duration = Duration::from_secs(120);
 
-/// What a new cluster shall be.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// Its document; with no secret, it gets one. Without a document, it is one of `nodes` nodes with the name `name`.
-    pub document: Option<Document>,
-    /// Its name, where there is no document.
-    pub name: String,
-    /// How many nodes, where there is no document.
-    pub nodes: usize,
-    /// The timers' preset, where there is no document; without it, `fast`, or `wide` where processors are emulated, which
-    /// have no time for the checks of others.
-    pub timing: Option<String>,
-    /// What runs its nodes.
-    pub driver: DriverKind,
-    /// What they are made of.
-    pub image: String,
-    /// The most memory that each may use, in bytes.
-    pub memory: Option<u64>,
-}
-
 /// A cluster.
 #[derive(Debug)]
 pub struct Cluster {
@@ -71,66 +66,6 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Makes a cluster's network and nodes, all switched off.
-    ///
-    /// # Errors
-    /// A wrong request when there is one of this name already or the document is wrong; failed work when the driver
-    /// cannot. Nothing of it is left then.
-    pub fn create(shelf: &Shelf, request: Request) -> Result<Cluster> {
-        let document = match request.document {
-            Some(document) => document,
-            None => {
-                let taken = match request.driver {
-                    DriverKind::Docker => Docker::taken_subnets(Which::Auto)?,
-                    // Its networks are known to their own switches only.
-                    DriverKind::Qemu => Vec::new(),
-                };
-                let usual = match request.driver {
-                    DriverKind::Qemu if Accel::probe(&Qemu::find()?)?.accel == Accel::Tcg => "wide",
-                    _ => "fast",
-                };
-                let timing = request.timing.as_deref().unwrap_or(usual);
-                addresses::document(&request.name, request.nodes, timing, &taken)?
-            }
-        };
-        let (document, _) = with_secret(document, None)?;
-        let seeds = seeds_of(request.driver, document)?;
-        if shelf.has(&seeds.spec.cluster) {
-            let name = &seeds.spec.cluster;
-            return Err(Fault::request(format!("there is a cluster `{name}` already"))
-                .hint(format!(
-                    "go on with it: pgha-image cluster status {name}; or remove it: pgha-image cluster down {name}"
-                ))
-                .into());
-        }
-        let record = Record {
-            schema: 1,
-            driver: request.driver,
-            image: match request.driver {
-                DriverKind::Docker => request.image,
-                DriverKind::Qemu => Virtual::find_image(&request.image)?,
-            },
-            memory: request.memory,
-            ground: addresses::ground(&seeds.spec)?,
-        };
-        let driver = driver_of(shelf, &record)?;
-        let cluster = Cluster { shelf: shelf.clone(), record, seeds, driver };
-        let made = cluster.make();
-        if made.is_err() {
-            // The first error is the one to tell.
-            let _ = cluster.driver.remove();
-        }
-        made.map(|()| cluster)
-    }
-
-    fn make(&self) -> Result<()> {
-        self.driver.prepare()?;
-        for own in 0..self.seeds.spec.members.len() {
-            self.driver.create(&self.plan(own))?;
-        }
-        self.shelf.store(&self.record, &self.seeds.document)
-    }
-
     /// Opens the cluster `name`.
     ///
     /// # Errors
@@ -138,7 +73,7 @@ impl Cluster {
     pub fn open(shelf: &Shelf, name: &str) -> Result<Cluster> {
         let (record, document) = shelf.load(name)?;
         let seeds = seeds_of(record.driver, document)?;
-        let driver = driver_of(shelf, &record)?;
+        let driver = driver_of(shelf, &record, &seeds)?;
         Ok(Cluster { shelf: shelf.clone(), record, seeds, driver })
     }
 
@@ -184,11 +119,12 @@ impl Cluster {
         }
     }
 
-    /// Switches on those of `nodes` that are off.
+    /// Switches on those of `nodes` that are off. Returns the names of those that did not exist and were made.
     ///
     /// # Errors
     /// When one cannot run.
-    pub fn start(&self, nodes: &[String]) -> Result<()> {
+    pub fn start(&self, _: &Lock, nodes: &[String]) -> Result<Vec<String>> {
+        let mut made = Vec::new();
         for node in nodes {
             match self.driver.power(node)? {
                 Power::Off => self.driver.start(node)?,
@@ -196,28 +132,18 @@ impl Cluster {
                     let own = self.index(node)?;
                     self.driver.create(&self.plan(own))?;
                     self.driver.start(node)?;
+                    made.push(node.clone());
                 }
                 Power::Paused => self.driver.resume(node)?,
                 Power::On => {}
             }
         }
-        Ok(())
+        Ok(made)
     }
 
     fn index(&self, node: &str) -> Result<usize> {
         let found = self.seeds.spec.members.iter().position(|member| member.name == node);
         found.with_context(|| format!("the cluster has no node {node}"))
-    }
-
-    /// Replaces a node by a new one with the same name and address, and an empty disk.
-    ///
-    /// # Errors
-    /// When the driver cannot.
-    pub fn replace(&self, node: &str) -> Result<()> {
-        let own = self.index(node)?;
-        self.driver.destroy(node)?;
-        self.driver.create(&self.plan(own))?;
-        self.driver.start(node)
     }
 
     /// How one node stands.
@@ -383,73 +309,6 @@ impl Cluster {
             .into())
     }
 
-    /// Gives every node a changed document: new members are made and started, members that are gone leave and are
-    /// removed, all others take up the change.
-    ///
-    /// # Errors
-    /// A wrong request when the document is another cluster's or wrong; failed work when a node cannot take it. The same
-    /// update may be given again then.
-    pub fn update(&mut self, document: Document) -> Result<()> {
-        let (document, _) = with_secret(document, Some(&self.seeds.document))?;
-        let seeds = Seeds::new(document, self.seeds.extras.clone())?;
-        let ours = Keys::new(&self.seeds.spec).identity() == Keys::new(&seeds.spec).identity();
-        if seeds.spec.cluster != self.seeds.spec.cluster || !ours {
-            return Err(Fault::request(format!(
-                "the document is not that of the cluster `{}`: its name and its secret cannot change",
-                self.seeds.spec.cluster
-            ))
-            .into());
-        }
-        let ground = addresses::ground(&seeds.spec)?;
-        if ground.subnet != self.record.ground.subnet {
-            return Err(Fault::request("the document's members lie in another network than the cluster's").into());
-        }
-        // Whoever goes is gone before the new document is remembered: if one cannot leave, the same update can be given
-        // again, and no node runs that nobody knows of.
-        let now = names(&seeds.spec);
-        for node in self.nodes().iter().filter(|node| !now.contains(node)) {
-            if self.driver.power(node)? == Power::On {
-                let command = ["pgha-node", "leave"].map(str::to_owned);
-                let done = self.driver.exec(node, &command, &[], self.driver.patience(REQUEST_WITHIN))?;
-                anyhow::ensure!(
-                    done.status == 0,
-                    "{node} cannot leave: {}",
-                    String::from_utf8_lossy(&done.stderr).trim()
-                );
-            }
-            self.driver.destroy(node)?;
-        }
-        self.seeds = seeds;
-        self.shelf.store(&self.record, &self.seeds.document)?;
-        let mut absent = Vec::new();
-        for node in now {
-            match self.driver.power(&node)? {
-                Power::On => {}
-                Power::Absent => {
-                    absent.push(node);
-                    continue;
-                }
-                Power::Off | Power::Paused => continue,
-            }
-            let script = format!(
-                "cat > {DOCUMENT_PATH}.new && chmod 600 {DOCUMENT_PATH}.new && mv {DOCUMENT_PATH}.new {DOCUMENT_PATH} && pgha-node init"
-            );
-            let command = ["sh", "-c", &script].map(str::to_owned);
-            let done = self.driver.exec(
-                &node,
-                &command,
-                self.seeds.document.text.as_bytes(),
-                self.driver.patience(REQUEST_WITHIN),
-            )?;
-            anyhow::ensure!(
-                done.status == 0,
-                "{node} cannot take the document up: {}",
-                String::from_utf8_lossy(&done.stderr).trim()
-            );
-        }
-        self.start(&absent)
-    }
-
     /// The certificate of the cluster's authority, as a file of this machine.
     ///
     /// # Errors
@@ -465,15 +324,6 @@ impl Cluster {
         let done = self.exec(&node, &command, &[], STATUS_WITHIN)?;
         anyhow::ensure!(done.status == 0, "{node} has no certificate of the authority yet");
         self.shelf.put(&self.seeds.spec.cluster, AUTHORITY, &String::from_utf8_lossy(&done.stdout))
-    }
-
-    /// Removes everything of the cluster.
-    ///
-    /// # Errors
-    /// When something stays.
-    pub fn down(self) -> Result<()> {
-        self.driver.remove()?;
-        self.shelf.forget(&self.seeds.spec.cluster)
     }
 }
 
@@ -494,10 +344,13 @@ fn seeds_of(driver: DriverKind, document: Document) -> Result<Seeds> {
     Ok(seeds)
 }
 
-fn driver_of(shelf: &Shelf, record: &Record) -> Result<Box<dyn Driver>> {
+fn driver_of(shelf: &Shelf, record: &Record, seeds: &Seeds) -> Result<Box<dyn Driver>> {
     let ground = record.ground.clone();
     Ok(match record.driver {
-        DriverKind::Docker => Box::new(Docker::new(Which::Auto, ground, &record.image, record.memory)?),
+        DriverKind::Docker => {
+            let claim = Claim::new(shelf, record, seeds);
+            Box::new(Docker::new(Engine::connect(Which::Auto)?, ground, &record.image, record.memory, claim))
+        }
         DriverKind::Qemu => {
             Box::new(Virtual::new(&shelf.folder(&ground.cluster), ground, &record.image, record.memory))
         }

@@ -16,6 +16,7 @@
 mod support;
 
 mod ground;
+mod hosts;
 mod scenarios;
 mod writer;
 

@@ -3,6 +3,7 @@
 use crate::{
     Scenario,
     ground::{Ground, HEALED_WITHIN, NAME, NODES},
+    hosts,
     support::{Ran, wait},
     writer::Writer,
 };
@@ -36,6 +37,7 @@ pub fn all() -> Vec<Scenario> {
         asked("two_nodes_begin_without_the_third", third_is_late),
         asked("power_cuts_during_first_boot_do_no_harm", power_cuts),
         asked("documents_that_are_wrong_are_refused", wrong_documents),
+        asked("the_last_good_copy_is_not_taken_away", hosts::last_copy),
         asked("the_compose_file_brings_up_the_same_cluster", compose),
     ]
 }
@@ -337,7 +339,7 @@ fn replaced_node(ground: &mut Ground) {
     ground.wait_healthy();
     // The whole node is lost, and a new one with the same name takes its place.
     let began = Instant::now();
-    ground.cluster("replace", &[&replica]);
+    ground.cluster("replace", &[&replica, "--force"]);
     wait("the new node to be a replica", ground.patience(HEALED_WITHIN), || {
         let status = ground.status();
         let node = status.nodes.iter().find(|node| node.name == replica).unwrap().clone();
