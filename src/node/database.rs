@@ -9,6 +9,8 @@
 
 use super::clock;
 use crate::files::{Doubt, Presence};
+use anyhow::{Context as _, Result};
+use rustix::process::Pid;
 use serde::{Serialize, Serializer};
 use std::{
     fmt, fs,
@@ -21,6 +23,8 @@ use std::{
 const CHECKSUMS: [(u32, usize); 3] = [(1300, 288), (1700, 288), (1800, 292)];
 /// The size of `pg_control`, whatever its layout.
 const CONTROL_SIZE: u64 = 8192;
+/// More than a server's lock file has.
+const LOCK_SIZE: u64 = 64 * 1024;
 /// How often a file is read whose checksum is wrong: a running server may be writing it just then.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -36,7 +40,7 @@ impl fmt::Display for Lsn {
 }
 
 impl Serialize for Lsn {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
@@ -243,6 +247,23 @@ fn read(folder: &Path) -> Database {
     Database::Damaged("the checksum of its global/pg_control is wrong".to_owned())
 }
 
+/// The process that runs a server in `folder`: the one that its lock file names, if it works in that folder.
+///
+/// # Errors
+/// When that is not known.
+pub fn server(folder: &Path) -> Result<Option<Pid>> {
+    let Some(text) = Presence::of_text(&folder.join("postmaster.pid"), LOCK_SIZE).known()? else { return Ok(None) };
+    let number = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
+    let Some(pid) = number.and_then(Pid::from_raw) else { return Ok(None) };
+    let works_in = match fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())) {
+        Ok(works_in) => works_in,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("looking at the process {}", pid.as_raw_nonzero())),
+    };
+    let folder = folder.canonicalize().with_context(|| format!("looking at {}", folder.display()))?;
+    Ok((works_in == folder).then_some(pid))
+}
+
 /// Why bytes are not a control file.
 #[derive(Debug, PartialEq, Eq)]
 enum Fault {
@@ -253,7 +274,7 @@ enum Fault {
 }
 
 /// Reads a control file; what it does not say (version, copy) is left empty.
-fn parse(bytes: &[u8]) -> Result<Facts, Fault> {
+fn parse(bytes: &[u8]) -> std::result::Result<Facts, Fault> {
     let four = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
     let eight = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
     let short = Fault::Torn;

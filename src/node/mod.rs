@@ -5,6 +5,7 @@ pub mod aside;
 pub mod begun;
 pub mod bootstrap;
 pub mod check;
+pub mod claim;
 pub mod cli;
 pub mod clock;
 pub mod confd;
