@@ -142,7 +142,7 @@ pub fn set_aside(folder: &Path, why: &str) -> Result<PathBuf> {
 /// Renames `folder` to `wanted`, or to `wanted` with a number where that is taken.
 fn rename_free(folder: &Path, wanted: &str) -> Result<PathBuf> {
     for number in 1..100 {
-        let path = PathBuf::from(if number == 1 { wanted.to_owned() } else { format!("{wanted}-{number}") });
+        let path = PathBuf::from(if number == 1 { wanted.to_owned() } else { format!("{wanted}.{number}") });
         let renamed = match renameat_with(CWD, folder, CWD, &path, RenameFlags::NOREPLACE) {
             // Not every file system knows the flag. A folder never replaces another that has something in it.
             Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::rename(folder, &path),
@@ -250,6 +250,8 @@ struct Name<'a> {
 fn parse(name: &str) -> Option<Name<'_>> {
     if let Some((was, rest)) = name.split_once(MARK) {
         let (since, why) = rest.split_once('-')?;
+        // Where a name was taken, a number follows.
+        let why = why.split('.').next().unwrap_or(why);
         return (!was.is_empty()).then_some(Name { was, since: Some(clock::from_stamp(since)?), why });
     }
     let earlier =
@@ -415,8 +417,8 @@ mod tests {
     fn names_and_sizes_are_written_and_read() {
         assert_eq!(slug("WAL gone: slot `lost`"), "wal-gone-slot-lost");
         assert_eq!(slug("//"), "unnamed");
-        let name = parse("main.aside-20261127T010909Z-wal-gone-2").unwrap();
-        assert_eq!((name.was, name.since, name.why), ("main", Some(1_795_741_749), "wal-gone-2"));
+        let name = parse("main.aside-20261127T010909Z-wal-gone.2").unwrap();
+        assert_eq!((name.was, name.since, name.why), ("main", Some(1_795_741_749), "wal-gone"));
         assert_eq!(parse("main.aside-x-y"), None);
         assert_eq!(parse(".aside-20261127T010909Z-y"), None);
         let text = |bytes| Size { bytes, more: false }.to_string();

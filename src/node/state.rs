@@ -159,7 +159,7 @@ pub fn claim(
     };
     Err(Fault::request(fault).hint(
         "give the node its own document again. If the data are to be this node's, such as those of a volume that was kept: \
-         `pgha-node claim`. If they are not wanted: `pgha-node aside make` sets them aside. Then: systemctl restart pgha-node",
+         `pgha-node claim`. If they are not wanted: `pgha-node aside make database` and `pgha-node aside make etcd` set them aside. Then: systemctl restart pgha-node",
     ))
 }
 
