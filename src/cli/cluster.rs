@@ -2,9 +2,9 @@
 
 use super::print;
 use crate::{
-    cluster::{self, Care, Cluster, Consent, DriverKind, Lock, Making, Removal, Request, Shelf, View, Wishes},
+    cluster::{self, Care, Cluster, Consent, DriverKind, Lock, Making, Removal, Request, StateDir, View, Wishes},
     document::Document,
-    error::Fault,
+    error::UserError,
     files::read_text,
     interrupt,
     model::{
@@ -270,16 +270,16 @@ impl From<DriverArg> for DriverKind {
 
 impl Args {
     pub(super) fn run(self) -> Result<()> {
-        let shelf = Shelf::of_the_user()?;
-        let open = |name: &str| Cluster::open(&shelf, name);
+        let state_dir = StateDir::of_the_user()?;
+        let open = |name: &str| Cluster::open(&state_dir, name);
         let each = |chosen: Chosen, act: fn(&Cluster, &str) -> Result<()>| {
             let cluster = open(&chosen.name)?;
             cluster.choose(&chosen.nodes)?.iter().try_for_each(|node| act(&cluster, node))
         };
         match self.verb {
-            Verb::Up(up) => up.run(&shelf),
+            Verb::Up(up) => up.run(&state_dir),
             Verb::Status { name: Some(name), json, wait } => status(&open(&name)?, json, wait),
-            Verb::Status { name: None, json, .. } => list(&shelf, json),
+            Verb::Status { name: None, json, .. } => list(&state_dir, json),
             Verb::Exec { name, node, within, command } => exec(&open(&name)?, &node, &command, within.0),
             Verb::Psql { name, port, user, dbname, arguments } => {
                 let cluster = open(&name)?;
@@ -290,7 +290,7 @@ impl Args {
             Verb::Logs { name, nodes, unit } => logs(&open(&name)?, &nodes, unit.as_deref()),
             Verb::Start(Nodes { name, nodes }) => {
                 let progress = Progress::for_people();
-                let lock = Lock::take(&shelf, &name, "start", &progress)?;
+                let lock = Lock::take(&state_dir, &name, "start", &progress)?;
                 let cluster = open(&name)?;
                 start(&cluster, &lock, &cluster.choose(&nodes)?, &progress)
             }
@@ -299,7 +299,7 @@ impl Args {
             Verb::Resume(chosen) => each(chosen, |cluster, node| cluster.driver().resume(node)),
             Verb::Replace { chosen: Chosen { name, nodes }, force, within } => {
                 let progress = Progress::for_people();
-                let lock = Lock::take(&shelf, &name, "replace", &progress)?;
+                let lock = Lock::take(&state_dir, &name, "replace", &progress)?;
                 let cluster = open(&name)?;
                 let care = if force { Care::Forced } else { Care::Within(within.0) };
                 cluster.replace(&lock, &cluster.choose(&nodes)?, care, &progress)
@@ -318,7 +318,7 @@ impl Args {
             }
             Verb::Update { name, spec, within, force } => {
                 let progress = Progress::for_people();
-                let lock = Lock::take(&shelf, &name, "update", &progress)?;
+                let lock = Lock::take(&state_dir, &name, "update", &progress)?;
                 let mut cluster = open(&name)?;
                 let document = Document::new(spec.display().to_string(), read_text(&spec)?);
                 let care = if force { Care::Forced } else { Care::Within(within.0) };
@@ -328,13 +328,13 @@ impl Args {
             }
             Verb::Adopt { name, image } => {
                 let progress = Progress::for_people();
-                let lock = Lock::take(&shelf, &name, "adopt", &progress)?;
-                let cluster = cluster::adopt(&shelf, &lock, &name, image.as_deref(), &progress)?;
+                let lock = Lock::take(&state_dir, &name, "adopt", &progress)?;
+                let cluster = cluster::adopt(&state_dir, &lock, &name, image.as_deref(), &progress)?;
                 print(&describe(&cluster, &cluster.views()?)?)
             }
             Verb::Down { names, all, yes, force } => {
-                let names = if all { shelf.names()? } else { names };
-                names.iter().try_for_each(|name| down(&shelf, name, yes, force))
+                let names = if all { state_dir.names()? } else { names };
+                names.iter().try_for_each(|name| down(&state_dir, name, yes, force))
             }
         }
     }
@@ -349,10 +349,10 @@ fn start(cluster: &Cluster, lock: &Lock, nodes: &[String], progress: &Progress) 
     Ok(())
 }
 
-fn down(shelf: &Shelf, name: &str, yes: bool, force: bool) -> Result<()> {
+fn down(state_dir: &StateDir, name: &str, yes: bool, force: bool) -> Result<()> {
     let progress = Progress::for_people();
-    let lock = Lock::take(shelf, name, "down", &progress)?;
-    let removal = Removal::look(shelf, &lock, name)?;
+    let lock = Lock::take(state_dir, name, "down", &progress)?;
+    let removal = Removal::look(state_dir, &lock, name)?;
     print(&removal.to_string())?;
     let agreed = match removal.consent() {
         Consent::NotNeeded => true,
@@ -367,14 +367,14 @@ fn down(shelf: &Shelf, name: &str, yes: bool, force: bool) -> Result<()> {
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).context("reading the answer")?;
         if answer.trim() != name {
-            return Err(Fault::request(format!("`{name}` was not removed: the answer was not its name")).into());
+            return Err(UserError::usage(format!("`{name}` was not removed: the answer was not its name")).into());
         }
     }
     removal.carry_out(force)
 }
 
 impl Up {
-    fn run(self, shelf: &Shelf) -> Result<()> {
+    fn run(self, state_dir: &StateDir) -> Result<()> {
         let progress = Progress::for_people();
         let document = match &self.spec {
             Some(path) => Some(Document::new(path.display().to_string(), read_text(path)?)),
@@ -387,7 +387,7 @@ impl Up {
         let making = Making::default();
         let (end, called) = (making.clone(), name.clone());
         interrupt::on_signal_alone(move || tell_end(&end, &called))?;
-        let lock = Lock::take(shelf, &name, "up", &progress)?;
+        let lock = Lock::take(state_dir, &name, "up", &progress)?;
         let wishes = Wishes {
             document,
             nodes: self.nodes,
@@ -396,8 +396,8 @@ impl Up {
             image: self.image,
             memory: self.memory.map(|mib| mib << 20),
         };
-        let cluster = if shelf.has(&name)? {
-            let cluster = Cluster::open(shelf, &name)?;
+        let cluster = if state_dir.has(&name)? {
+            let cluster = Cluster::open(state_dir, &name)?;
             cluster.refuse_others(&wishes)?;
             making.is_whole()?;
             cluster
@@ -411,7 +411,7 @@ impl Up {
                 image: wishes.image.unwrap_or_else(|| IMAGE.to_owned()),
                 memory: wishes.memory,
             };
-            Cluster::create(shelf, &lock, request, &making)?
+            Cluster::create(state_dir, &lock, request, &making)?
         };
         for warning in cluster.seeds().warnings.iter().chain(&cluster.driver().warning()) {
             progress.warn(warning);
@@ -446,8 +446,8 @@ fn tell_end(making: &Making, name: &str) -> bool {
     true
 }
 
-fn list(shelf: &Shelf, as_json: bool) -> Result<()> {
-    let names = shelf.names()?;
+fn list(state_dir: &StateDir, as_json: bool) -> Result<()> {
+    let names = state_dir.names()?;
     if as_json {
         return print(&format!("{}\n", json!({"clusters": names})));
     }
@@ -460,8 +460,8 @@ fn status(cluster: &Cluster, as_json: bool, wait: Option<Time>) -> Result<()> {
         None => cluster.views()?,
     };
     if as_json {
-        let ailment = cluster::ailment(&views, cluster.seeds().spec.vip.is_some());
-        let value = json!({"cluster": cluster.record(), "nodes": views, "ailment": ailment});
+        let problem = cluster::problem(&views, cluster.seeds().spec.vip.is_some());
+        let value = json!({"cluster": cluster.record(), "nodes": views, "problem": problem});
         return print(&format!("{value:#}\n"));
     }
     print(&describe(cluster, &views)?)
@@ -514,7 +514,7 @@ fn exec(cluster: &Cluster, node: &str, command: &[String], within: Duration) -> 
     if done.status == 0 {
         return Ok(());
     }
-    Err(Fault::work(format!("`{}` on {node} ended with status {}", command[0], done.status)).into())
+    Err(UserError::runtime(format!("`{}` on {node} ended with status {}", command[0], done.status)).into())
 }
 
 /// The node and the command that run psql there. No password is among its arguments.

@@ -1,18 +1,18 @@
 //! A cluster whose state folder is lost gets a new record, from what its nodes hold. Nothing is removed or changed.
 
 use super::{
-    Claim, Cluster, DriverKind, Ground, Lock, Record, Shelf, Title, addresses,
+    Claim, Cluster, ClusterNetwork, DriverKind, Lock, Record, StateDir, Title, addresses,
     docker::{Held, held, is_in, network_name},
     driver::Driver as _,
     owner::{CLUSTER_LABEL, CREATION_LABEL, NODE_LABEL, made_by},
-    qemu::{self, Virtual},
+    qemu::{self, QemuDriver},
     record::{DOCUMENT, is_there},
     seeds_of,
 };
 use crate::{
     container_engine::{Container, Engine, Network, Which},
     document::Document,
-    error::Fault,
+    error::UserError,
     files::read_text,
     model::{ClusterSpec, DOCUMENT_PATH, keys::Keys},
     progress::Progress,
@@ -29,34 +29,42 @@ use std::{
 /// How long a machine may take to show its document.
 const SHOWN_WITHIN: Duration = Duration::from_secs(30);
 
-/// Remembers the cluster `name`, which the engine has or whose machines are in its folder, on `shelf`. `image` is what new
+/// Remembers the cluster `name`, which the engine has or whose machines are in its folder, on `state_dir`. `image` is what new
 /// nodes are made of, if it is not what the others were made of.
 ///
 /// # Errors
-/// A wrong request when the shelf knows the cluster, or there is none; failed work when what is there does not agree with
+/// A wrong request when the state directory knows the cluster, or there is none; failed work when what is there does not agree with
 /// itself.
-pub fn adopt(shelf: &Shelf, _: &Lock, name: &str, image: Option<&str>, progress: &Progress) -> Result<Cluster> {
-    if shelf.has(name)? {
-        return Err(Fault::request(format!("the cluster `{name}` is remembered in {}", shelf.folder(name).display()))
-            .hint(format!("go on with it: pgha-image cluster status {name}"))
-            .into());
+pub fn adopt(state_dir: &StateDir, _: &Lock, name: &str, image: Option<&str>, progress: &Progress) -> Result<Cluster> {
+    if state_dir.has(name)? {
+        return Err(UserError::usage(format!(
+            "the cluster `{name}` is remembered in {}",
+            state_dir.folder(name).display()
+        ))
+        .hint(format!("go on with it: pgha-image cluster status {name}"))
+        .into());
     }
-    let (record, document) = match qemu::found(&shelf.folder(name))? {
-        Some(found) => of_machines(shelf, name, image, &found)?,
-        None => of_containers(shelf, name, image, progress)?,
+    let (record, document) = match qemu::found(&state_dir.folder(name))? {
+        Some(found) => of_machines(state_dir, name, image, &found)?,
+        None => of_containers(state_dir, name, image, progress)?,
     };
     // A document that is still there may be the last one with its secret.
-    let known = shelf.folder(name).join(DOCUMENT);
+    let known = state_dir.folder(name).join(DOCUMENT);
     if is_there(&known)? && read_text(&known)? != document.text {
-        shelf.put(name, "cluster.yaml.before", &read_text(&known)?)?;
+        state_dir.put(name, "cluster.yaml.before", &read_text(&known)?)?;
         progress.note(&format!("{} was another one: it is kept as cluster.yaml.before", known.display()));
     }
-    shelf.store(&record, &document)?;
-    Cluster::open(shelf, name)
+    state_dir.store(&record, &document)?;
+    Cluster::open(state_dir, name)
 }
 
 /// The record and the document of a cluster of containers.
-fn of_containers(shelf: &Shelf, name: &str, image: Option<&str>, progress: &Progress) -> Result<(Record, Document)> {
+fn of_containers(
+    state_dir: &StateDir,
+    name: &str,
+    image: Option<&str>,
+    progress: &Progress,
+) -> Result<(Record, Document)> {
     let engine = Engine::connect(Which::Auto)?;
     let containers = engine.containers(|_, labels| labels.get(CLUSTER_LABEL).is_some_and(|of| of == name))?;
     let Some(last) = containers.iter().max_by(|a, b| a.created.cmp(&b.created)) else {
@@ -81,15 +89,15 @@ fn of_containers(shelf: &Shelf, name: &str, image: Option<&str>, progress: &Prog
         driver: DriverKind::Docker,
         image: image.map_or_else(|| last.image.clone(), ToOwned::to_owned),
         memory: last.memory,
-        ground: ground(&engine, &seeds.spec, &containers, progress)?,
+        network: cluster_network(&engine, &seeds.spec, &containers, progress)?,
         creation: creation(name, &containers, &Keys::new(&seeds.spec).identity())?,
         adopted: true,
     };
-    verify(&engine, shelf, &record, &seeds, &containers, progress)?;
+    verify(&engine, state_dir, &record, &seeds, &containers, progress)?;
     Ok((record, seeds.document))
 }
 
-fn nothing_there(engine: &Engine, name: &str) -> Result<Fault> {
+fn nothing_there(engine: &Engine, name: &str) -> Result<UserError> {
     let others = engine.containers(|_, labels| labels.contains_key(CLUSTER_LABEL))?;
     let names: BTreeSet<&str> =
         others.iter().filter_map(|container| container.labels.get(CLUSTER_LABEL)).map(String::as_str).collect();
@@ -99,25 +107,25 @@ fn nothing_there(engine: &Engine, name: &str) -> Result<Fault> {
     } else {
         format!("it has containers of {}", names.into_iter().collect::<Vec<_>>().join(", "))
     };
-    Ok(Fault::request(format!("{engine} has no containers of a cluster `{name}`")).hint(hint))
+    Ok(UserError::usage(format!("{engine} has no containers of a cluster `{name}`")).hint(hint))
 }
 
 /// The newest document of all; they must be of one cluster.
-fn newest<'a>(name: &str, found: &'a [(&Container, Vec<Held>)]) -> Result<&'a Held, Fault> {
+fn newest<'a>(name: &str, found: &'a [(&Container, Vec<Held>)]) -> Result<&'a Held, UserError> {
     let all = || found.iter().flat_map(|(_, held)| held);
     let identities: BTreeSet<String> = all().map(|held| Keys::new(&held.spec).identity()).collect();
     if identities.len() > 1 {
-        return Err(Fault::work(format!("the containers of `{name}` have documents with different secrets"))
+        return Err(UserError::runtime(format!("the containers of `{name}` have documents with different secrets"))
             .hint("they are nodes of more than one cluster: remove or rename what does not belong to it"));
     }
     all().max_by_key(|held| held.modified).ok_or_else(|| {
-        Fault::work(format!("no container of `{name}` has the cluster's document"))
+        UserError::runtime(format!("no container of `{name}` has the cluster's document"))
             .hint(format!("a node has it in {DOCUMENT_PATH}"))
     })
 }
 
 /// The creation id that all containers have; `None` if they were made before there were any.
-fn creation(name: &str, containers: &[Container], identity: &str) -> Result<Option<String>, Fault> {
+fn creation(name: &str, containers: &[Container], identity: &str) -> Result<Option<String>, UserError> {
     let ids: BTreeSet<Option<&str>> =
         containers.iter().map(|container| container.labels.get(CREATION_LABEL).map(String::as_str)).collect();
     let old = format!("of-{identity}");
@@ -130,13 +138,18 @@ fn creation(name: &str, containers: &[Container], identity: &str) -> Result<Opti
     let list = containers
         .iter()
         .map(|container| format!("\n{}: {}, {}", container.name, made_by(&container.labels), container.created));
-    Err(Fault::work(format!("the containers of `{name}` were not made together{}", list.collect::<String>()))
+    Err(UserError::runtime(format!("the containers of `{name}` were not made together{}", list.collect::<String>()))
         .hint("they are nodes of more than one cluster: remove what does not belong to it, by its id"))
 }
 
 /// The network that the containers are in.
-fn ground(engine: &Engine, spec: &ClusterSpec, containers: &[Container], progress: &Progress) -> Result<Ground> {
-    let usual = addresses::ground(spec)?;
+fn cluster_network(
+    engine: &Engine,
+    spec: &ClusterSpec,
+    containers: &[Container],
+    progress: &Progress,
+) -> Result<ClusterNetwork> {
+    let usual = addresses::cluster_network(spec)?;
     let name = network_name(&spec.cluster);
     let is_used = |network: &Network| containers.iter().any(|container| is_in(container, network));
     let Some(network) = engine.networks()?.into_iter().find(|network| network.name == name && is_used(network)) else {
@@ -145,21 +158,24 @@ fn ground(engine: &Engine, spec: &ClusterSpec, containers: &[Container], progres
     };
     if !network.subnets.contains(&usual.subnet) {
         let (has, says) = (network.subnets.join(", "), usual.subnet);
-        return Err(Fault::work(format!("the network {name} has the addresses {has}, the document says {says}")).into());
+        return Err(UserError::runtime(format!(
+            "the network {name} has the addresses {has}, the document says {says}"
+        ))
+        .into());
     }
-    Ok(Ground { gateway: network.gateway.unwrap_or(usual.gateway), ..usual })
+    Ok(ClusterNetwork { gateway: network.gateway.unwrap_or(usual.gateway), ..usual })
 }
 
 /// Whether what was rebuilt describes what is there.
 fn verify(
     engine: &Engine,
-    shelf: &Shelf,
+    state_dir: &StateDir,
     record: &Record,
     seeds: &Seeds,
     containers: &[Container],
     progress: &Progress,
 ) -> Result<()> {
-    let claim = Claim::new(shelf, record, seeds);
+    let claim = Claim::new(state_dir, record, seeds);
     let mut seen = BTreeSet::new();
     for container in containers {
         let proof = || {
@@ -167,7 +183,9 @@ fn verify(
             Ok(held.first().map(|held| Keys::new(&held.spec).identity()))
         };
         if claim.title(&container.labels, proof)? == Title::Foreign {
-            return Err(Fault::work(format!("nothing shows that {} is a node of the cluster", container.name)).into());
+            return Err(
+                UserError::runtime(format!("nothing shows that {} is a node of the cluster", container.name)).into()
+            );
         }
         let node = container.labels.get(NODE_LABEL).map(String::as_str).unwrap_or_default();
         let Some(member) = seeds.spec.members.iter().find(|member| member.name == node) else {
@@ -177,9 +195,11 @@ fn verify(
         let addresses: Vec<IpAddr> = container.networks.values().copied().flatten().collect();
         if !addresses.is_empty() && !addresses.contains(&member.address) {
             let (has, says) = (addresses[0], member.address);
-            return Err(
-                Fault::work(format!("{} has the address {has}, its document says {says}", container.name)).into()
-            );
+            return Err(UserError::runtime(format!(
+                "{} has the address {has}, its document says {says}",
+                container.name
+            ))
+            .into());
         }
         seen.insert(node);
     }
@@ -196,21 +216,26 @@ fn verify(
 }
 
 /// The record and the document of a cluster of machines, which are in its folder.
-fn of_machines(shelf: &Shelf, name: &str, image: Option<&str>, found: &qemu::Found) -> Result<(Record, Document)> {
-    let folder = shelf.folder(name);
+fn of_machines(
+    state_dir: &StateDir,
+    name: &str,
+    image: Option<&str>,
+    found: &qemu::Found,
+) -> Result<(Record, Document)> {
+    let folder = state_dir.folder(name);
     let document = document_of_machines(&folder, name, found)?;
     let seeds = seeds_of(DriverKind::Qemu, document)?;
     if seeds.spec.cluster != name {
         let (path, other) = (folder.display(), &seeds.spec.cluster);
-        return Err(Fault::work(format!("{path} has the document of the cluster `{other}`"))
-            .hint(format!("give the folder its name: {}", shelf.folder(other).display()))
+        return Err(UserError::runtime(format!("{path} has the document of the cluster `{other}`"))
+            .hint(format!("give the folder its name: {}", state_dir.folder(other).display()))
             .into());
     }
-    let usual = addresses::ground(&seeds.spec)?;
+    let usual = addresses::cluster_network(&seeds.spec)?;
     let (_, prefix) = usual.subnet.split_once('/').context("the subnet has a prefix")?;
     if prefix.parse() != Ok(found.prefix) {
         let has = found.prefix;
-        return Err(Fault::work(format!(
+        return Err(UserError::runtime(format!(
             "the machines' network has a prefix of {has} bits, the document says {prefix}"
         ))
         .into());
@@ -219,11 +244,11 @@ fn of_machines(shelf: &Shelf, name: &str, image: Option<&str>, found: &qemu::Fou
         schema: Record::SCHEMA,
         driver: DriverKind::Qemu,
         image: match image {
-            Some(image) => Virtual::find_image(image)?,
+            Some(image) => QemuDriver::find_image(image)?,
             None => image_of_machines(&folder, found)?.to_string_lossy().into_owned(),
         },
         memory: found.memory,
-        ground: Ground { gateway: found.gateway, ..usual },
+        network: ClusterNetwork { gateway: found.gateway, ..usual },
         creation: None,
         adopted: true,
     };
@@ -236,8 +261,8 @@ fn document_of_machines(folder: &Path, name: &str, found: &qemu::Found) -> Resul
     if is_there(&path)? {
         return Ok(Document::new(path.display().to_string(), read_text(&path)?));
     }
-    let ground = Ground { cluster: name.to_owned(), subnet: String::new(), gateway: found.gateway, vip: None };
-    let machines = Virtual::new(folder, ground, "", None);
+    let network = ClusterNetwork { cluster: name.to_owned(), subnet: String::new(), gateway: found.gateway, vip: None };
+    let machines = QemuDriver::new(folder, network, "", None);
     let command = ["cat", DOCUMENT_PATH].map(str::to_owned);
     for node in &found.nodes {
         if let Ok(done) = machines.exec(node, &command, &[], SHOWN_WITHIN)
@@ -247,7 +272,7 @@ fn document_of_machines(folder: &Path, name: &str, found: &qemu::Found) -> Resul
             return Ok(Document::new(format!("{DOCUMENT_PATH} on {node}"), text));
         }
     }
-    Err(Fault::work(format!("{} is lost, and no machine of the cluster runs and shows its own", path.display()))
+    Err(UserError::runtime(format!("{} is lost, and no machine of the cluster runs and shows its own", path.display()))
         .hint(format!("a machine has it in {DOCUMENT_PATH} on its disk; put it back, then adopt the cluster again"))
         .into())
 }
@@ -255,7 +280,9 @@ fn document_of_machines(folder: &Path, name: &str, found: &qemu::Found) -> Resul
 /// An image for new machines: a further name of one that a machine was made of, which stays when that machine goes.
 fn image_of_machines(folder: &Path, found: &qemu::Found) -> Result<PathBuf> {
     let Some(image) = &found.image else {
-        return Err(Fault::work("no machine has kept the image that it was made of").hint("give --image FILE").into());
+        return Err(UserError::runtime("no machine has kept the image that it was made of")
+            .hint("give --image FILE")
+            .into());
     };
     let kept = folder.join("image");
     if !is_there(&kept)? {

@@ -3,15 +3,15 @@
 //! [`next`] says what may be done; here it is done, step by step, with a new look at all nodes before each.
 
 use super::{
-    Cluster, Lock, PAUSE, Power, REQUEST_WITHIN, View, addresses,
+    Cluster, Lock, PAUSE, PowerState, REQUEST_WITHIN, View, addresses,
     copies::{Step, next},
     names,
 };
 use crate::{
     document::Document,
-    error::Fault,
+    error::UserError,
     model::{DOCUMENT_PATH, Synchronous, keys::Keys},
-    poll::Pace,
+    poll::PollInterval,
     progress::Progress,
     seed::{Seeds, with_secret},
 };
@@ -68,7 +68,7 @@ impl Cluster {
         let mut going = nodes.to_vec();
         let within = self.driver.patience(within);
         let mut deadline = Instant::now() + within;
-        let mut pace = Pace::new(PAUSE);
+        let mut poll = PollInterval::new(PAUSE);
         let mut told = String::new();
         loop {
             let names: Vec<&str> = going.iter().map(String::as_str).collect();
@@ -76,7 +76,7 @@ impl Cluster {
             match next(&names, &views, synchronous) {
                 Step::Done => return Ok(()),
                 Step::Remove(node) => {
-                    if views.iter().any(|view| view.node == node && view.power == Power::On && leaves(view)) {
+                    if views.iter().any(|view| view.node == node && view.power == PowerState::On && leaves(view)) {
                         self.leave(&node, false)?;
                     }
                     self.driver.destroy(&node)?;
@@ -92,16 +92,16 @@ impl Cluster {
                         progress.note(&format!("waiting: {reason}"));
                         told = reason;
                     }
-                    pace.rest();
+                    poll.wait();
                 }
                 Step::Wait(reason) | Step::Refuse(reason) => return Err(self.refusal(&names, &reason).into()),
             }
         }
     }
 
-    fn refusal(&self, going: &[&str], reason: &str) -> Fault {
+    fn refusal(&self, going: &[&str], reason: &str) -> UserError {
         let name = &self.seeds.spec.cluster;
-        Fault::work(format!("{} cannot go with its data: {reason}", going.join(", "))).hint(format!(
+        UserError::runtime(format!("{} cannot go with its data: {reason}", going.join(", "))).hint(format!(
             "start the other nodes and wait until all is well: pgha-image cluster start {name} && pgha-image cluster status \
              {name} --wait; --force removes the disk even if nobody else has what is on it, and does not hand over"
         ))
@@ -128,7 +128,7 @@ impl Cluster {
             return Ok(());
         }
         let why = String::from_utf8_lossy(&done.stderr).trim().to_owned();
-        Err(Fault::work(format!("{node} cannot leave: {why}"))
+        Err(UserError::runtime(format!("{node} cannot leave: {why}"))
             .hint("nothing of it was removed; --force goes on without its leave")
             .into())
     }
@@ -157,13 +157,13 @@ impl Cluster {
             }
         }
         self.seeds = seeds;
-        self.shelf.store(&self.record, &self.seeds.document)?;
+        self.state_dir.store(&self.record, &self.seeds.document)?;
         let mut absent = Vec::new();
         for node in now {
             match self.driver.power(&node)? {
-                Power::On => self.give_document(&node)?,
-                Power::Absent => absent.push(node),
-                power @ (Power::Off | Power::Paused) => {
+                PowerState::On => self.give_document(&node)?,
+                PowerState::Absent => absent.push(node),
+                power @ (PowerState::Off | PowerState::Paused) => {
                     progress.warn(&format!("{node} is {power}: it keeps the document that it has"));
                 }
             }
@@ -177,15 +177,15 @@ impl Cluster {
         let seeds = Seeds::new(document, self.seeds.extras.clone())?;
         let ours = Keys::new(&self.seeds.spec).identity() == Keys::new(&seeds.spec).identity();
         if seeds.spec.cluster != self.seeds.spec.cluster || !ours {
-            return Err(Fault::request(format!(
+            return Err(UserError::usage(format!(
                 "the document is not that of the cluster `{}`: its name and its secret cannot change",
                 self.seeds.spec.cluster
             ))
             .into());
         }
-        let ground = addresses::ground(&seeds.spec)?;
-        if ground.subnet != self.record.ground.subnet {
-            return Err(Fault::request("the document's members lie in another network than the cluster's").into());
+        let network = addresses::cluster_network(&seeds.spec)?;
+        if network.subnet != self.record.network.subnet {
+            return Err(UserError::usage("the document's members lie in another network than the cluster's").into());
         }
         Ok(seeds)
     }
@@ -193,7 +193,7 @@ impl Cluster {
     /// Removes `nodes` with their disks, without a look at their data. Those that run and can leave do so first.
     fn let_go(&self, nodes: &[String], progress: &Progress) -> Result<()> {
         for node in nodes {
-            if self.driver.power(node)? == Power::On
+            if self.driver.power(node)? == PowerState::On
                 && let Err(error) = self.leave(node, true)
             {
                 progress.warn(&format!("{error:#}"));

@@ -6,8 +6,8 @@
 //! says nothing.
 
 use super::{
-    driver::Power,
-    view::{Etcd, Postgresql, Said, View},
+    driver::PowerState,
+    view::{Etcd, NodeStatus, Postgresql, View},
 };
 use crate::model::{Synchronous, SynchronousMode};
 
@@ -38,11 +38,11 @@ pub enum Step {
 /// The next step to take `going` away from the nodes that `views` show, so that the data of all of them stay with the
 /// others, and the others can go on. `synchronous` is how commits wait for replicas when they are gone.
 pub fn next(going: &[&str], views: &[View], synchronous: &Synchronous) -> Step {
-    let present = |view: &&View| view.power != Power::Absent;
+    let present = |view: &&View| view.power != PowerState::Absent;
     let goes = |view: &View| going.contains(&view.node.as_str());
     let leaving: Vec<&View> = views.iter().filter(|view| goes(view)).filter(present).collect();
     let staying: Vec<&View> = views.iter().filter(|view| !goes(view)).collect();
-    if let Some(absent) = views.iter().find(|view| goes(view) && view.power == Power::Absent) {
+    if let Some(absent) = views.iter().find(|view| goes(view) && view.power == PowerState::Absent) {
         // There is nothing to lose.
         return Step::Remove(absent.node.clone());
     }
@@ -158,7 +158,7 @@ fn follows(view: &View, primary: &View) -> bool {
 
 /// Whether it may become possible by itself: it would be if all nodes that run were as well as can be.
 fn may_pass(leaving: &[&View], staying: &[&View], synchronous: &Synchronous) -> bool {
-    let runs = |view: &&&View| view.power == Power::On;
+    let runs = |view: &&&View| view.power == PowerState::On;
     let primaries = || staying.iter().chain(leaving).filter(|view| view.is_primary());
     let Some(primary) = primaries().chain(staying.iter().filter(runs)).next() else { return false };
     if primaries().count() > 1 {
@@ -173,7 +173,7 @@ fn may_pass(leaving: &[&View], staying: &[&View], synchronous: &Synchronous) -> 
 
 /// The view of a node when all is well with it; the same if it does not run.
 fn at_best(view: &View, primary: bool, timeline: Option<u64>) -> View {
-    if view.power != Power::On {
+    if view.power != PowerState::On {
         return view.clone();
     }
     let (role, state) = if primary { ("primary", "running") } else { ("replica", "streaming") };
@@ -184,10 +184,10 @@ fn at_best(view: &View, primary: bool, timeline: Option<u64>) -> View {
         lag: (!primary).then_some(0),
         timeline: timeline.or(Some(0)),
     };
-    let told = view.said.clone().unwrap_or_default();
+    let told = view.status.clone().unwrap_or_default();
     let members = told.etcd.map_or((0, 0), |etcd| etcd.members);
     let etcd = Some(Etcd { leader: Some(view.node.clone()), members });
-    View { said: Some(Said { postgresql: Some(postgresql), etcd, ..told }), ..view.clone() }
+    View { status: Some(NodeStatus { postgresql: Some(postgresql), etcd, ..told }), ..view.clone() }
 }
 
 fn words<'a>(views: impl Iterator<Item = &'a View>) -> String {
@@ -196,13 +196,13 @@ fn words<'a>(views: impl Iterator<Item = &'a View>) -> String {
 
 /// How a node's copy stands, after the node's name.
 fn word(view: &View) -> String {
-    match (view.power, view.said.as_ref().map(|said| &said.postgresql)) {
-        (Power::Absent, _) => "does not exist".to_owned(),
-        (Power::Off, _) => "is switched off".to_owned(),
-        (Power::Paused, _) => "is paused".to_owned(),
-        (Power::On, None) => "does not answer".to_owned(),
-        (Power::On, Some(None)) => "has no database that answers".to_owned(),
-        (Power::On, Some(Some(postgresql))) => told(postgresql),
+    match (view.power, view.status.as_ref().map(|status| &status.postgresql)) {
+        (PowerState::Absent, _) => "does not exist".to_owned(),
+        (PowerState::Off, _) => "is switched off".to_owned(),
+        (PowerState::Paused, _) => "is paused".to_owned(),
+        (PowerState::On, None) => "does not answer".to_owned(),
+        (PowerState::On, Some(None)) => "has no database that answers".to_owned(),
+        (PowerState::On, Some(Some(postgresql))) => told(postgresql),
     }
 }
 
@@ -261,10 +261,10 @@ mod tests {
 
     fn view(index: usize, stand: Stand, etcd: bool, members: usize) -> View {
         let power = match stand {
-            Absent => Power::Absent,
-            Off => Power::Off,
-            Paused => Power::Paused,
-            _ => Power::On,
+            Absent => PowerState::Absent,
+            Off => PowerState::Off,
+            Paused => PowerState::Paused,
+            _ => PowerState::On,
         };
         let postgresql = |role: &str, state: &str, lag, timeline| {
             Some(Postgresql {
@@ -286,9 +286,9 @@ mod tests {
             Starting => postgresql("replica", "starting", Some(0), Some(3)),
         };
         let etcd = etcd.then(|| Etcd { leader: Some("a".to_owned()), members: (members, members) });
-        let speaks = power == Power::On && stand != Silent;
-        let said = speaks.then(|| Said { postgresql, etcd, ..Said::default() });
-        View { node: NAMES[index].to_owned(), address: String::new(), power, said }
+        let speaks = power == PowerState::On && stand != Silent;
+        let status = speaks.then(|| NodeStatus { postgresql, etcd, ..NodeStatus::default() });
+        View { node: NAMES[index].to_owned(), address: String::new(), power, status }
     }
 
     fn views(stands: &[(Stand, bool)]) -> Vec<View> {

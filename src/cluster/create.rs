@@ -1,13 +1,13 @@
 //! A new cluster: its network and its nodes, or nothing at all.
 
 use super::{
-    Cluster, DriverKind, Lock, Prepared, Record, Shelf, addresses, driver_of, owner::fresh_creation, qemu::Virtual,
-    seeds_of,
+    Cluster, DriverKind, Lock, Prepared, Record, StateDir, addresses, driver_of, owner::fresh_creation,
+    qemu::QemuDriver, seeds_of,
 };
 use crate::{
     container_engine::{Engine, Which},
     document::Document,
-    error::Fault,
+    error::UserError,
     machine::{Accel, Qemu},
     model::timing::TimingSpec,
     progress::size,
@@ -145,21 +145,21 @@ impl Cluster {
     /// # Errors
     /// A wrong request when there is one of this name already, here or in the engine, or the document is wrong; failed
     /// work when the driver cannot. Nothing of it is left then, and nothing else was touched.
-    pub fn create(shelf: &Shelf, lock: &Lock, request: Request, making: &Making) -> Result<Cluster> {
+    pub fn create(state_dir: &StateDir, lock: &Lock, request: Request, making: &Making) -> Result<Cluster> {
         let name = request.name.clone();
-        Cluster::try_create(shelf, lock, request, making).map_err(|error| match making.end() {
+        Cluster::try_create(state_dir, lock, request, making).map_err(|error| match making.end() {
             Ok(_) => error,
             Err(left) => error.context(
-                Fault::work(format!("not all that was made could be removed: {left:#}"))
+                UserError::runtime(format!("not all that was made could be removed: {left:#}"))
                     .hint(format!("pgha-image cluster down {name} removes it")),
             ),
         })
     }
 
-    fn try_create(shelf: &Shelf, lock: &Lock, request: Request, making: &Making) -> Result<Cluster> {
+    fn try_create(state_dir: &StateDir, lock: &Lock, request: Request, making: &Making) -> Result<Cluster> {
         let image = match request.driver {
             DriverKind::Docker => request.image.clone(),
-            DriverKind::Qemu => Virtual::find_image(&request.image)?,
+            DriverKind::Qemu => QemuDriver::find_image(&request.image)?,
         };
         let creation = fresh_creation()?;
         let attempt = |document: Document| -> Result<Option<Cluster>> {
@@ -170,16 +170,16 @@ impl Cluster {
                 driver: request.driver,
                 image: image.clone(),
                 memory: request.memory,
-                ground: addresses::ground(&seeds.spec)?,
+                network: addresses::cluster_network(&seeds.spec)?,
                 creation: Some(creation.clone()),
                 adopted: false,
             };
-            Cluster::attempt(shelf, lock, record, seeds, making)
+            Cluster::attempt(state_dir, lock, record, seeds, making)
         };
         if let Some(document) = request.document {
             let name = document.name.clone();
             return attempt(document)?.ok_or_else(|| {
-                Fault::request(format!("addresses that {name} names are in another network of this machine already"))
+                UserError::usage(format!("addresses that {name} names are in another network of this machine already"))
                     .hint("see `docker network inspect`; give the members and the virtual address others")
                     .into()
             });
@@ -197,22 +197,28 @@ impl Cluster {
                 return Ok(cluster);
             }
             let (document, _) = with_secret(document, None)?;
-            taken.push(addresses::ground(&document.cluster()?.0)?.subnet);
+            taken.push(addresses::cluster_network(&document.cluster()?.0)?.subnet);
         }
     }
 
     /// Makes the cluster, if its addresses are free.
-    fn attempt(shelf: &Shelf, lock: &Lock, record: Record, seeds: Seeds, making: &Making) -> Result<Option<Cluster>> {
+    fn attempt(
+        state_dir: &StateDir,
+        lock: &Lock,
+        record: Record,
+        seeds: Seeds,
+        making: &Making,
+    ) -> Result<Option<Cluster>> {
         let name = &seeds.spec.cluster;
-        if shelf.has(name)? {
-            return Err(Fault::request(format!("there is a cluster `{name}` already"))
+        if state_dir.has(name)? {
+            return Err(UserError::usage(format!("there is a cluster `{name}` already"))
                 .hint(format!(
                     "go on with it: pgha-image cluster status {name}; or remove it: pgha-image cluster down {name}"
                 ))
                 .into());
         }
-        let driver = driver_of(shelf, &record, &seeds)?;
-        let cluster = Cluster { shelf: shelf.clone(), record, seeds, driver };
+        let driver = driver_of(state_dir, &record, &seeds)?;
+        let cluster = Cluster { state_dir: state_dir.clone(), record, seeds, driver };
         making.act(|| cluster.driver.vacant())?;
         Ok(match cluster.make(lock, making)? {
             Prepared::Ready => Some(cluster),
@@ -222,10 +228,10 @@ impl Cluster {
 
     /// Makes everything. What there is to undo has the creation id of this call, or lies in a folder that was not there.
     fn make(&self, lock: &Lock, making: &Making) -> Result<Prepared> {
-        let (shelf, record, seeds) = (self.shelf.clone(), self.record.clone(), self.seeds.clone());
+        let (state_dir, record, seeds) = (self.state_dir.clone(), self.record.clone(), self.seeds.clone());
         let lock = lock.clone();
         making.begin(move || {
-            driver_of(&shelf, &record, &seeds)?.remove()?;
+            driver_of(&state_dir, &record, &seeds)?.remove()?;
             lock.tidy();
             Ok(())
         })?;
@@ -235,7 +241,7 @@ impl Cluster {
         for own in 0..self.seeds.spec.members.len() {
             making.act(|| self.driver.create(&self.plan(own)))?;
         }
-        making.finish(|| self.shelf.store(&self.record, &self.seeds.document))?;
+        making.finish(|| self.state_dir.store(&self.record, &self.seeds.document))?;
         Ok(Prepared::Ready)
     }
 
@@ -246,7 +252,7 @@ impl Cluster {
     pub fn refuse_others(&self, wishes: &Wishes) -> Result<()> {
         let mut wishes = wishes.clone();
         if self.record.driver == DriverKind::Qemu {
-            wishes.image = wishes.image.map(|image| Virtual::find_image(&image)).transpose()?;
+            wishes.image = wishes.image.map(|image| QemuDriver::find_image(&image)).transpose()?;
         }
         let differences = differences(&self.record, &self.seeds, &wishes)?;
         if differences.is_empty() {
@@ -255,7 +261,7 @@ impl Cluster {
         let name = &self.seeds.spec.cluster;
         let mut message = format!("the cluster `{name}` is there already, and is another than was asked for");
         differences.iter().for_each(|difference| message.push_str(&format!("\n{difference}")));
-        Err(Fault::request(message)
+        Err(UserError::usage(message)
             .hint(format!(
                 "without these options, `cluster up {name}` starts it; a changed document is taken up by `cluster update \
                  {name} FILE`; driver, image and memory stay as they are until `cluster down {name}`"
@@ -333,7 +339,7 @@ mod tests {
             driver: DriverKind::Docker,
             image: "ha-postgres".to_owned(),
             memory: None,
-            ground: addresses::ground(&seeds.spec).unwrap(),
+            network: addresses::cluster_network(&seeds.spec).unwrap(),
             creation: None,
             adopted: false,
         };

@@ -6,13 +6,13 @@
 
 use super::{
     addresses::overlap,
-    driver::{Driver, Ground, NodePlan, Peer, Power, Prepared, Thing, ThingKind},
+    driver::{ClusterNetwork, Driver, NodePlan, Peer, PowerState, Prepared, Thing, ThingKind},
     owner::{CLUSTER_LABEL, Claim, Labels, NODE_LABEL, Title, made_by},
 };
 use crate::{
     container_engine::{Container, ContainerSpec, ContainerState, Engine, Executed, Kind, Network, NetworkSpec},
     document::Document,
-    error::Fault,
+    error::UserError,
     model::{ClusterSpec, DOCUMENT_PATH, keys::Keys, scope::ports},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -38,7 +38,7 @@ const ATTEMPTS: u32 = 8;
 #[derive(Debug)]
 pub struct Docker {
     engine: Engine,
-    ground: Ground,
+    network: ClusterNetwork,
     image: String,
     memory: Option<u64>,
     claim: Claim,
@@ -55,14 +55,14 @@ pub fn container_name(cluster: &str, node: &str) -> String {
 }
 
 impl Docker {
-    /// Drives the cluster on `ground` with nodes made of `image`, each with `memory` bytes at most, in `engine`. What
+    /// Drives the cluster on `network` with nodes made of `image`, each with `memory` bytes at most, in `engine`. What
     /// `claim` claims is its own.
-    pub fn new(engine: Engine, ground: Ground, image: &str, memory: Option<u64>, claim: Claim) -> Docker {
-        Docker { engine, ground, image: image.to_owned(), memory, claim }
+    pub fn new(engine: Engine, network: ClusterNetwork, image: &str, memory: Option<u64>, claim: Claim) -> Docker {
+        Docker { engine, network, image: image.to_owned(), memory, claim }
     }
 
     fn container(&self, node: &str) -> String {
-        container_name(&self.ground.cluster, node)
+        container_name(&self.network.cluster, node)
     }
 
     /// The node's container, if there is one.
@@ -81,20 +81,24 @@ impl Docker {
     fn id(&self, node: &str) -> Result<String> {
         let found = self.find(node)?;
         found.map(|container| container.id).ok_or_else(|| {
-            let cluster = &self.ground.cluster;
-            Fault::work(format!("{node} does not exist: {} has no container {}", self.engine, self.container(node)))
-                .hint(format!("pgha-image cluster start {cluster} {node} makes it, with an empty disk"))
-                .into()
+            let cluster = &self.network.cluster;
+            UserError::runtime(format!(
+                "{node} does not exist: {} has no container {}",
+                self.engine,
+                self.container(node)
+            ))
+            .hint(format!("pgha-image cluster start {cluster} {node} makes it, with an empty disk"))
+            .into()
         })
     }
 
     fn title(&self, container: &Container) -> Result<Title> {
-        self.claim.title(&container.labels, || proof(&self.engine, &container.id, &self.ground.cluster))
+        self.claim.title(&container.labels, || proof(&self.engine, &container.id, &self.network.cluster))
     }
 
-    fn foreign(&self, container: &Container) -> Fault {
-        let cluster = &self.ground.cluster;
-        Fault::work(format!(
+    fn foreign(&self, container: &Container) -> UserError {
+        let cluster = &self.network.cluster;
+        UserError::runtime(format!(
             "the container {} is not this cluster's: it was {}, {}",
             container.name,
             made_by(&container.labels),
@@ -119,13 +123,13 @@ impl Docker {
     }
 
     fn is_namesake(&self, labels: &Labels) -> bool {
-        labels.get(CLUSTER_LABEL) == Some(&self.ground.cluster)
+        labels.get(CLUSTER_LABEL) == Some(&self.network.cluster)
     }
 
     /// The networks with the cluster's name, and whose each is. One that tells nothing itself is that of the containers in
     /// it.
     fn networks(&self, own: &[Container]) -> Result<Vec<(Network, Title)>> {
-        let name = network_name(&self.ground.cluster);
+        let name = network_name(&self.network.cluster);
         let networks = self.engine.networks()?.into_iter().filter(|network| network.name == name);
         networks
             .map(|network| {
@@ -152,8 +156,8 @@ impl Docker {
             Kind::Podman => network.name,
         };
         own.map(|(network, _)| called(network)).ok_or_else(|| {
-            let name = network_name(&self.ground.cluster);
-            Fault::work(format!("{} has no network {name} of this cluster", self.engine))
+            let name = network_name(&self.network.cluster);
+            UserError::runtime(format!("{} has no network {name} of this cluster", self.engine))
                 .hint("`docker network prune` removes the networks of clusters that are switched off")
                 .into()
         })
@@ -161,7 +165,7 @@ impl Docker {
 
     /// Refuses if the engine has anything of the cluster's name: a new cluster has nothing yet.
     fn refuse_namesakes(&self) -> Result<()> {
-        let cluster = &self.ground.cluster;
+        let cluster = &self.network.cluster;
         let found = namesakes(&self.engine, cluster)?;
         if found.is_empty() {
             return Ok(());
@@ -171,7 +175,7 @@ impl Docker {
         for thing in found {
             message.push_str(&format!("\n{} {}{}, {}", thing.kind, thing.name, thing.about, thing.made));
         }
-        Err(Fault::request(message)
+        Err(UserError::usage(message)
             .hint(format!(
                 "take another name; or, if this cluster is yours and its state folder is lost: pgha-image cluster adopt \
                  {cluster}; or, if nobody needs it: pgha-image cluster down {cluster}"
@@ -186,7 +190,7 @@ impl Docker {
         let told = ["overlap", "already used"].iter().any(|word| text.contains(word));
         let networks = self.engine.networks()?;
         let mut subnets = networks.iter().flat_map(|network| &network.subnets);
-        Ok(told || subnets.any(|subnet| overlap(subnet, &self.ground.subnet)))
+        Ok(told || subnets.any(|subnet| overlap(subnet, &self.network.subnet)))
     }
 
     /// Runs a shell script in a node; it must end well.
@@ -201,7 +205,7 @@ impl Docker {
     fn address(&self, peer: &Peer) -> IpAddr {
         match peer {
             Peer::Node(_, address) => *address,
-            Peer::Outside => self.ground.gateway,
+            Peer::Outside => self.network.gateway,
         }
     }
 }
@@ -216,17 +220,17 @@ impl Driver for Docker {
     /// by the one.
     fn prepare(&self) -> Result<Prepared> {
         if self.engine.image_id(&self.image)?.is_none() {
-            return Err(Fault::request(format!("{} has no image {}", self.engine, self.image))
+            return Err(UserError::usage(format!("{} has no image {}", self.engine, self.image))
                 .hint(format!("build and load it: pgha-image build {} --load", self.image))
                 .into());
         }
-        let name = network_name(&self.ground.cluster);
+        let name = network_name(&self.network.cluster);
         for _ in 0..ATTEMPTS {
             self.refuse_namesakes()?;
             let made = self.engine.create_network(&NetworkSpec {
                 name: name.clone(),
-                subnet: self.ground.subnet.clone(),
-                gateway: self.ground.gateway,
+                subnet: self.network.subnet.clone(),
+                gateway: self.network.gateway,
                 labels: self.claim.labels(),
             });
             let id = match made {
@@ -243,7 +247,7 @@ impl Driver for Docker {
             self.engine.remove_network(&id)?;
             thread::sleep(some_time());
         }
-        Err(Fault::work(format!("others are making a cluster `{}` at this moment", self.ground.cluster))
+        Err(UserError::runtime(format!("others are making a cluster `{}` at this moment", self.network.cluster))
             .hint("take another name, or try again")
             .into())
     }
@@ -292,12 +296,12 @@ impl Driver for Docker {
         }
     }
 
-    fn power(&self, node: &str) -> Result<Power> {
+    fn power(&self, node: &str) -> Result<PowerState> {
         Ok(match self.find(node)?.map(|container| container.state) {
-            None => Power::Absent,
-            Some(ContainerState::Running) => Power::On,
-            Some(ContainerState::Paused) => Power::Paused,
-            Some(ContainerState::Stopped) => Power::Off,
+            None => PowerState::Absent,
+            Some(ContainerState::Running) => PowerState::On,
+            Some(ContainerState::Paused) => PowerState::Paused,
+            Some(ContainerState::Stopped) => PowerState::Off,
         })
     }
 
@@ -320,7 +324,7 @@ impl Driver for Docker {
         for (side, far) in [(one, other), (other, one)] {
             for peer in side {
                 let Peer::Node(name, _) = peer else { continue };
-                if self.power(name)? != Power::On {
+                if self.power(name)? != PowerState::On {
                     continue;
                 }
                 let mut script = "dev=$(ip -o route show default | sed -n 's/.* dev \\([^ ]*\\).*/\\1/p')\n".to_owned();
@@ -355,7 +359,7 @@ impl Driver for Docker {
 
     /// The host is in the containers' network itself.
     fn vip_endpoint(&self, port: u16) -> Result<Option<SocketAddr>> {
-        Ok(self.ground.vip.map(|vip| SocketAddr::new(vip, port)))
+        Ok(self.network.vip.map(|vip| SocketAddr::new(vip, port)))
     }
 
     fn things(&self) -> Result<Vec<Thing>> {

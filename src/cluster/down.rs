@@ -1,14 +1,14 @@
 //! The end of a cluster: what would go is told first, and what may be another's goes only by a person's word.
 
 use super::{
-    Cluster, Ground, Lock, Shelf, Thing, Title, docker,
+    Cluster, ClusterNetwork, Lock, StateDir, Thing, Title, docker,
     driver::Driver as _,
-    qemu::{self, Virtual},
+    qemu::{self, QemuDriver},
     record::is_plain,
 };
 use crate::{
     container_engine::{Engine, Which},
-    error::Fault,
+    error::UserError,
     progress::size,
 };
 use anyhow::Result;
@@ -25,7 +25,7 @@ const MEASURED_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Removal {
     name: String,
-    shelf: Shelf,
+    state_dir: StateDir,
     known: bool,
     source: Source,
     things: Vec<(Thing, Option<u64>)>,
@@ -36,7 +36,7 @@ pub struct Removal {
 enum Source {
     Cluster(Cluster),
     Engine(Engine),
-    Machines(Virtual),
+    Machines(QemuDriver),
 }
 
 /// Whether a person must say so before a cluster goes.
@@ -55,13 +55,14 @@ impl Removal {
     ///
     /// # Errors
     /// A wrong request when there is nothing of that name; failed work when that cannot be told.
-    pub fn look(shelf: &Shelf, _: &Lock, name: &str) -> Result<Removal> {
-        let known = shelf.has(name)?;
+    pub fn look(state_dir: &StateDir, _: &Lock, name: &str) -> Result<Removal> {
+        let known = state_dir.has(name)?;
         let source = match known {
-            true => Source::Cluster(Cluster::open(shelf, name)?),
-            false => unknown(shelf, name)?,
+            true => Source::Cluster(Cluster::open(state_dir, name)?),
+            false => unknown(state_dir, name)?,
         };
-        let mut removal = Removal { name: name.to_owned(), shelf: shelf.clone(), known, source, things: Vec::new() };
+        let mut removal =
+            Removal { name: name.to_owned(), state_dir: state_dir.clone(), known, source, things: Vec::new() };
         let things = match &removal.source {
             Source::Cluster(cluster) => cluster.driver.things()?,
             Source::Engine(engine) => docker::namesakes(engine, name)?,
@@ -69,7 +70,7 @@ impl Removal {
         };
         if !known && things.is_empty() {
             // It says which clusters there are.
-            shelf.load(name)?;
+            state_dir.load(name)?;
         }
         let deadline = Instant::now() + MEASURED_WITHIN;
         removal.things = things
@@ -109,7 +110,7 @@ impl Removal {
             Source::Engine(engine) => docker::discard(&engine, &going)?,
             Source::Machines(machines) => machines.discard(&going)?,
         }
-        self.shelf.forget(&self.name)
+        self.state_dir.forget(&self.name)
     }
 
     /// The question for a person, who answers with the cluster's name.
@@ -118,13 +119,13 @@ impl Removal {
     }
 
     /// The error for whoever cannot be asked.
-    pub fn unanswered(&self) -> Fault {
+    pub fn unanswered(&self) -> UserError {
         let name = &self.name;
         let (why, flag) = match self.consent() {
             Consent::Forceful => (format!("nothing shows that the cluster `{name}` is yours"), "--force"),
             _ => (format!("not everything of the cluster `{name}` was made for this state folder"), "--yes"),
         };
-        Fault::request(format!("{why}, so nothing was removed")).hint(format!(
+        UserError::usage(format!("{why}, so nothing was removed")).hint(format!(
             "look at the list above; if all of it may go: pgha-image cluster down {name} {flag}; on a terminal, the \
              cluster's name is asked for"
         ))
@@ -147,18 +148,18 @@ fn goes(known: bool, force: bool, title: Title) -> bool {
     title != Title::Foreign || !known || force
 }
 
-/// Who has the things of a cluster that the shelf does not know.
-fn unknown(shelf: &Shelf, name: &str) -> Result<Source> {
-    if is_plain(name) && qemu::found(&shelf.folder(name)).map_or(true, |found| found.is_some()) {
+/// Who has the things of a cluster that the state directory does not know.
+fn unknown(state_dir: &StateDir, name: &str) -> Result<Source> {
+    if is_plain(name) && qemu::found(&state_dir.folder(name)).map_or(true, |found| found.is_some()) {
         // Only its place matters to remove it.
         let nowhere = IpAddr::from(Ipv4Addr::UNSPECIFIED);
-        let ground = Ground { cluster: name.to_owned(), subnet: String::new(), gateway: nowhere, vip: None };
-        return Ok(Source::Machines(Virtual::new(&shelf.folder(name), ground, "", None)));
+        let network = ClusterNetwork { cluster: name.to_owned(), subnet: String::new(), gateway: nowhere, vip: None };
+        return Ok(Source::Machines(QemuDriver::new(&state_dir.folder(name), network, "", None)));
     }
     match Engine::connect(Which::Auto) {
         Ok(engine) => Ok(Source::Engine(engine)),
         // Where there is no engine, the first thing to say is that the cluster is not known.
-        Err(error) => Err(shelf.load(name).err().map_or(error, |unknown| unknown)),
+        Err(error) => Err(state_dir.load(name).err().map_or(error, |unknown| unknown)),
     }
 }
 
@@ -178,7 +179,7 @@ impl fmt::Display for Removal {
             writeln!(f, "{line}")?;
         }
         if self.known || matches!(self.source, Source::Machines(_)) {
-            writeln!(f, "folder {}", self.shelf.folder(&self.name).display())?;
+            writeln!(f, "folder {}", self.state_dir.folder(&self.name).display())?;
         }
         Ok(())
     }

@@ -3,8 +3,8 @@
 //! Other state folders do not see it. Between them the engine decides, which gives each address and each container's name
 //! once (`docker.rs`).
 
-use super::record::{LOCK, Shelf, is_plain};
-use crate::{error::Fault, files::private_folder, progress::Progress};
+use super::record::{LOCK, StateDir, is_plain};
+use crate::{error::UserError, files::private_folder, progress::Progress};
 use anyhow::{Context as _, Result};
 use rustix::{
     fs::{FlockOperation, flock},
@@ -53,13 +53,13 @@ impl Lock {
     ///
     /// # Errors
     /// A wrong request when no cluster can have that name; when the folder cannot be written.
-    pub fn take(shelf: &Shelf, name: &str, verb: &str, progress: &Progress) -> Result<Lock> {
+    pub fn take(state_dir: &StateDir, name: &str, verb: &str, progress: &Progress) -> Result<Lock> {
         if !is_plain(name) {
-            return Err(Fault::request(format!("no cluster can have the name `{name}`"))
+            return Err(UserError::usage(format!("no cluster can have the name `{name}`"))
                 .hint("names are of lower-case letters, digits and hyphens")
                 .into());
         }
-        let folder = shelf.folder(name);
+        let folder = state_dir.folder(name);
         let taking = || format!("taking the lock of the cluster `{name}` in {}", folder.display());
         let mut told = false;
         loop {
@@ -146,14 +146,14 @@ mod tests {
         let inside = Arc::new(AtomicU32::new(0));
         let threads: Vec<_> = (0..4)
             .map(|number| {
-                let shelf = Shelf::at(folder.path().to_owned());
+                let state_dir = StateDir::at(folder.path().to_owned());
                 let inside = Arc::clone(&inside);
                 thread::spawn(move || {
                     for _ in 0..50 {
-                        let lock = Lock::take(&shelf, "demo", "up", &Progress::new(Style::Silent)).unwrap();
+                        let lock = Lock::take(&state_dir, "demo", "up", &Progress::new(Style::Silent)).unwrap();
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                         if number % 2 == 0 {
-                            shelf.forget("demo").unwrap();
+                            state_dir.forget("demo").unwrap();
                         }
                         thread::yield_now();
                         assert_eq!(inside.fetch_sub(1, Ordering::SeqCst), 1);
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn a_name_that_leads_elsewhere_has_no_lock() {
         let folder = tempfile::tempdir().unwrap();
-        let shelf = Shelf::at(folder.path().to_owned());
-        assert!(Lock::take(&shelf, "../x", "up", &Progress::new(Style::Silent)).is_err());
+        let state_dir = StateDir::at(folder.path().to_owned());
+        assert!(Lock::take(&state_dir, "../x", "up", &Progress::new(Style::Silent)).is_err());
     }
 }

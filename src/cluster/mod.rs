@@ -1,9 +1,9 @@
 //! Clusters on this machine, for people who try and tests that prove: nodes up, faults in, everything gone again.
 //!
 //! A [`Cluster`] is a document, the nodes that it names, and the [`Driver`] that runs them. It is remembered on a
-//! [`Shelf`] between runs of the program; the nodes themselves need no supervisor.
+//! [`StateDir`] between runs of the program; the nodes themselves need no supervisor.
 //!
-//! Data come first. A call removes only what it made itself, or what provably is the cluster's of its shelf (`owner.rs`);
+//! Data come first. A call removes only what it made itself, or what provably is the cluster's of its state directory (`owner.rs`);
 //! a node goes with its disk only if other nodes have all that it has (`copies.rs`); whoever wants it otherwise says so.
 
 mod addresses;
@@ -24,24 +24,24 @@ pub use adopt::adopt;
 pub use change::Care;
 pub use create::{Making, Request, Wishes};
 pub use down::{Consent, Removal};
-pub use driver::{Driver, DriverKind, Ground, NodePlan, Peer, Power, Prepared, Thing, ThingKind};
+pub use driver::{ClusterNetwork, Driver, DriverKind, NodePlan, Peer, PowerState, Prepared, Thing, ThingKind};
 pub use lock::Lock;
 pub use owner::{Claim, Owner, Title};
-pub use record::{Record, Shelf};
-pub use view::{Postgresql, Said, View, ailment, table};
+pub use record::{Record, StateDir};
+pub use view::{NodeStatus, Postgresql, View, problem, table};
 
 use crate::{
     container_engine::{Engine, Executed, Which},
     document::Document,
-    error::Fault,
+    error::UserError,
     model::{ClusterSpec, scope::TLS_PATH},
-    poll::Pace,
+    poll::PollInterval,
     progress::{Progress, Style, Unit},
     seed::{Addressing, Extras, Seeds},
 };
 use anyhow::{Context as _, Result};
 use docker::Docker;
-use qemu::Virtual;
+use qemu::QemuDriver;
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
@@ -59,7 +59,7 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(120);
 /// A cluster.
 #[derive(Debug)]
 pub struct Cluster {
-    shelf: Shelf,
+    state_dir: StateDir,
     record: Record,
     seeds: Seeds,
     driver: Box<dyn Driver>,
@@ -70,11 +70,11 @@ impl Cluster {
     ///
     /// # Errors
     /// A wrong request when there is none of that name; failed work when its driver is not there.
-    pub fn open(shelf: &Shelf, name: &str) -> Result<Cluster> {
-        let (record, document) = shelf.load(name)?;
+    pub fn open(state_dir: &StateDir, name: &str) -> Result<Cluster> {
+        let (record, document) = state_dir.load(name)?;
         let seeds = seeds_of(record.driver, document)?;
-        let driver = driver_of(shelf, &record, &seeds)?;
-        Ok(Cluster { shelf: shelf.clone(), record, seeds, driver })
+        let driver = driver_of(state_dir, &record, &seeds)?;
+        Ok(Cluster { state_dir: state_dir.clone(), record, seeds, driver })
     }
 
     fn plan(&self, own: usize) -> NodePlan {
@@ -110,7 +110,7 @@ impl Cluster {
         let known = self.nodes();
         match names.iter().find(|name| !known.contains(name)) {
             Some(stranger) => {
-                Err(Fault::request(format!("the cluster `{}` has no node `{stranger}`", self.seeds.spec.cluster))
+                Err(UserError::usage(format!("the cluster `{}` has no node `{stranger}`", self.seeds.spec.cluster))
                     .hint(format!("its nodes are {}", known.join(", ")))
                     .into())
             }
@@ -127,15 +127,15 @@ impl Cluster {
         let mut made = Vec::new();
         for node in nodes {
             match self.driver.power(node)? {
-                Power::Off => self.driver.start(node)?,
-                Power::Absent => {
+                PowerState::Off => self.driver.start(node)?,
+                PowerState::Absent => {
                     let own = self.index(node)?;
                     self.driver.create(&self.plan(own))?;
                     self.driver.start(node)?;
                     made.push(node.clone());
                 }
-                Power::Paused => self.driver.resume(node)?,
-                Power::On => {}
+                PowerState::Paused => self.driver.resume(node)?,
+                PowerState::On => {}
             }
         }
         Ok(made)
@@ -153,15 +153,15 @@ impl Cluster {
     pub fn view(&self, own: usize) -> Result<View> {
         let member = &self.seeds.spec.members[own];
         let power = self.driver.power(&member.name)?;
-        let said = match power {
-            Power::On => self.ask(&member.name),
+        let status = match power {
+            PowerState::On => self.ask(&member.name),
             _ => None,
         };
-        Ok(View { node: member.name.clone(), address: member.address.to_string(), power, said })
+        Ok(View { node: member.name.clone(), address: member.address.to_string(), power, status })
     }
 
     /// What a node says of itself; `None` while it boots.
-    fn ask(&self, node: &str) -> Option<Said> {
+    fn ask(&self, node: &str) -> Option<NodeStatus> {
         let command = ["pgha-node", "status", "--json"].map(str::to_owned);
         let done = self.driver.exec(node, &command, &[], self.driver.patience(STATUS_WITHIN)).ok()?;
         serde_json::from_slice(&done.stdout).ok()
@@ -185,35 +185,38 @@ impl Cluster {
         let step = progress.step("cluster", self.seeds.spec.members.len() as u64, Unit::Items);
         let mut ready = 0;
         let mut told = String::new();
-        let mut pace = Pace::new(PAUSE);
+        let mut poll = PollInterval::new(PAUSE);
         loop {
             let views = self.views()?;
-            let now = views.iter().filter(|view| view.ailment().is_none()).count() as u64;
+            let now = views.iter().filter(|view| view.problem().is_none()).count() as u64;
             step.advance(now.saturating_sub(ready));
             ready = ready.max(now);
-            let Some(ailment) = ailment(&views, self.seeds.spec.vip.is_some()) else {
+            let Some(problem) = problem(&views, self.seeds.spec.vip.is_some()) else {
                 step.finish("every node is ready");
                 return Ok(views);
             };
             if let Some(refused) =
-                views.iter().find(|view| view.said.as_ref().is_some_and(|said| said.phase == "refused"))
+                views.iter().find(|view| view.status.as_ref().is_some_and(|status| status.phase == "refused"))
             {
-                let said = refused.said.as_ref().map(|said| said.reason.clone()).unwrap_or_default();
-                return Err(Fault::work(format!("{} refuses its document\n{said}", refused.node)).into());
+                let status = refused.status.as_ref().map(|status| status.reason.clone()).unwrap_or_default();
+                return Err(UserError::runtime(format!("{} refuses its document\n{status}", refused.node)).into());
             }
             if Instant::now() >= deadline {
                 let name = &self.seeds.spec.cluster;
-                return Err(Fault::work(format!("the cluster is not ready after {} s: {ailment}", within.as_secs()))
-                    .hint(format!("see `pgha-image cluster status {name}` and `pgha-image cluster logs {name} NODE`"))
-                    .into());
+                return Err(UserError::runtime(format!(
+                    "the cluster is not ready after {} s: {problem}",
+                    within.as_secs()
+                ))
+                .hint(format!("see `pgha-image cluster status {name}` and `pgha-image cluster logs {name} NODE`"))
+                .into());
             }
             // A bar shows where things stand; lines tell what has changed.
-            if progress.style() != Style::Bars && ailment != told {
-                progress.note(&format!("cluster     {ailment}"));
-                told.clone_from(&ailment);
+            if progress.style() != Style::Bars && problem != told {
+                progress.note(&format!("cluster     {problem}"));
+                told.clone_from(&problem);
             }
-            step.detail(ailment);
-            pace.rest();
+            step.detail(problem);
+            poll.wait();
         }
     }
 
@@ -232,10 +235,10 @@ impl Cluster {
     pub fn a_running_node(&self) -> Result<String> {
         let views = self.views()?;
         let best =
-            views.iter().find(|view| view.is_primary()).or_else(|| views.iter().find(|view| view.said.is_some()));
+            views.iter().find(|view| view.is_primary()).or_else(|| views.iter().find(|view| view.status.is_some()));
         best.map(|view| view.node.clone()).ok_or_else(|| {
             let name = &self.seeds.spec.cluster;
-            Fault::work(format!("no node of the cluster `{name}` runs"))
+            UserError::runtime(format!("no node of the cluster `{name}` runs"))
                 .hint(format!("pgha-image cluster start {name}"))
                 .into()
         })
@@ -286,7 +289,7 @@ impl Cluster {
         // patronictl tells a refusal in words and ends well.
         if done.status != 0 || !text.contains("Successfully") {
             let why = [text.trim(), String::from_utf8_lossy(&done.stderr).trim()].join("\n");
-            return Err(Fault::work(format!("Patroni does not switch over: {}", why.trim())).into());
+            return Err(UserError::runtime(format!("Patroni does not switch over: {}", why.trim())).into());
         }
         Ok(text)
     }
@@ -294,17 +297,17 @@ impl Cluster {
     /// Waits until there is a primary, which must not be `old` again.
     fn wait_for_successor(&self, old: &str) -> Result<()> {
         let end = Instant::now() + self.driver.patience(REQUEST_WITHIN);
-        let mut pace = Pace::new(PAUSE);
-        let ailment = loop {
+        let mut poll = PollInterval::new(PAUSE);
+        let problem = loop {
             match self.views()?.into_iter().find(View::is_primary) {
                 Some(view) if view.node != old => return Ok(()),
                 Some(_) => break format!("{old} is the primary again"),
                 None if Instant::now() > end => break "no node is the primary".to_owned(),
-                None => pace.rest(),
+                None => poll.wait(),
             }
         };
         let name = &self.seeds.spec.cluster;
-        Err(Fault::work(format!("Patroni began to switch over from {old}, but {ailment}"))
+        Err(UserError::runtime(format!("Patroni began to switch over from {old}, but {problem}"))
             .hint(format!("see who is what: pgha-image cluster status {name}"))
             .into())
     }
@@ -315,7 +318,7 @@ impl Cluster {
     /// When no node runs.
     pub fn authority(&self) -> Result<PathBuf> {
         // It follows from the document alone.
-        let known = self.shelf.folder(&self.seeds.spec.cluster).join(AUTHORITY);
+        let known = self.state_dir.folder(&self.seeds.spec.cluster).join(AUTHORITY);
         if known.is_file() {
             return Ok(known);
         }
@@ -323,7 +326,7 @@ impl Cluster {
         let command = ["cat".to_owned(), format!("{TLS_PATH}/ca.crt")];
         let done = self.exec(&node, &command, &[], STATUS_WITHIN)?;
         anyhow::ensure!(done.status == 0, "{node} has no certificate of the authority yet");
-        self.shelf.put(&self.seeds.spec.cluster, AUTHORITY, &String::from_utf8_lossy(&done.stdout))
+        self.state_dir.put(&self.seeds.spec.cluster, AUTHORITY, &String::from_utf8_lossy(&done.stdout))
     }
 }
 
@@ -336,23 +339,24 @@ fn seeds_of(driver: DriverKind, document: Document) -> Result<Seeds> {
     let extras = Extras { addressing: Addressing::Preset, ..Extras::default() };
     let mut seeds = Seeds::new(document, extras)?;
     if driver == DriverKind::Qemu {
-        let ground = addresses::ground(&seeds.spec)?;
-        let prefix = ground.subnet.split_once('/').and_then(|(_, prefix)| prefix.parse().ok());
+        let network = addresses::cluster_network(&seeds.spec)?;
+        let prefix = network.subnet.split_once('/').and_then(|(_, prefix)| prefix.parse().ok());
         let prefix = prefix.context("the subnet has a prefix")?;
-        seeds.extras.addressing = Addressing::Static { prefix, gateway: Some(ground.gateway), nameservers: Vec::new() };
+        seeds.extras.addressing =
+            Addressing::Static { prefix, gateway: Some(network.gateway), nameservers: Vec::new() };
     }
     Ok(seeds)
 }
 
-fn driver_of(shelf: &Shelf, record: &Record, seeds: &Seeds) -> Result<Box<dyn Driver>> {
-    let ground = record.ground.clone();
+fn driver_of(state_dir: &StateDir, record: &Record, seeds: &Seeds) -> Result<Box<dyn Driver>> {
+    let network = record.network.clone();
     Ok(match record.driver {
         DriverKind::Docker => {
-            let claim = Claim::new(shelf, record, seeds);
-            Box::new(Docker::new(Engine::connect(Which::Auto)?, ground, &record.image, record.memory, claim))
+            let claim = Claim::new(state_dir, record, seeds);
+            Box::new(Docker::new(Engine::connect(Which::Auto)?, network, &record.image, record.memory, claim))
         }
         DriverKind::Qemu => {
-            Box::new(Virtual::new(&shelf.folder(&ground.cluster), ground, &record.image, record.memory))
+            Box::new(QemuDriver::new(&state_dir.folder(&network.cluster), network, &record.image, record.memory))
         }
     })
 }

@@ -5,7 +5,7 @@
 //! so it alone says that a thing belongs to the cluster of a state folder. A name says nothing: two users may choose the
 //! same. Things made before there were creation ids prove themselves by the secret in the document that they hold.
 
-use super::record::{Record, Shelf};
+use super::record::{Record, StateDir};
 use crate::{model::keys::Keys, seed::Seeds};
 use anyhow::{Result, anyhow};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -39,14 +39,14 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Whoever runs this program, with the clusters of `shelf`.
-    pub fn of_this_process(shelf: &Shelf) -> Owner {
+    /// Whoever runs this program, with the clusters of `state_dir`.
+    pub fn of_this_process(state_dir: &StateDir) -> Owner {
         let id = rustix::process::getuid().as_raw();
         let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
         Owner {
             user: account(&accounts, id).map_or_else(|| id.to_string(), |name| format!("{name} ({id})")),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            folder: absolute(shelf.place()),
+            folder: absolute(state_dir.place()),
         }
     }
 
@@ -113,7 +113,7 @@ pub enum Title {
 
 impl Claim {
     /// The claim of the cluster that `record` and `seeds` describe.
-    pub fn new(shelf: &Shelf, record: &Record, seeds: &Seeds) -> Claim {
+    pub fn new(state_dir: &StateDir, record: &Record, seeds: &Seeds) -> Claim {
         let identity = Keys::new(&seeds.spec).identity();
         Claim {
             cluster: seeds.spec.cluster.clone(),
@@ -121,7 +121,7 @@ impl Claim {
             creation: record.creation.clone().unwrap_or_else(|| format!("of-{identity}")),
             identity,
             adopted: record.adopted,
-            owner: Owner::of_this_process(shelf),
+            owner: Owner::of_this_process(state_dir),
         }
     }
 

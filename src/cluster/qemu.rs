@@ -5,17 +5,19 @@
 //! same ports of the host.
 
 use super::{
-    driver::{Driver, Ground, NodePlan, Peer, Power, Prepared, Thing, ThingKind},
+    driver::{ClusterNetwork, Driver, NodePlan, Peer, PowerState, Prepared, Thing, ThingKind},
     owner::Title,
     record::is_there,
 };
 use crate::{
     container_engine::Executed,
-    error::Fault,
+    error::UserError,
     files::{NewFile, read_text},
-    machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, MachineSpec, Net, Order, Probed, Qemu, Seed},
+    machine::{
+        Accel, Console, DiskBus, DiskImage, Firmware, Machine, MachineConfig, MachineSpec, Net, Probed, Qemu, Seed,
+    },
     model::{Arch, scope::ports},
-    reexec::{Guard, Life},
+    reexec::{Launcher, Lifetime},
     switch::{Forward, HOST, LinkFault, PortSpec, Switch, SwitchSpec},
 };
 use anyhow::{Context as _, Result};
@@ -47,12 +49,12 @@ const IMAGE: &str = "image";
 
 /// The driver.
 #[derive(Debug)]
-pub struct Virtual {
+pub struct QemuDriver {
     folder: PathBuf,
-    ground: Ground,
+    network: ClusterNetwork,
     image: PathBuf,
     memory: u64,
-    guard: Guard,
+    launcher: Launcher,
     probed: OnceCell<Probed>,
 }
 
@@ -64,16 +66,16 @@ struct Kept {
     addresses: BTreeMap<String, IpAddr>,
 }
 
-impl Virtual {
-    /// Drives the cluster on `ground`, whose own folder is `folder`, with nodes that boot `image`, a file or the name of
+impl QemuDriver {
+    /// Drives the cluster on `network`, whose own folder is `folder`, with nodes that boot `image`, a file or the name of
     /// a recipe whose image is in `out/`, each with `memory` bytes.
-    pub fn new(folder: &Path, ground: Ground, image: &str, memory: Option<u64>) -> Virtual {
-        Virtual {
+    pub fn new(folder: &Path, network: ClusterNetwork, image: &str, memory: Option<u64>) -> QemuDriver {
+        QemuDriver {
             folder: folder.join(FOLDER),
-            ground,
+            network,
             image: image.into(),
             memory: memory.unwrap_or(MEMORY),
-            guard: Guard::new(),
+            launcher: Launcher::new(),
             probed: OnceCell::new(),
         }
     }
@@ -90,7 +92,7 @@ impl Virtual {
             if is_name { places.iter().find(|path| path.exists()).map_or(path, PathBuf::as_path) } else { path };
         if is_name && found == path {
             let [first, second] = places.map(|path| path.display().to_string());
-            return Err(Fault::request(format!("there is no image {first} or {second}"))
+            return Err(UserError::usage(format!("there is no image {first} or {second}"))
                 .hint(format!("make one: pgha-image build {wanted} --format qcow2"))
                 .into());
         }
@@ -123,7 +125,7 @@ impl Virtual {
             return Ok(switch);
         }
         let mut kept = self.kept()?.context("the cluster has no network")?;
-        let (switch, forwards) = Switch::start(&kept.switch, Life::Detached, &self.guard)?;
+        let (switch, forwards) = Switch::start(&kept.switch, Lifetime::Detached, &self.launcher)?;
         kept.switch.forwards = forwards;
         self.keep(&kept)?;
         Ok(switch)
@@ -209,12 +211,12 @@ fn forwards(address: IpAddr) -> impl Iterator<Item = Forward> {
     ports::ALL.into_iter().map(move |port| Forward { host, guest: (address, port).into() })
 }
 
-impl Driver for Virtual {
+impl Driver for QemuDriver {
     fn vacant(&self) -> Result<()> {
         if is_there(&self.folder)? {
-            let cluster = &self.ground.cluster;
+            let cluster = &self.network.cluster;
             let message = format!("{} has machines of a cluster whose record is lost", self.folder.display());
-            return Err(Fault::request(message)
+            return Err(UserError::usage(message)
                 .hint(format!(
                     "take another name; or, if it is needed: pgha-image cluster adopt {cluster}; or else: pgha-image \
                      cluster down {cluster}"
@@ -229,13 +231,13 @@ impl Driver for Virtual {
         DiskImage::open(&self.image)?;
         let making = || format!("making the folder {}", self.folder.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).with_context(making)?;
-        let (_, prefix) = self.ground.subnet.split_once('/').context("the subnet has a prefix")?;
+        let (_, prefix) = self.network.subnet.split_once('/').context("the subnet has a prefix")?;
         let switch = SwitchSpec {
             control: self.control(),
-            gateway: self.ground.gateway,
+            gateway: self.network.gateway,
             prefix: prefix.parse().context("reading the subnet's prefix")?,
             ports: Vec::new(),
-            forwards: self.ground.vip.into_iter().flat_map(forwards).collect(),
+            forwards: self.network.vip.into_iter().flat_map(forwards).collect(),
         };
         self.keep(&Kept { switch, addresses: BTreeMap::new() })?;
         self.switch()?;
@@ -246,7 +248,7 @@ impl Driver for Virtual {
         let accel = self.accel()?;
         let files = node.seed.files.iter().map(|(name, text)| ((*name).to_owned(), text.clone())).collect();
         let image = DiskImage::open(&self.image)?;
-        let order = Order {
+        let config = MachineConfig {
             name: node.name.clone(),
             disk_size: Some(image.size.max(DISK)),
             image,
@@ -262,15 +264,15 @@ impl Driver for Virtual {
         };
         let place = self.place(&node.name);
         if is_there(&place.join(DISK_FILE))? {
-            let (cluster, node) = (&self.ground.cluster, &node.name);
-            return Err(Fault::work(format!("{} has a disk, but no {MACHINE}", place.display()))
+            let (cluster, node) = (&self.network.cluster, &node.name);
+            return Err(UserError::runtime(format!("{} has a disk, but no {MACHINE}", place.display()))
                 .hint(format!(
                     "a call that made the machine was cut off, or the file is lost: keep the disk, or replace the node: \
                      pgha-image cluster replace {cluster} {node} --force"
                 ))
                 .into());
         }
-        order.prepare(accel, &place)?;
+        config.prepare(accel, &place)?;
         let switch = self.switch()?;
         let port = PortSpec { name: node.name.clone(), folder: place };
         switch.attach(port.clone())?;
@@ -286,7 +288,7 @@ impl Driver for Virtual {
     fn start(&self, node: &str) -> Result<()> {
         // A machine finds the switch when it starts, or never.
         drop(self.switch()?);
-        Machine::start(&Qemu::find()?, &self.place(node), Life::Detached, &self.guard).map(drop)
+        Machine::start(&Qemu::find()?, &self.place(node), Lifetime::Detached, &self.launcher).map(drop)
     }
 
     fn kill(&self, node: &str) -> Result<()> {
@@ -317,13 +319,13 @@ impl Driver for Virtual {
         remove(&place)
     }
 
-    fn power(&self, node: &str) -> Result<Power> {
+    fn power(&self, node: &str) -> Result<PowerState> {
         let place = self.place(node);
         if !is_there(&place.join(MACHINE))? {
-            return Ok(Power::Absent);
+            return Ok(PowerState::Absent);
         }
-        let Some(machine) = Machine::open(&place)? else { return Ok(Power::Off) };
-        Ok(if machine.monitor()?.status()? == "paused" { Power::Paused } else { Power::On })
+        let Some(machine) = Machine::open(&place)? else { return Ok(PowerState::Off) };
+        Ok(if machine.monitor()?.status()? == "paused" { PowerState::Paused } else { PowerState::On })
     }
 
     fn exec(&self, node: &str, command: &[String], input: &[u8], within: Duration) -> Result<Executed> {
@@ -368,7 +370,7 @@ impl Driver for Virtual {
     }
 
     fn vip_endpoint(&self, port: u16) -> Result<Option<SocketAddr>> {
-        self.ground.vip.map_or(Ok(None), |vip| self.reached((vip, port).into()))
+        self.network.vip.map_or(Ok(None), |vip| self.reached((vip, port).into()))
     }
 
     /// All of it is in the cluster's own folder, so it is the cluster's.
@@ -393,8 +395,8 @@ impl Driver for Virtual {
         things.push(thing(
             ThingKind::Network,
             &self.folder,
-            &self.ground.cluster,
-            format!(" ({})", self.ground.subnet),
+            &self.network.cluster,
+            format!(" ({})", self.network.subnet),
         ));
         Ok(things)
     }

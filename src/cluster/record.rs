@@ -1,9 +1,9 @@
 //! What is remembered of a cluster between two runs of the program.
 
-use super::driver::{DriverKind, Ground};
+use super::driver::{ClusterNetwork, DriverKind};
 use crate::{
     document::Document,
-    error::Fault,
+    error::UserError,
     files::{private_folder, read_text, user_folder, write_private},
 };
 use anyhow::{Context as _, Result};
@@ -16,7 +16,7 @@ use std::{
 
 /// The folder that has one folder for each cluster.
 #[derive(Debug, Clone)]
-pub struct Shelf(PathBuf);
+pub struct StateDir(PathBuf);
 
 /// A cluster that was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +30,8 @@ pub struct Record {
     /// The most memory that each may use, in bytes.
     pub memory: Option<u64>,
     /// Their network.
-    pub ground: Ground,
+    #[serde(alias = "ground")]
+    pub network: ClusterNetwork,
     /// Tells what is the cluster's from what only has the same name: drawn when it was made.
     #[serde(default)]
     pub creation: Option<String>,
@@ -50,21 +51,21 @@ const RECORD: &str = "record.json";
 /// The lock, in the cluster's folder. Its text says who holds it.
 pub(super) const LOCK: &str = "lock";
 
-impl Shelf {
+impl StateDir {
     /// The user's own: `pgha-image/clusters` in `XDG_STATE_HOME` or `~/.local/state`.
     ///
     /// # Errors
     /// A wrong request when the user has no such folder.
-    pub fn of_the_user() -> Result<Shelf> {
+    pub fn of_the_user() -> Result<StateDir> {
         let folder = user_folder("XDG_STATE_HOME", ".local/state").ok_or_else(|| {
-            Fault::request("neither XDG_STATE_HOME nor HOME is set, so there is no place to remember clusters")
+            UserError::usage("neither XDG_STATE_HOME nor HOME is set, so there is no place to remember clusters")
         })?;
-        Ok(Shelf(folder.join("clusters")))
+        Ok(StateDir(folder.join("clusters")))
     }
 
-    /// A shelf in `folder`.
-    pub fn at(folder: PathBuf) -> Shelf {
-        Shelf(folder)
+    /// A state directory in `folder`.
+    pub fn at(folder: PathBuf) -> StateDir {
+        StateDir(folder)
     }
 
     /// The folder of the cluster `name`.
@@ -80,7 +81,7 @@ impl Shelf {
     /// The names of all clusters.
     ///
     /// # Errors
-    /// When the shelf cannot be read.
+    /// When the state directory cannot be read.
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
         let entries = match fs::read_dir(&self.0) {
@@ -111,7 +112,7 @@ impl Shelf {
             } else {
                 format!("there are: {}", known.join(", "))
             };
-            return Err(Fault::request(format!("there is no cluster `{name}`")).hint(hint).into());
+            return Err(UserError::usage(format!("there is no cluster `{name}`")).hint(hint).into());
         }
         let folder = self.folder(name);
         let path = folder.join(RECORD);
@@ -119,7 +120,7 @@ impl Shelf {
         let record: Record = serde_json::from_str(&read_text(&path)?).with_context(reading)?;
         if record.schema > Record::SCHEMA {
             let (schema, known) = (record.schema, Record::SCHEMA);
-            return Err(Fault::work(format!(
+            return Err(UserError::runtime(format!(
                 "its schema {schema} is newer than {known}, the newest that is known here"
             ))
             .hint("use the version of this program that made the cluster, or a newer one"))
@@ -144,10 +145,10 @@ impl Shelf {
     /// # Errors
     /// When it cannot be written.
     pub fn store(&self, record: &Record, document: &Document) -> Result<()> {
-        private_folder(&self.folder(&record.ground.cluster))?;
-        self.put(&record.ground.cluster, DOCUMENT, &document.text)?;
+        private_folder(&self.folder(&record.network.cluster))?;
+        self.put(&record.network.cluster, DOCUMENT, &document.text)?;
         // Last, as it is what says that the cluster is there.
-        self.put(&record.ground.cluster, RECORD, &serde_json::to_string_pretty(record)?).map(drop)
+        self.put(&record.network.cluster, RECORD, &serde_json::to_string_pretty(record)?).map(drop)
     }
 
     /// Writes a file of the cluster `name` that nobody else may read. Returns its path.
@@ -194,7 +195,7 @@ fn unless_gone(outcome: std::io::Result<()>) -> std::io::Result<()> {
     }
 }
 
-/// Whether `name` is the name of a folder in a shelf and of nothing else.
+/// Whether `name` is the name of a folder in a state directory and of nothing else.
 pub(super) fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
 }
@@ -221,17 +222,17 @@ mod tests {
     #[test]
     fn records_of_the_first_schema_open_and_newer_ones_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let shelf = Shelf::at(folder.path().to_owned());
-        let own = shelf.folder("demo");
+        let state_dir = StateDir::at(folder.path().to_owned());
+        let own = state_dir.folder("demo");
         fs::create_dir(&own).unwrap();
         fs::write(own.join(DOCUMENT), "schema: 1\n").unwrap();
-        assert!(!shelf.has("demo").unwrap());
+        assert!(!state_dir.has("demo").unwrap());
         fs::write(own.join(RECORD), OLD).unwrap();
-        assert_eq!(shelf.names().unwrap(), ["demo"]);
-        let (record, _) = shelf.load("demo").unwrap();
+        assert_eq!(state_dir.names().unwrap(), ["demo"]);
+        let (record, _) = state_dir.load("demo").unwrap();
         assert_eq!((record.schema, record.creation.as_deref(), record.adopted), (1, None, false));
         fs::write(own.join(RECORD), OLD.replace(r#""schema": 1"#, r#""schema": 3"#)).unwrap();
-        let error = shelf.load("demo").unwrap_err();
+        let error = state_dir.load("demo").unwrap_err();
         assert!(error.root_cause().to_string().contains("schema 3 is newer than 2"), "{error:#}");
     }
 
@@ -239,11 +240,11 @@ mod tests {
     fn names_that_lead_elsewhere_are_nobodys() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(RECORD), OLD).unwrap();
-        let shelf = Shelf::at(folder.path().join("clusters"));
+        let state_dir = StateDir::at(folder.path().join("clusters"));
         fs::create_dir(folder.path().join("clusters")).unwrap();
         for name in ["..", "", "a/..", "Demo", "/etc"] {
-            assert!(!shelf.has(name).unwrap(), "{name}");
-            assert!(shelf.load(name).is_err(), "{name}");
+            assert!(!state_dir.has(name).unwrap(), "{name}");
+            assert!(state_dir.load(name).is_err(), "{name}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Containers and networks of an engine.
 
 use super::{Engine, Kind};
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::{Context as _, Result};
 use bollard::{
     body_full,
@@ -270,10 +270,10 @@ impl Engine {
                 // The same status says that there is no such container, which is another thing than an absent file.
                 return match self.container(container).with_context(reading)? {
                     Some(_) => Ok(None),
-                    None => Err(Fault::work("there is no such container")).with_context(reading),
+                    None => Err(UserError::runtime("there is no such container")).with_context(reading),
                 };
             }
-            Err(error) => return Err(self.told(error)).with_context(reading),
+            Err(error) => return Err(self.explained(error)).with_context(reading),
         };
         first_file(&archive).with_context(reading)
     }
@@ -329,7 +329,7 @@ impl Engine {
                 self.wait_gone(container).with_context(removing)
             }
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
-            other => other.map_err(|error| self.told(error)).with_context(removing),
+            other => other.map_err(|error| self.explained(error)).with_context(removing),
         }
     }
 
@@ -337,7 +337,7 @@ impl Engine {
         let deadline = Instant::now() + REMOVED_WITHIN;
         while self.container(container)?.is_some() {
             if Instant::now() > deadline {
-                return Err(Fault::work("another removal of it does not end").into());
+                return Err(UserError::runtime("another removal of it does not end").into());
             }
             std::thread::sleep(REMOVED_PAUSE);
         }
@@ -373,7 +373,7 @@ impl Engine {
         match self.runtime.block_on(self.docker.inspect_container(container, None::<InspectContainerOptions>)) {
             Ok(about) => Ok(Some(about.into())),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-            Err(error) => Err(self.told(error)).with_context(|| format!("asking for the container {container}")),
+            Err(error) => Err(self.explained(error)).with_context(|| format!("asking for the container {container}")),
         }
     }
 
@@ -400,9 +400,9 @@ impl Engine {
         let executed = self.runtime.block_on(work);
         match executed {
             Err(Error::RequestTimeoutError) => {
-                Err(Fault::work(format!("it did not end within {} s", within.as_secs()))).with_context(doing)
+                Err(UserError::runtime(format!("it did not end within {} s", within.as_secs()))).with_context(doing)
             }
-            other => other.map_err(|error| self.told(error)).with_context(doing),
+            other => other.map_err(|error| self.explained(error)).with_context(doing),
         }
     }
 
@@ -485,7 +485,7 @@ impl Engine {
     fn unless_gone(&self, work: impl Future<Output = Result<(), Error>>) -> Result<()> {
         match self.runtime.block_on(work) {
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
-            other => other.map_err(|error| self.told(error)),
+            other => other.map_err(|error| self.explained(error)),
         }
     }
 }
@@ -555,7 +555,7 @@ fn first_file(archive: &[u8]) -> Result<Option<ContainerFile>> {
     let Some(entry) = archive.entries()?.next() else { return Ok(None) };
     let mut entry = entry?;
     if !entry.header().entry_type().is_file() {
-        return Err(Fault::work("it is no file").into());
+        return Err(UserError::runtime("it is no file").into());
     }
     let mut bytes = Vec::new();
     entry.read_to_end(&mut bytes)?;

@@ -80,7 +80,7 @@ impl Ground {
         });
         match outcome {
             Ok(()) => Outcome::Admitted,
-            Err(Closed::Refused(fault)) => Outcome::Refused(fault.message),
+            Err(Closed::Refused(problem)) => Outcome::Refused(problem.message),
             Err(Closed::Failed(error)) => {
                 assert_eq!(error.to_string(), "enough waiting");
                 Outcome::Waits(told)
