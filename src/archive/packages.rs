@@ -3,7 +3,7 @@
 use super::BlobSink;
 use crate::{
     debian::deb::{self, ExpandedDeb, Limits},
-    error::Fault,
+    error::UserError,
     http::{Client, Fetch},
     model::Digest,
     progress::{Progress, Step, Unit, size},
@@ -151,7 +151,7 @@ fn not_in_store(wanted: &[Wanted], remote: &[usize]) -> anyhow::Error {
     if more > 0 {
         names.push(format!("and {more} more"));
     }
-    Fault::work(format!("the store lacks packages, and the network must not be used:\n  {}", names.join("\n  ")))
+    UserError::runtime(format!("the store lacks packages, and the network must not be used:\n  {}", names.join("\n  ")))
         .hint("build once without --offline")
         .into()
 }
@@ -269,7 +269,7 @@ impl Line<'_> {
         {
             if expanded.control.get(field) != Some(value) {
                 let found = expanded.control.get(field).map_or("nothing", String::as_str);
-                return Err(Fault::work(format!("its field `{field}` says `{found}`, the index `{value}`"))
+                return Err(UserError::runtime(format!("its field `{field}` says `{found}`, the index `{value}`"))
                     .hint("the archive contradicts itself; tell those who keep it")
                     .into());
             }

@@ -1,7 +1,7 @@
 //! Runs of dpkg, the root's own, inside the root.
 
 use crate::{
-    error::Fault,
+    error::UserError,
     sandbox::{Ending, Room},
 };
 use anyhow::Result;
@@ -152,7 +152,7 @@ impl<'a> Dpkg<'a> {
                 message.push_str(&format!("\n  | {line}"));
             }
         }
-        Fault::work(message).into()
+        UserError::runtime(message).into()
     }
 }
 

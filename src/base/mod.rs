@@ -28,7 +28,7 @@ pub use clean::lint;
 
 use crate::{
     debian::deb::ExpandedDeb,
-    error::Fault,
+    error::UserError,
     model::{Digest, GuestPath},
     progress::{Progress, Step, Unit},
     rootfs::tar::StoredLayer,
@@ -280,10 +280,12 @@ impl sandbox::Listener for Listener<'_, '_> {
 /// Refuses a clock that would date files before the packages they came with.
 fn check_epoch(epoch: i64, now: i64) -> Result<()> {
     if epoch < 0 {
-        return Err(Fault::request(format!("the time {epoch}, which no file may be later than, is before 1970")).into());
+        return Err(
+            UserError::usage(format!("the time {epoch}, which no file may be later than, is before 1970")).into()
+        );
     }
     if epoch > now {
-        return Err(Fault::request(format!("the time {epoch}, which no file may be later than, is in the future"))
+        return Err(UserError::usage(format!("the time {epoch}, which no file may be later than, is in the future"))
             .hint("check the machine's clock and SOURCE_DATE_EPOCH")
             .into());
     }

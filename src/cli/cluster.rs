@@ -4,7 +4,7 @@ use super::print;
 use crate::{
     cluster::{self, Cluster, DriverKind, Request, Shelf, View},
     document::Document,
-    error::Fault,
+    error::UserError,
     files::read_text,
     model::{
         Time,
@@ -376,7 +376,7 @@ fn exec(cluster: &Cluster, node: &str, command: &[String], within: Duration) -> 
     if done.status == 0 {
         return Ok(());
     }
-    Err(Fault::work(format!("`{}` on {node} ended with status {}", command[0], done.status)).into())
+    Err(UserError::runtime(format!("`{}` on {node} ended with status {}", command[0], done.status)).into())
 }
 
 /// The node and the command that run psql there. No password is among its arguments.

@@ -1,7 +1,7 @@
 //! `pgha-image run`.
 
 use crate::{
-    error::Fault,
+    error::UserError,
     files, interrupt,
     machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, Net, Order, PortForward, Qemu, Seed},
     model::Arch,
@@ -199,7 +199,7 @@ fn find_image(wanted: &Path) -> Result<PathBuf> {
     let found = places.iter().find(|path| path.exists()).cloned();
     found.ok_or_else(|| {
         let [first, second] = places.map(|path| path.display().to_string());
-        Fault::request(format!("there is no image {name}, {first} or {second}"))
+        UserError::usage(format!("there is no image {name}, {first} or {second}"))
             .hint(format!("make one: pgha-image build {name} --format qcow2"))
             .into()
     })
@@ -210,7 +210,7 @@ fn require_free(port: &PortForward) -> Result<()> {
     match TcpListener::bind(port.host) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             let hint = "end what listens there (ss -ltnp shows it), or choose another port";
-            Err(Fault::request(format!("the port {} is taken", port.host)).hint(hint).into())
+            Err(UserError::usage(format!("the port {} is taken", port.host)).hint(hint).into())
         }
         Err(error) => Err(error).with_context(|| format!("listening on {}", port.host)),
         Ok(_) => Ok(()),

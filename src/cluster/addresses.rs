@@ -3,7 +3,7 @@
 use super::driver::Ground;
 use crate::{
     document::Document,
-    error::Fault,
+    error::UserError,
     model::{ClusterSpec, Network},
     seed::compose::subnet,
 };
@@ -19,7 +19,7 @@ const PREFIX: u8 = 24;
 ///
 /// # Errors
 /// A wrong request when a member lies outside it, or no address is left for the host.
-pub fn ground(spec: &ClusterSpec) -> Result<Ground, Fault> {
+pub fn ground(spec: &ClusterSpec) -> Result<Ground, UserError> {
     let first = spec.members[0].address;
     let prefix = match &spec.vip {
         Some(vip) => vip.address.prefix,
@@ -28,7 +28,7 @@ pub fn ground(spec: &ClusterSpec) -> Result<Ground, Fault> {
     };
     let network = Network { address: first, prefix };
     if let Some(member) = spec.members.iter().find(|member| !network.contains(member.address)) {
-        return Err(Fault::request(format!(
+        return Err(UserError::usage(format!(
             "the member {} at {} is outside the network {}, which all nodes on one machine share",
             member.name,
             member.address,
@@ -41,7 +41,7 @@ pub fn ground(spec: &ClusterSpec) -> Result<Ground, Fault> {
     let gateway =
         (1..250).map(|number| plus(base, number)).find(|address| !taken(*address) && network.contains(*address));
     let gateway = gateway.ok_or_else(|| {
-        Fault::request(format!("the network {} has no address left for the host", subnet(&network)))
+        UserError::usage(format!("the network {} has no address left for the host", subnet(&network)))
             .hint("give the virtual address a shorter prefix")
     })?;
     Ok(Ground { cluster: spec.cluster.clone(), subnet: subnet(&network), gateway, vip })
@@ -60,7 +60,7 @@ fn plus(address: IpAddr, number: u32) -> IpAddr {
 /// A wrong request when the number of nodes is none that a network has room for; failed work when no network is free.
 pub fn document(name: &str, nodes: usize, timing: &str, taken: &[String]) -> Result<Document> {
     if !(1..=9).contains(&nodes) {
-        return Err(Fault::request(format!("a cluster of {nodes} nodes cannot be made")).hint("give 1 to 9").into());
+        return Err(UserError::usage(format!("a cluster of {nodes} nodes cannot be made")).hint("give 1 to 9").into());
     }
     let [a, b] = RANGE;
     // Other networks may be larger or smaller: neither may hold the other's first address.
@@ -69,7 +69,7 @@ pub fn document(name: &str, nodes: usize, timing: &str, taken: &[String]) -> Res
         .map(|c| Network { address: Ipv4Addr::new(a, b, c, 0).into(), prefix: PREFIX })
         .find(|own| taken.iter().all(|other| !other.contains(own.address) && !own.contains(other.address)));
     let Some(Network { address: IpAddr::V4(base), .. }) = free else {
-        return Err(Fault::work(format!("no network {a}.{b}.x.0/{PREFIX} is free"))
+        return Err(UserError::runtime(format!("no network {a}.{b}.x.0/{PREFIX} is free"))
             .hint("remove a cluster that is not needed: pgha-image cluster down NAME")
             .into());
     };

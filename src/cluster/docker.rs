@@ -3,7 +3,7 @@
 use super::driver::{Driver, Ground, NodePlan, Peer, Power};
 use crate::{
     container_engine::{Container, ContainerSpec, ContainerState, Engine, Executed, NetworkSpec, Which},
-    error::Fault,
+    error::UserError,
     model::scope::ports,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -94,7 +94,7 @@ impl Docker {
 impl Driver for Docker {
     fn prepare(&self) -> Result<()> {
         if self.engine.image_id(&self.image)?.is_none() {
-            return Err(Fault::request(format!("{} has no image {}", self.engine, self.image))
+            return Err(UserError::usage(format!("{} has no image {}", self.engine, self.image))
                 .hint(format!("build and load it: pgha-image build {} --load", self.image))
                 .into());
         }

@@ -17,7 +17,7 @@ pub use view::{Postgresql, Said, View, ailment, table};
 use crate::{
     container_engine::{Executed, Which},
     document::Document,
-    error::Fault,
+    error::UserError,
     machine::{Accel, Qemu},
     model::{ClusterSpec, DOCUMENT_PATH, keys::Keys, scope::TLS_PATH},
     poll::Pace,
@@ -97,7 +97,7 @@ impl Cluster {
         let seeds = seeds_of(request.driver, document)?;
         if shelf.has(&seeds.spec.cluster) {
             let name = &seeds.spec.cluster;
-            return Err(Fault::request(format!("there is a cluster `{name}` already"))
+            return Err(UserError::usage(format!("there is a cluster `{name}` already"))
                 .hint(format!(
                     "go on with it: pgha-image cluster status {name}; or remove it: pgha-image cluster down {name}"
                 ))
@@ -175,7 +175,7 @@ impl Cluster {
         let known = self.nodes();
         match names.iter().find(|name| !known.contains(name)) {
             Some(stranger) => {
-                Err(Fault::request(format!("the cluster `{}` has no node `{stranger}`", self.seeds.spec.cluster))
+                Err(UserError::usage(format!("the cluster `{}` has no node `{stranger}`", self.seeds.spec.cluster))
                     .hint(format!("its nodes are {}", known.join(", ")))
                     .into())
             }
@@ -273,13 +273,16 @@ impl Cluster {
                 views.iter().find(|view| view.said.as_ref().is_some_and(|said| said.phase == "refused"))
             {
                 let said = refused.said.as_ref().map(|said| said.reason.clone()).unwrap_or_default();
-                return Err(Fault::work(format!("{} refuses its document\n{said}", refused.node)).into());
+                return Err(UserError::runtime(format!("{} refuses its document\n{said}", refused.node)).into());
             }
             if Instant::now() >= deadline {
                 let name = &self.seeds.spec.cluster;
-                return Err(Fault::work(format!("the cluster is not ready after {} s: {ailment}", within.as_secs()))
-                    .hint(format!("see `pgha-image cluster status {name}` and `pgha-image cluster logs {name} NODE`"))
-                    .into());
+                return Err(UserError::runtime(format!(
+                    "the cluster is not ready after {} s: {ailment}",
+                    within.as_secs()
+                ))
+                .hint(format!("see `pgha-image cluster status {name}` and `pgha-image cluster logs {name} NODE`"))
+                .into());
             }
             // A bar shows where things stand; lines tell what has changed.
             if progress.style() != Style::Bars && ailment != told {
@@ -309,7 +312,7 @@ impl Cluster {
             views.iter().find(|view| view.is_primary()).or_else(|| views.iter().find(|view| view.said.is_some()));
         best.map(|view| view.node.clone()).ok_or_else(|| {
             let name = &self.seeds.spec.cluster;
-            Fault::work(format!("no node of the cluster `{name}` runs"))
+            UserError::runtime(format!("no node of the cluster `{name}` runs"))
                 .hint(format!("pgha-image cluster start {name}"))
                 .into()
         })
@@ -360,7 +363,7 @@ impl Cluster {
         // patronictl tells a refusal in words and ends well.
         if done.status != 0 || !text.contains("Successfully") {
             let why = [text.trim(), String::from_utf8_lossy(&done.stderr).trim()].join("\n");
-            return Err(Fault::work(format!("Patroni does not switch over: {}", why.trim())).into());
+            return Err(UserError::runtime(format!("Patroni does not switch over: {}", why.trim())).into());
         }
         Ok(text)
     }
@@ -378,7 +381,7 @@ impl Cluster {
             }
         };
         let name = &self.seeds.spec.cluster;
-        Err(Fault::work(format!("Patroni began to switch over from {old}, but {ailment}"))
+        Err(UserError::runtime(format!("Patroni began to switch over from {old}, but {ailment}"))
             .hint(format!("see who is what: pgha-image cluster status {name}"))
             .into())
     }
@@ -394,7 +397,7 @@ impl Cluster {
         let seeds = Seeds::new(document, self.seeds.extras.clone())?;
         let ours = Keys::new(&self.seeds.spec).identity() == Keys::new(&seeds.spec).identity();
         if seeds.spec.cluster != self.seeds.spec.cluster || !ours {
-            return Err(Fault::request(format!(
+            return Err(UserError::usage(format!(
                 "the document is not that of the cluster `{}`: its name and its secret cannot change",
                 self.seeds.spec.cluster
             ))
@@ -402,7 +405,7 @@ impl Cluster {
         }
         let ground = addresses::ground(&seeds.spec)?;
         if ground.subnet != self.record.ground.subnet {
-            return Err(Fault::request("the document's members lie in another network than the cluster's").into());
+            return Err(UserError::usage("the document's members lie in another network than the cluster's").into());
         }
         // Whoever goes is gone before the new document is remembered: if one cannot leave, the same update can be given
         // again, and no node runs that nobody knows of.

@@ -7,7 +7,7 @@
 use super::driver::{Driver, Ground, NodePlan, Peer, Power};
 use crate::{
     container_engine::Executed,
-    error::Fault,
+    error::UserError,
     files::{NewFile, read_text},
     machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, MachineSpec, Net, Order, Probed, Qemu, Seed},
     model::{Arch, scope::ports},
@@ -79,7 +79,7 @@ impl Virtual {
             if is_name { places.iter().find(|path| path.exists()).map_or(path, PathBuf::as_path) } else { path };
         if is_name && found == path {
             let [first, second] = places.map(|path| path.display().to_string());
-            return Err(Fault::request(format!("there is no image {first} or {second}"))
+            return Err(UserError::usage(format!("there is no image {first} or {second}"))
                 .hint(format!("make one: pgha-image build {wanted} --format qcow2"))
                 .into());
         }

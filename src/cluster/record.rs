@@ -3,7 +3,7 @@
 use super::driver::{DriverKind, Ground};
 use crate::{
     document::Document,
-    error::Fault,
+    error::UserError,
     files::{private_folder, read_text, user_folder, write_private},
 };
 use anyhow::{Context as _, Result};
@@ -39,7 +39,7 @@ impl Shelf {
     /// A wrong request when the user has no such folder.
     pub fn of_the_user() -> Result<Shelf> {
         let folder = user_folder("XDG_STATE_HOME", ".local/state").ok_or_else(|| {
-            Fault::request("neither XDG_STATE_HOME nor HOME is set, so there is no place to remember clusters")
+            UserError::usage("neither XDG_STATE_HOME nor HOME is set, so there is no place to remember clusters")
         })?;
         Ok(Shelf(folder.join("clusters")))
     }
@@ -87,7 +87,7 @@ impl Shelf {
             } else {
                 format!("there are: {}", known.join(", "))
             };
-            return Err(Fault::request(format!("there is no cluster `{name}`")).hint(hint).into());
+            return Err(UserError::usage(format!("there is no cluster `{name}`")).hint(hint).into());
         }
         let path = folder.join(RECORD);
         let record = serde_json::from_str(&read_text(&path)?).with_context(|| format!("reading {}", path.display()))?;

@@ -75,7 +75,7 @@ fn check(settings: &Settings, resources: &[Resource]) -> Result<()> {
         }
     }
     if wrong > 0 {
-        bail!(crate::error::Fault::request(format!("{wrong} of {} resources are wrong", resources.len())));
+        bail!(crate::error::UserError::usage(format!("{wrong} of {} resources are wrong", resources.len())));
     }
     log::info!("{} resources are right", resources.len());
     Ok(())

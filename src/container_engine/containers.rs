@@ -1,7 +1,7 @@
 //! Containers and networks of an engine.
 
 use super::{Engine, Kind, said};
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::{Context as _, Result};
 use bollard::{
     body_full,
@@ -302,7 +302,7 @@ impl Engine {
         let executed = self.runtime.block_on(work);
         match executed {
             Err(Error::RequestTimeoutError) => {
-                Err(Fault::work(format!("it did not end within {} s", within.as_secs()))).with_context(doing)
+                Err(UserError::runtime(format!("it did not end within {} s", within.as_secs()))).with_context(doing)
             }
             other => other.map_err(|error| self.told(error)).with_context(doing),
         }

@@ -10,7 +10,7 @@ pub use containers::{Container, ContainerSpec, ContainerState, Executed, Network
 pub use find::Which;
 
 use crate::{
-    error::Fault,
+    error::UserError,
     progress::{Progress, Step, Unit, size},
 };
 use anyhow::{Context as _, Result};
@@ -218,12 +218,12 @@ impl Engine {
     fn told(&self, error: Error) -> anyhow::Error {
         match error {
             Error::DockerResponseServerError { message, .. } | Error::DockerStreamError { error: message } => {
-                Fault::work(format!("{} refused: {}", self.kind, message.trim())).into()
+                UserError::runtime(format!("{} refused: {}", self.kind, message.trim())).into()
             }
-            Error::RequestTimeoutError => Fault::work(format!("{} does not answer", self.kind)).into(),
+            Error::RequestTimeoutError => UserError::runtime(format!("{} does not answer", self.kind)).into(),
             error if is_local(&error) => anyhow::Error::msg(said(&error)),
             error => anyhow::Error::msg(said(&error)).context(
-                Fault::work(format!("{} cut the connection off", self.kind))
+                UserError::runtime(format!("{} cut the connection off", self.kind))
                     .hint(format!("see whether it still runs, and what its log says ({})", self.address)),
             ),
         }

@@ -2,7 +2,7 @@
 
 use super::{peers::Material, state::State};
 use crate::{
-    error::Fault,
+    error::UserError,
     files::{NewFile, read_text},
     model::scope::{host_port, ports},
 };
@@ -113,7 +113,7 @@ pub fn patroni(state: &State) -> Result<()> {
     }
     let value: serde_json::Value = answer.body_mut().read_json().context("reading Patroni's answer")?;
     let word = |key: &str| value[key].as_str().unwrap_or("unknown").to_owned();
-    Err(Fault::work(format!("PostgreSQL is {} ({})", word("state"), word("role"))).into())
+    Err(UserError::runtime(format!("PostgreSQL is {} ({})", word("state"), word("role"))).into())
 }
 
 #[cfg(test)]

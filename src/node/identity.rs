@@ -1,6 +1,6 @@
 //! Which of the document's members this machine is: by its addresses, then its host name, then its instance id.
 
-use crate::{error::Fault, model::ClusterSpec};
+use crate::{error::UserError, model::ClusterSpec};
 use std::net::IpAddr;
 
 /// What a machine knows of itself.
@@ -19,7 +19,7 @@ pub struct Traits {
 ///
 /// # Errors
 /// A wrong request when it is several of them.
-pub fn identify(spec: &ClusterSpec, traits: &Traits) -> Result<Option<usize>, Fault> {
+pub fn identify(spec: &ClusterSpec, traits: &Traits) -> Result<Option<usize>, UserError> {
     let short = traits.host_name.split('.').next().unwrap_or_default();
     let all = |is: &dyn Fn(&crate::model::Member) -> bool| -> Vec<usize> {
         (0..spec.members.len()).filter(|index| is(&spec.members[*index])).collect()
@@ -32,16 +32,16 @@ pub fn identify(spec: &ClusterSpec, traits: &Traits) -> Result<Option<usize>, Fa
         ([], [], []) => Ok(None),
         (several, ..) => {
             let names: Vec<_> = several.iter().map(|index| spec.members[*index].name.as_str()).collect();
-            Err(Fault::request(format!("this machine has the addresses of several members: {}", names.join(", "))))
+            Err(UserError::usage(format!("this machine has the addresses of several members: {}", names.join(", "))))
         }
     }
 }
 
 /// What to say of a machine that is no member.
-pub fn stranger(spec: &ClusterSpec, traits: &Traits) -> Fault {
+pub fn stranger(spec: &ClusterSpec, traits: &Traits) -> UserError {
     let addresses: Vec<_> = traits.addresses.iter().map(ToString::to_string).collect();
     let members: Vec<_> = spec.members.iter().map(|member| format!("{} at {}", member.name, member.address)).collect();
-    Fault::work(format!(
+    UserError::runtime(format!(
         "this machine is none of the members {}: it is called `{}` and has the addresses {}",
         members.join(", "),
         traits.host_name,
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
     use crate::model::samples;
 
-    fn who(addresses: &[&str], host_name: &str, instance_id: Option<&str>) -> Result<Option<usize>, Fault> {
+    fn who(addresses: &[&str], host_name: &str, instance_id: Option<&str>) -> Result<Option<usize>, UserError> {
         let mut spec = samples::three();
         spec.members[2].instance_id = Some("i-3".into());
         let traits = Traits {

@@ -14,7 +14,7 @@ use super::{
     units,
 };
 use crate::{
-    error::{Blame, Fault, blame},
+    error::{ErrorKind, UserError, kind_of},
     etcd::Client,
     files::read_text,
     log,
@@ -107,10 +107,10 @@ struct Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
         let error = error.into();
-        let code = match blame(&error) {
+        let code = match kind_of(&error) {
             _ if metadata::is_missing(&error) => UNASKED,
-            Blame::Request => NEVER,
-            Blame::Work => LATER,
+            ErrorKind::Usage => NEVER,
+            ErrorKind::Runtime => LATER,
         };
         Failure { code, error }
     }
@@ -125,7 +125,7 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
     let known = State::load(state_path)?;
     let data = Data::look(Path::new("/"));
     state::claim(&node.spec, node.own, known.as_ref(), data)
-        .map_err(|fault| Failure { code: FOREIGN, error: fault.into() })?;
+        .map_err(|problem| Failure { code: FOREIGN, error: problem.into() })?;
     let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
         .with_context(|| format!("reading {MANIFEST_PATH}"))?;
     let facts = machine::facts(node.member().address)?;
@@ -349,9 +349,13 @@ fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> 
         };
         let Some(missing) = missing else { return Ok(()) };
         if Instant::now() >= deadline {
-            return Err(Fault::work(format!("{} is not ready after {} s: {missing}", service.unit, within.as_secs()))
-                .hint(format!("journalctl -u {}", service.unit))
-                .into());
+            return Err(UserError::runtime(format!(
+                "{} is not ready after {} s: {missing}",
+                service.unit,
+                within.as_secs()
+            ))
+            .hint(format!("journalctl -u {}", service.unit))
+            .into());
         }
         teller.tell(Phase::Waiting, &step, &missing);
         pace.rest();
@@ -405,8 +409,8 @@ mod tests {
     #[test]
     fn a_wrong_request_is_never_tried_again_and_failed_work_is() {
         let code = |error: anyhow::Error| Failure::from(error).code;
-        assert_eq!(code(Fault::request("wrong").into()), NEVER);
-        assert_eq!(code(Fault::work("not yet").into()), LATER);
+        assert_eq!(code(UserError::usage("wrong").into()), NEVER);
+        assert_eq!(code(UserError::runtime("not yet").into()), LATER);
         assert_eq!(code(anyhow::anyhow!("disk")), LATER);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{init::Node, peers::Material, state::State, units};
 use crate::{
-    error::Fault,
+    error::UserError,
     etcd::{Client, RangeRequest},
     exec::Run,
     log,
@@ -33,7 +33,7 @@ pub fn leave(state: &State) -> Result<()> {
     let me = &node.spec.members[node.own];
     let others: Vec<_> = node.spec.members.iter().filter(|member| member.name != me.name).map(client_url).collect();
     if others.is_empty() {
-        return Err(Fault::request(format!("{} is the last member of its cluster", me.name))
+        return Err(UserError::usage(format!("{} is the last member of its cluster", me.name))
             .hint("stop the machine: there is nobody to tell")
             .into());
     }
@@ -76,7 +76,7 @@ fn stop(unit: &str) -> Result<()> {
     Run::new("systemctl").args(["stop", unit]).limit(STOP_WITHIN).capture().map(drop)?;
     let now = units::show(unit)?;
     if now.active == "active" {
-        return Err(Fault::work(format!("{unit} does not stop: {}", now.words())).into());
+        return Err(UserError::runtime(format!("{unit} does not stop: {}", now.words())).into());
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What this node remembers from boot to boot, and whether the data on its disks is its cluster's.
 
 use crate::{
-    error::Fault,
+    error::UserError,
     files::{NewFile, read_text},
     model::{ClusterSpec, keys::Keys, scope::EtcdStart},
 };
@@ -112,13 +112,13 @@ impl Data {
 ///
 /// # Errors
 /// A wrong request, where there is data that belongs to another cluster or node, or to nobody known.
-pub fn claim(spec: &ClusterSpec, own: usize, state: Option<&State>, data: Data) -> Result<(), Fault> {
+pub fn claim(spec: &ClusterSpec, own: usize, state: Option<&State>, data: Data) -> Result<(), UserError> {
     if data == Data::default() {
         return Ok(());
     }
     let what = data.words();
     let identity = Keys::new(spec).identity();
-    let fault = match state {
+    let problem = match state {
         None => format!("there is {what} on this machine, and nothing says of which cluster it is"),
         Some(state) if state.cluster != spec.cluster => {
             format!(
@@ -135,7 +135,7 @@ pub fn claim(spec: &ClusterSpec, own: usize, state: Option<&State>, data: Data) 
         ),
         Some(_) => return Ok(()),
     };
-    Err(Fault::request(fault).hint(format!(
+    Err(UserError::usage(problem).hint(format!(
         "give the node its own document again, or, to lose the data: remove {ETCD_DATA}, {POSTGRESQL_DATA}/*/main and {STATE_PATH}"
     )))
 }

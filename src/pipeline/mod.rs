@@ -12,7 +12,7 @@ pub use packages::{Access, plan};
 
 use crate::{
     container_engine::{Engine, Which},
-    error::Fault,
+    error::UserError,
     files::NewFile,
     image::{
         compress::Compression,
@@ -163,7 +163,7 @@ fn fit(draft: Draft, target: &Target) -> Result<Draft> {
     if draft.plan().disk.is_none() {
         let message = format!("the recipe `{}` has no `disk`, so no VM image can be built", draft.plan().name);
         let hint = "write `disk: {packages: […], overlays: […]}`, or extend a base that has it";
-        return Err(Fault::request(message).hint(hint).into());
+        return Err(UserError::usage(message).hint(hint).into());
     }
     Ok(draft)
 }
@@ -290,7 +290,7 @@ fn reference(plan: &Plan) -> Result<Reference> {
 fn engine_for(which: Which, compression: Compression) -> Result<Engine> {
     let engine = Engine::connect(which)?;
     if matches!(compression, Compression::Zstd(_)) && !engine.reads_zstd() {
-        return Err(Fault::request(format!("{engine} cannot read layers compressed with zstd"))
+        return Err(UserError::usage(format!("{engine} cannot read layers compressed with zstd"))
             .hint("leave out --compress zstd: Docker reads it from version 23 on")
             .into());
     }

@@ -1,7 +1,7 @@
 //! The side of a job that lives in the namespaces.
 
 use super::{ARGUMENT, init, remove_tree_here};
-use crate::error::{self, Blame, Fault};
+use crate::error::{self, ErrorKind, UserError};
 use anyhow::{Context as _, Result, ensure};
 use rustix::{
     io::Errno,
@@ -52,7 +52,7 @@ pub(super) enum Event {
     /// What came of it.
     Answer(serde_json::Value),
     /// Why nothing came of it: whether the request is to blame, the chain of causes, the way out.
-    Failed { blame: bool, chain: Vec<String>, hint: Option<String> },
+    Failed { usage: bool, chain: Vec<String>, hint: Option<String> },
 }
 
 /// Tells the process that wants the work how it goes on.
@@ -126,12 +126,12 @@ fn serve(user: bool, name: &str, jobs: &[Job]) -> ExitCode {
 
 fn failed(error: &anyhow::Error) -> Event {
     let hint = error
-        .downcast_ref::<Fault>()
+        .downcast_ref::<UserError>()
         .into_iter()
-        .chain(error.chain().filter_map(|cause| cause.downcast_ref::<Fault>()))
-        .find_map(|fault| fault.hint.clone());
+        .chain(error.chain().filter_map(|cause| cause.downcast_ref::<UserError>()))
+        .find_map(|problem| problem.hint.clone());
     Event::Failed {
-        blame: error::blame(error) == Blame::Request,
+        usage: error::kind_of(error) == ErrorKind::Usage,
         chain: error.chain().map(|cause| cause.to_string()).collect(),
         hint,
     }

@@ -20,7 +20,7 @@ mod run;
 pub use job::{Job, Teller, entry};
 pub use run::{Bind, Ending, Room};
 
-use crate::error::{Blame, Fault};
+use crate::error::{ErrorKind, UserError};
 use anyhow::{Context as _, Result, anyhow, bail};
 use ids::Mapping;
 use job::{Event, REMOVE};
@@ -104,7 +104,7 @@ impl Sandbox {
     /// Whether this machine lets this user work in namespaces.
     ///
     /// # Errors
-    /// A [`Fault`] that says what is missing and how to get it.
+    /// A [`UserError`] that says what is missing and how to get it.
     pub fn probe(&self) -> Result<()> {
         self.work(job::PROBE, &(), &mut Nobody)
     }
@@ -120,7 +120,7 @@ impl Sandbox {
     /// Has the job named `job` done in namespaces and returns its answer; `listener` hears what it tells meanwhile.
     ///
     /// # Errors
-    /// When the namespaces cannot be entered (a [`Fault`] with the way out), and what the job fails with.
+    /// When the namespaces cannot be entered (a [`UserError`] with the way out), and what the job fails with.
     pub fn work<A: DeserializeOwned>(
         &self,
         job: &str,
@@ -245,7 +245,7 @@ fn converse(
                 say(child, &reply)?;
             }
             Event::Answer(answer) => return Ok(Some(answer)),
-            Event::Failed { blame, chain, hint } => return Err(Failure::Other(retell(blame, chain, hint))),
+            Event::Failed { usage, chain, hint } => return Err(Failure::Other(retell(usage, chain, hint))),
         }
     }
     Ok(None)
@@ -260,11 +260,11 @@ fn say(child: &mut JobProcess, line: &dyn std::fmt::Display) -> Result<(), Failu
 }
 
 /// The error that a job had, as one of this process.
-fn retell(request: bool, chain: Vec<String>, hint: Option<String>) -> anyhow::Error {
+fn retell(usage: bool, chain: Vec<String>, hint: Option<String>) -> anyhow::Error {
     let mut causes = chain.into_iter().rev();
     let message = causes.next().unwrap_or_default();
-    let blame = if request { Blame::Request } else { Blame::Work };
-    causes.fold(anyhow::Error::new(Fault { blame, message, hint }), anyhow::Error::context)
+    let kind = if usage { ErrorKind::Usage } else { ErrorKind::Runtime };
+    causes.fold(anyhow::Error::new(UserError { kind, message, hint }), anyhow::Error::context)
 }
 
 /// Removes a tree from inside a job, or as far as this process may.

@@ -2,7 +2,7 @@
 
 use super::{Counters, HOST, LinkFault, MODE, PortSpec, SwitchSpec};
 use crate::{
-    error::Fault,
+    error::UserError,
     io::socket::{self, Lines},
     reexec::{self, Guard, Life},
 };
@@ -266,7 +266,7 @@ impl Drop for Switch {
 
 fn expect(answer: Answer) -> Result<Answer> {
     match answer {
-        Answer::Wrong(message, hint) => Err(Fault { hint, ..Fault::request(message) }.into()),
+        Answer::Wrong(message, hint) => Err(UserError { hint, ..UserError::usage(message) }.into()),
         other => Ok(other),
     }
 }

@@ -8,7 +8,7 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    error::{Fault, report},
+    error::{UserError, report},
     io::socket::{self, Lines},
     model::Mac,
     reexec,
@@ -56,7 +56,7 @@ pub(crate) fn serve() -> ExitCode {
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|cause| cause.downcast_ref::<Fault>()).and_then(|fault| fault.hint.clone())
+    error.chain().find_map(|cause| cause.downcast_ref::<UserError>()).and_then(|fault| fault.hint.clone())
 }
 
 /// A machine's port.
@@ -279,7 +279,7 @@ impl Server {
                 true => format!("the switch has a port `{name}` already"),
                 false => format!("the machines `{other}` and `{name}` would have one hardware address"),
             };
-            return Err(Fault::request(message).hint("give the machine another name").into());
+            return Err(UserError::usage(message).hint("give the machine another name").into());
         }
         let path = port.folder.join(SOCKET);
         let listener = socket::listen(&path).with_context(|| format!("listening on {}", path.display()))?;
@@ -302,7 +302,7 @@ impl Server {
 
     fn set_faults(&mut self, a: &[String], b: &[String], fault: LinkFault) -> Result<()> {
         if !(0.0..=100.0).contains(&fault.loss) {
-            return Err(Fault::request(format!("a loss of {} % is impossible", fault.loss)).into());
+            return Err(UserError::usage(format!("a loss of {} % is impossible", fault.loss)).into());
         }
         let ports = |names: &[String]| names.iter().map(|name| self.port(name)).collect::<Result<Vec<Port>>>();
         let (a, b) = (ports(a)?, ports(b)?);
@@ -322,7 +322,7 @@ impl Server {
             let there = self.ports.iter().filter(|port| port.listener.is_some());
             let names: Vec<String> = there.map(|port| format!("{}, ", port.name)).collect();
             let hint = format!("there are {}and `{HOST}`", names.concat());
-            anyhow!(Fault::request(format!("there is no machine `{name}`")).hint(hint))
+            anyhow!(UserError::usage(format!("there is no machine `{name}`")).hint(hint))
         })
     }
 
@@ -367,11 +367,11 @@ fn listen(forward: Forward) -> Result<(TcpListener, Forward)> {
         let host = forward.host;
         match error.kind() {
             ErrorKind::AddrInUse => anyhow!(
-                Fault::request(format!("the port {host} is taken"))
+                UserError::usage(format!("the port {host} is taken"))
                     .hint("end what listens there (ss -ltnp shows it), or choose another port")
             ),
             ErrorKind::PermissionDenied => {
-                anyhow!(Fault::request(format!("the port {host} is for root only")).hint("choose one from 1024 on"))
+                anyhow!(UserError::usage(format!("the port {host} is for root only")).hint("choose one from 1024 on"))
             }
             _ => anyhow::Error::new(error).context(format!("listening on {host}")),
         }

@@ -97,7 +97,7 @@ fn refusal(overlay: &OverlayFiles) -> String {
     let before = base.tree.clone();
     let error = compose(&base.store, &mut base.tree, overlay, 9).unwrap_err();
     assert_eq!(base.tree, before, "the tree is as it was");
-    assert_eq!(crate::error::blame(&error), crate::error::Blame::Request);
+    assert_eq!(crate::error::kind_of(&error), crate::error::ErrorKind::Usage);
     report(&error)
 }
 

@@ -2,7 +2,7 @@
 //! systemd.unit(5), "Install section options").
 
 use super::scene::Scene;
-use crate::{document::suggest, error::Fault, model::GuestPath};
+use crate::{document::suggest, error::UserError, model::GuestPath};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,9 +25,9 @@ struct Name {
 }
 
 impl Name {
-    fn parse(text: &str) -> Result<Name, Fault> {
+    fn parse(text: &str) -> Result<Name, UserError> {
         let wrong = || {
-            Fault::request(format!("`{text}` is no unit name"))
+            UserError::usage(format!("`{text}` is no unit name"))
                 .hint("a unit name ends in its type, such as haproxy.service or postgresql@17-main.service")
         };
         let (stem, kind) = text.rsplit_once('.').ok_or_else(wrong)?;
@@ -65,7 +65,7 @@ impl Name {
     }
 
     /// Replaces the specifiers that an `[Install]` section may have (systemd.unit(5), "Specifiers").
-    fn expand(&self, text: &str) -> Result<String, Fault> {
+    fn expand(&self, text: &str) -> Result<String, UserError> {
         let mut expanded = String::new();
         let mut chars = text.chars();
         while let Some(c) = chars.next() {
@@ -82,7 +82,7 @@ impl Name {
                 Some('%') => expanded.push('%'),
                 other => {
                     let specifier = other.map_or(String::new(), String::from);
-                    return Err(Fault::request(format!(
+                    return Err(UserError::usage(format!(
                         "the unit `{}` has `{text}` in its [Install] section, and nobody knows `%{specifier}` before \
                          it runs",
                         self.text()
@@ -107,7 +107,7 @@ pub fn enable(scene: &mut Scene<'_>, unit: &str) -> Result<BTreeMap<GuestPath, S
         links.extend(links_of(&name, &file, &install)?);
     }
     if links.is_empty() {
-        return Err(Fault::request(format!(
+        return Err(UserError::usage(format!(
             "the unit `{unit}` says nowhere in an [Install] section how it is enabled"
         ))
         .hint("it may be started by another unit already; add WantedBy= to an [Install] section, or do not enable it")
@@ -144,7 +144,7 @@ pub fn mask(scene: &Scene<'_>, unit: &str) -> Result<(GuestPath, String)> {
     Name::parse(unit)?;
     let path = GuestPath::constant(OWN).join(unit)?;
     if scene.has(&path) && scene.link(&path).is_none() {
-        return Err(Fault::request(format!("`{path}` is the unit itself, which a mask would replace"))
+        return Err(UserError::usage(format!("`{path}` is the unit itself, which a mask would replace"))
             .hint("remove the unit, or disable it")
             .into());
     }
@@ -197,7 +197,7 @@ fn links_of(name: &Name, file: &GuestPath, install: &Install) -> Result<BTreeMap
             if started.is_template() {
                 let example = started.with_instance("INSTANCE").text();
                 let message = format!("the unit `{}` is a template without a default instance", started.text());
-                return Err(Fault::request(message).hint(format!("name an instance: {example}")).into());
+                return Err(UserError::usage(message).hint(format!("name an instance: {example}")).into());
             }
             let wanting = Name::parse(&started.expand(wanting)?)?.text();
             links.insert(own.join(&format!("{wanting}.{suffix}/{}", started.text()))?, file.to_string());
@@ -240,12 +240,12 @@ fn find(scene: &mut Scene<'_>, name: &Name) -> Found {
     Found::Nothing
 }
 
-fn refusal(scene: &Scene<'_>, name: &Name, found: Found) -> Fault {
+fn refusal(scene: &Scene<'_>, name: &Name, found: Found) -> UserError {
     let text = name.text();
     match found {
-        Found::Masked => Fault::request(format!("the unit `{text}` is masked")),
+        Found::Masked => UserError::usage(format!("the unit `{text}` is masked")),
         Found::Alias(real) => {
-            Fault::request(format!("`{text}` is another name of the unit `{real}`")).hint(format!("write `{real}`"))
+            UserError::usage(format!("`{text}` is another name of the unit `{real}`")).hint(format!("write `{real}`"))
         }
         Found::Nothing | Found::Unit(_) => {
             let known: BTreeSet<String> = FOLDERS
@@ -256,7 +256,7 @@ fn refusal(scene: &Scene<'_>, name: &Name, found: Found) -> Fault {
                 .collect();
             let near = suggest(&text, known.iter().map(String::as_str), "").filter(|hint| hint.starts_with("did"));
             let hint = near.unwrap_or_else(|| "a package or an overlay must bring it".to_owned());
-            Fault::request(format!("the image has no unit `{text}`")).hint(hint)
+            UserError::usage(format!("the image has no unit `{text}`")).hint(hint)
         }
     }
 }
