@@ -94,14 +94,14 @@ impl<'a> Dpkg<'a> {
         self.errors.clear();
         self.at = None;
         let room = self.room;
-        match room.run(arguments, &mut |line| self.hear(line))? {
+        match room.run(arguments, &mut |line| self.on_line(line))? {
             Ending::Status(0) => Ok(()),
             ending => Err(self.failure(name, ending)),
         }
     }
 
     /// Takes in a line: a report (dpkg(1), `--status-fd`) or something said.
-    fn hear(&mut self, line: &str) {
+    fn on_line(&mut self, line: &str) {
         let report = match line.split_once(": ") {
             Some(("processing", rest)) => {
                 let (action, package) = rest.split_once(": ").unwrap_or((rest, ""));
@@ -191,7 +191,7 @@ mod tests {
             "processing: configure: libc6:amd64",
             "status: libc6:amd64: installed",
         ] {
-            dpkg.hear(line);
+            dpkg.on_line(line);
         }
         assert_eq!(
             *seen.borrow(),
@@ -209,11 +209,11 @@ mod tests {
     fn a_failure_names_the_package_the_reason_and_the_last_words() {
         let room = room();
         let mut dpkg = Dpkg::new(&room, &|_| {});
-        dpkg.hear("processing: configure: app");
+        dpkg.on_line("processing: configure: app");
         for number in 1..=40 {
-            dpkg.hear(&format!("line {number}"));
+            dpkg.on_line(&format!("line {number}"));
         }
-        dpkg.hear("status: app : error : installed app package post-installation script subprocess returned error exit status 3");
+        dpkg.on_line("status: app : error : installed app package post-installation script subprocess returned error exit status 3");
         let text = dpkg.failure("dpkg", Ending::Status(1)).to_string();
         assert!(text.starts_with(
             "`dpkg` ended with status 1 at configure of `app`\napp: installed app package post-installation script \

@@ -250,19 +250,19 @@ struct Listener<'a, 'b> {
 }
 
 impl sandbox::Listener for Listener<'_, '_> {
-    fn hear(&mut self, event: serde_json::Value) {
-        let Ok(told) = serde_json::from_value::<job::Told>(event) else { return };
+    fn on_event(&mut self, event: serde_json::Value) {
+        let Ok(told) = serde_json::from_value::<job::JobReport>(event) else { return };
         match told {
-            job::Told::Begin { step, total } => {
+            job::JobReport::Begin { step, total } => {
                 self.current = Some(self.progress.step(step.name(), total, Unit::Items));
             }
-            job::Told::Advance { count, detail } => {
+            job::JobReport::Advance { count, detail } => {
                 if let Some(step) = &self.current {
                     step.advance(count);
                     step.detail(detail);
                 }
             }
-            job::Told::End { outcome } => {
+            job::JobReport::End { outcome } => {
                 if let Some(step) = self.current.take() {
                     step.finish(outcome);
                 }

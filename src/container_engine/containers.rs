@@ -304,7 +304,7 @@ impl Engine {
             Err(Error::RequestTimeoutError) => {
                 Err(UserError::runtime(format!("it did not end within {} s", within.as_secs()))).with_context(doing)
             }
-            other => other.map_err(|error| self.told(error)).with_context(doing),
+            other => other.map_err(|error| self.explained(error)).with_context(doing),
         }
     }
 

@@ -138,7 +138,9 @@ impl Engine {
         match self.runtime.block_on(self.docker.inspect_image(reference)) {
             Ok(image) => Ok(image.id),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-            Err(error) => Err(self.told(error)).with_context(|| format!("asking {self} for the image {reference}")),
+            Err(error) => {
+                Err(self.explained(error)).with_context(|| format!("asking {self} for the image {reference}"))
+            }
         }
     }
 
@@ -211,11 +213,11 @@ impl Engine {
     }
 
     fn wait<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T> {
-        self.runtime.block_on(work).map_err(|error| self.told(error))
+        self.runtime.block_on(work).map_err(|error| self.explained(error))
     }
 
     /// What went wrong, in our words where the client's do not help.
-    fn told(&self, error: Error) -> anyhow::Error {
+    fn explained(&self, error: Error) -> anyhow::Error {
         match error {
             Error::DockerResponseServerError { message, .. } | Error::DockerStreamError { error: message } => {
                 UserError::runtime(format!("{} refused: {}", self.kind, message.trim())).into()

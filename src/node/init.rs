@@ -9,7 +9,7 @@ use super::{
     bootstrap, identity, join, machine, metadata,
     peers::{self, Material, Reception},
     pki::{Authority, Store},
-    progress::{Phase, Teller},
+    progress::{Phase, Reporter},
     state::{self, Data, ETCD_DATA, STATE_PATH, State},
     units,
 };
@@ -87,13 +87,13 @@ impl Node {
 
 /// Makes this machine a member. Exit status: 0, [`LATER`], [`FOREIGN`] or [`NEVER`].
 pub fn run() -> ExitCode {
-    let mut teller = Teller::of_the_node();
-    match init(&mut teller) {
+    let mut reporter = Reporter::of_the_node();
+    match init(&mut reporter) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, error }) => {
             let phase = if code == LATER { Phase::Failed } else { Phase::Refused };
             let step = if code == LATER { "it failed and is tried again" } else { "refused" };
-            teller.tell(phase, step, &crate::error::report(&error));
+            reporter.report(phase, step, &crate::error::report(&error));
             ExitCode::from(code)
         }
     }
@@ -116,10 +116,10 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-fn init(teller: &mut Teller) -> Result<(), Failure> {
+fn init(reporter: &mut Reporter) -> Result<(), Failure> {
     let node = Node::find()?;
-    teller.cluster(&node.spec.cluster, node.warnings.clone());
-    teller.node(&node.member().name);
+    reporter.cluster(&node.spec.cluster, node.warnings.clone());
+    reporter.node(&node.member().name);
 
     let state_path = Path::new(STATE_PATH);
     let known = State::load(state_path)?;
@@ -133,18 +133,18 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
     // What cannot be rendered is found before anything waits or changes.
     apply::render_all(&manifest, &scope(&node, &facts, &EtcdStart::together(&node.spec), &manifest), Path::new("/"))?;
 
-    teller.tell(Phase::Working, "making certificates", "");
+    reporter.report(Phase::Working, "making certificates", "");
     let authority = Authority::of(&node.spec)?;
     let made = Store::of_the_node().ensure(&node.spec, node.own, &authority, SystemTime::now())?;
     let reread: BTreeSet<&str> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
 
     let earlier = known.as_ref().filter(|state| state.identity == authority_identity(&node.spec));
-    let start = enter(&node, data.etcd, earlier.map(|state| &state.etcd), teller)?;
+    let start = enter(&node, data.etcd, earlier.map(|state| &state.etcd), reporter)?;
     let mut state = State::new(&node.spec, node.own, start);
     state.complete = earlier.is_some_and(|state| state.complete);
     state.store(state_path)?;
 
-    teller.tell(Phase::Working, "writing configuration", "");
+    reporter.report(Phase::Working, "writing configuration", "");
     let rendered = apply::render_all(&manifest, &scope(&node, &facts, &state.etcd, &manifest), Path::new("/"))?;
     let changed = apply::install(&rendered, Path::new("/"))?;
     for change in &changed {
@@ -156,15 +156,15 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
         if name == PATRONI && units::show(&service.unit)?.active != "active" {
             bootstrap::clear(&own_etcd(&node)?, &node.spec.cluster)?;
         }
-        bring_up(name, service, &node, teller)?;
+        bring_up(name, service, &node, reporter)?;
         if name == "etcd" {
-            settle(&node, teller)?;
+            settle(&node, reporter)?;
         }
     }
     state.complete = true;
     state.store(state_path)?;
     let unchanged = changed.is_empty() && made.is_empty() && running == services(&manifest).count();
-    teller.tell(Phase::Ready, "every service is ready", if unchanged { "nothing had to be changed" } else { "" });
+    reporter.report(Phase::Ready, "every service is ready", if unchanged { "nothing had to be changed" } else { "" });
     Ok(())
 }
 
@@ -182,7 +182,7 @@ fn services(manifest: &Manifest) -> impl Iterator<Item = (&str, &Service)> {
 }
 
 /// Finds out how this node's etcd member starts, and waits as long as it may not.
-fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, teller: &mut Teller) -> Result<EtcdStart> {
+fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, reporter: &mut Reporter) -> Result<EtcdStart> {
     let material = Material::of_the_node();
     let step = "entering the cluster's etcd";
     let mut data = data;
@@ -200,19 +200,19 @@ fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, teller: &mut Teller
             join::Step::Start(start) => return Ok(start),
             join::Step::Resume => return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec))),
             join::Step::Wait(why) => {
-                teller.tell(Phase::Waiting, step, &why);
+                reporter.report(Phase::Waiting, step, &why);
                 thread::sleep(PAUSE);
             }
             join::Step::Discard => {
-                teller.tell(Phase::Working, step, "the cluster does not know this member any more: it joins anew");
+                reporter.report(Phase::Working, step, "the cluster does not know this member any more: it joins anew");
                 discard(Path::new(ETCD_DATA))?;
                 data = false;
             }
             change => {
-                teller.tell(Phase::Working, step, &words(&change));
+                reporter.report(Phase::Working, step, &words(&change));
                 if let Err(error) = ask_cluster(node, &change, &material) {
                     // etcd refuses changes while a member has not been connected for five seconds: it is asked again.
-                    teller.tell(Phase::Waiting, step, &format!("{}: {error}", words(&change)));
+                    reporter.report(Phase::Waiting, step, &format!("{}: {error}", words(&change)));
                     thread::sleep(PAUSE);
                 }
             }
@@ -245,16 +245,16 @@ fn ask_cluster(node: &Node, step: &join::Step, material: &Material) -> Result<()
 
 /// Waits until etcd's cluster knows its version, without which Patroni cannot speak to it; members that do not come for
 /// [`LATECOMERS`] are let go, see [`join::absent`].
-fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
+fn settle(node: &Node, reporter: &mut Reporter) -> Result<()> {
     let material = Material::of_the_node();
     let deadline = Instant::now() + LATECOMERS;
     loop {
         let Some(cluster) = peers::unsettled(node.member(), &material)? else { return prune(node, &material) };
         let absent = join::absent(&cluster);
         if Instant::now() < deadline || absent.is_empty() {
-            teller.tell(Phase::Waiting, "forming the cluster's etcd", "not every member has come yet");
+            reporter.report(Phase::Waiting, "forming the cluster's etcd", "not every member has come yet");
         } else {
-            teller.tell(
+            reporter.report(
                 Phase::Working,
                 "forming the cluster's etcd",
                 "going on without the members that have not come",
@@ -324,11 +324,11 @@ fn reread_changed(manifest: &Manifest, changed: &[Changed], certificates: &BTree
 }
 
 /// Starts a service and waits until it is ready.
-fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> Result<()> {
+fn bring_up(name: &str, service: &Service, node: &Node, reporter: &mut Reporter) -> Result<()> {
     let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
     let step = format!("starting {name}");
     if !units::show(&service.unit)?.settled() {
-        teller.tell(Phase::Working, &step, "");
+        reporter.report(Phase::Working, &step, "");
         units::start(&service.unit)?;
     }
     let deadline = Instant::now() + within;
@@ -357,7 +357,7 @@ fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> 
             .hint(format!("journalctl -u {}", service.unit))
             .into());
         }
-        teller.tell(Phase::Waiting, &step, &missing);
+        reporter.report(Phase::Waiting, &step, &missing);
         pace.rest();
     }
 }

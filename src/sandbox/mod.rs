@@ -17,7 +17,7 @@ mod init;
 mod job;
 mod run;
 
-pub use job::{Job, Teller, entry};
+pub use job::{Job, Reporter, entry};
 pub use run::{Bind, Ending, Room};
 
 use crate::error::{ErrorKind, UserError};
@@ -47,7 +47,7 @@ pub struct Sandbox {
 /// Who listens to a job.
 pub trait Listener {
     /// Hears what the job tells.
-    fn hear(&mut self, event: serde_json::Value);
+    fn on_event(&mut self, event: serde_json::Value);
 
     /// Replies to what the job asks.
     ///
@@ -60,7 +60,7 @@ pub trait Listener {
 struct Nobody;
 
 impl Listener for Nobody {
-    fn hear(&mut self, _: serde_json::Value) {}
+    fn on_event(&mut self, _: serde_json::Value) {}
 
     fn reply(&mut self, question: serde_json::Value) -> Result<serde_json::Value> {
         bail!("nobody can reply to {question}")
@@ -239,8 +239,8 @@ fn converse(
                 say(child, &request)?;
             }
             Event::Refused { what, errno } => return Err(Failure::Refused(ids::refused(&what, errno))),
-            Event::Told(event) => listener.hear(event),
-            Event::Asked(question) => {
+            Event::Report(event) => listener.on_event(event),
+            Event::Question(question) => {
                 let reply = listener.reply(question).map_err(other)?;
                 say(child, &reply)?;
             }

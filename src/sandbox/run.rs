@@ -98,7 +98,7 @@ impl Room {
             let mut stdout = BufReader::new(first.0.stdout.take().context("a program without output")?);
             first.go(&request, &mut stdout)?;
             scope.spawn(move || listen(stdout, &send));
-            let in_time = hear(&lines, Instant::now() + self.limit, on_line);
+            let in_time = receive(&lines, Instant::now() + self.limit, on_line);
             if !in_time {
                 first.kill();
             }
@@ -178,7 +178,7 @@ fn listen(mut stdout: BufReader<ChildStdout>, lines: &mpsc::SyncSender<String>) 
 }
 
 /// Hears lines until the last, or until `deadline`; returns whether it was the last.
-fn hear(lines: &mpsc::Receiver<String>, deadline: Instant, on_line: &mut dyn FnMut(&str)) -> bool {
+fn receive(lines: &mpsc::Receiver<String>, deadline: Instant, on_line: &mut dyn FnMut(&str)) -> bool {
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => on_line(&line),

@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const READS: usize = 16;
 
 /// A request, and where its answer goes.
-type Asked = (Request, mpsc::Sender<Answer>);
+type PendingRequest = (Request, mpsc::Sender<Answer>);
 
 /// Serves the switch that standard input describes, until it is told to end.
 pub(crate) fn serve() -> ExitCode {
@@ -73,7 +73,7 @@ pub(super) struct Server {
     host: Host,
     ports: Vec<Attached>,
     forwards: Vec<(TcpListener, Forward)>,
-    requests: mpsc::Receiver<Asked>,
+    requests: mpsc::Receiver<PendingRequest>,
     wake: PipeReader,
     control: Option<thread::JoinHandle<()>>,
 }
@@ -93,7 +93,7 @@ impl Server {
         let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
         let (wake, waker) = io::pipe().context("making a pipe")?;
         let (sender, requests) = mpsc::channel();
-        let control = Some(thread::spawn(move || hear(&control, &sender, waker)));
+        let control = Some(thread::spawn(move || receive(&control, &sender, waker)));
         let mut server = Server {
             fabric: Fabric::new(seed),
             host: Host::new(spec.gateway, spec.prefix, seed),
@@ -382,7 +382,7 @@ fn listen(forward: Forward) -> Result<(TcpListener, Forward)> {
 }
 
 /// Takes requests from the control socket, one client after the other, and wakes the switch for each.
-fn hear(control: &UnixListener, requests: &mpsc::Sender<Asked>, mut waker: PipeWriter) {
+fn receive(control: &UnixListener, requests: &mpsc::Sender<PendingRequest>, mut waker: PipeWriter) {
     for stream in control.incoming().flatten() {
         let mut lines = Lines::new(stream);
         // A client that wants nothing only looked whether somebody is there.
