@@ -20,7 +20,7 @@ use crate::{
     error::UserError,
     machine::{Accel, Qemu},
     model::{ClusterSpec, DOCUMENT_PATH, keys::Keys, scope::TLS_PATH},
-    poll::Pace,
+    poll::PollInterval,
     progress::{Progress, Style, Unit},
     seed::{Addressing, Extras, Seeds, with_secret},
 };
@@ -259,7 +259,7 @@ impl Cluster {
         let step = progress.step("cluster", self.seeds.spec.members.len() as u64, Unit::Items);
         let mut ready = 0;
         let mut told = String::new();
-        let mut pace = Pace::new(PAUSE);
+        let mut poll = PollInterval::new(PAUSE);
         loop {
             let views = self.views()?;
             let now = views.iter().filter(|view| view.ailment().is_none()).count() as u64;
@@ -290,7 +290,7 @@ impl Cluster {
                 told.clone_from(&ailment);
             }
             step.detail(ailment);
-            pace.rest();
+            poll.wait();
         }
     }
 
@@ -371,13 +371,13 @@ impl Cluster {
     /// Waits until there is a primary, which must not be `old` again.
     fn wait_for_successor(&self, old: &str) -> Result<()> {
         let end = Instant::now() + self.driver.patience(REQUEST_WITHIN);
-        let mut pace = Pace::new(PAUSE);
+        let mut poll = PollInterval::new(PAUSE);
         let ailment = loop {
             match self.views()?.into_iter().find(View::is_primary) {
                 Some(view) if view.node != old => return Ok(()),
                 Some(_) => break format!("{old} is the primary again"),
                 None if Instant::now() > end => break "no node is the primary".to_owned(),
-                None => pace.rest(),
+                None => poll.wait(),
             }
         };
         let name = &self.seeds.spec.cluster;

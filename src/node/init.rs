@@ -22,7 +22,7 @@ use crate::{
         ClusterSpec, MANIFEST_PATH, Manifest, Readiness, Service,
         scope::{EtcdStart, Machine, Scope, peer_url},
     },
-    poll::Pace,
+    poll::PollInterval,
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -334,7 +334,7 @@ fn bring_up(name: &str, service: &Service, node: &Node, reporter: &mut Reporter)
     let deadline = Instant::now() + within;
     let mut watch = bootstrap::Watch::default();
     let etcd = if name == PATRONI { Some(own_etcd(node)?) } else { None };
-    let mut pace = Pace::new(PAUSE / 2);
+    let mut poll = PollInterval::new(PAUSE / 2);
     loop {
         let unit = units::show(&service.unit)?;
         if let Some(etcd) = &etcd {
@@ -358,7 +358,7 @@ fn bring_up(name: &str, service: &Service, node: &Node, reporter: &mut Reporter)
             .into());
         }
         reporter.report(Phase::Waiting, &step, &missing);
-        pace.rest();
+        poll.wait();
     }
 }
 
