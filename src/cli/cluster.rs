@@ -2,7 +2,7 @@
 
 use super::print;
 use crate::{
-    cluster::{self, Cluster, DriverKind, Request, Shelf, View},
+    cluster::{self, Cluster, DriverKind, Request, StateDir, View},
     document::Document,
     error::UserError,
     files::read_text,
@@ -223,16 +223,16 @@ impl From<DriverArg> for DriverKind {
 
 impl Args {
     pub(super) fn run(self) -> Result<()> {
-        let shelf = Shelf::of_the_user()?;
-        let open = |name: &str| Cluster::open(&shelf, name);
+        let state_dir = StateDir::of_the_user()?;
+        let open = |name: &str| Cluster::open(&state_dir, name);
         let each = |chosen: Chosen, act: fn(&Cluster, &str) -> Result<()>| {
             let cluster = open(&chosen.name)?;
             cluster.choose(&chosen.nodes)?.iter().try_for_each(|node| act(&cluster, node))
         };
         match self.verb {
-            Verb::Up(up) => up.run(&shelf),
+            Verb::Up(up) => up.run(&state_dir),
             Verb::Status { name: Some(name), json, wait } => status(&open(&name)?, json, wait),
-            Verb::Status { name: None, json, .. } => list(&shelf, json),
+            Verb::Status { name: None, json, .. } => list(&state_dir, json),
             Verb::Exec { name, node, within, command } => exec(&open(&name)?, &node, &command, within.0),
             Verb::Psql { name, port, user, dbname, arguments } => {
                 let cluster = open(&name)?;
@@ -268,7 +268,7 @@ impl Args {
                 print(&cluster::table(&cluster.wait_ready(within.0, &progress)?))
             }
             Verb::Down { names, all } => {
-                let names = if all { shelf.names()? } else { names };
+                let names = if all { state_dir.names()? } else { names };
                 names.iter().try_for_each(|name| open(name)?.down())
             }
         }
@@ -276,14 +276,14 @@ impl Args {
 }
 
 impl Up {
-    fn run(self, shelf: &Shelf) -> Result<()> {
+    fn run(self, state_dir: &StateDir) -> Result<()> {
         let progress = Progress::for_people();
         let document = match &self.spec {
             Some(path) => Some(Document::new(path.display().to_string(), read_text(path)?)),
             None => None,
         };
-        let cluster = if document.is_none() && shelf.has(&self.name) {
-            Cluster::open(shelf, &self.name)?
+        let cluster = if document.is_none() && state_dir.has(&self.name) {
+            Cluster::open(state_dir, &self.name)?
         } else {
             let request = Request {
                 document,
@@ -294,7 +294,7 @@ impl Up {
                 image: self.image,
                 memory: self.memory.map(|mib| mib << 20),
             };
-            Cluster::create(shelf, request)?
+            Cluster::create(state_dir, request)?
         };
         for warning in cluster.seeds().warnings.iter().chain(&cluster.driver().warning()) {
             progress.warn(warning);
@@ -308,8 +308,8 @@ impl Up {
     }
 }
 
-fn list(shelf: &Shelf, as_json: bool) -> Result<()> {
-    let names = shelf.names()?;
+fn list(state_dir: &StateDir, as_json: bool) -> Result<()> {
+    let names = state_dir.names()?;
     if as_json {
         return print(&format!("{}\n", json!({"clusters": names})));
     }
@@ -322,8 +322,8 @@ fn status(cluster: &Cluster, as_json: bool, wait: Option<Time>) -> Result<()> {
         None => cluster.views()?,
     };
     if as_json {
-        let ailment = cluster::ailment(&views, cluster.seeds().spec.vip.is_some());
-        let value = json!({"cluster": cluster.record(), "nodes": views, "ailment": ailment});
+        let problem = cluster::problem(&views, cluster.seeds().spec.vip.is_some());
+        let value = json!({"cluster": cluster.record(), "nodes": views, "problem": problem});
         return print(&format!("{value:#}\n"));
     }
     print(&describe(cluster, &views)?)

@@ -1,6 +1,6 @@
 //! Which addresses a cluster on this machine has.
 
-use super::driver::Ground;
+use super::driver::ClusterNetwork;
 use crate::{
     document::Document,
     error::UserError,
@@ -15,11 +15,11 @@ const RANGE: [u8; 2] = [10, 213];
 /// The length of a network's prefix where the document does not tell it.
 const PREFIX: u8 = 24;
 
-/// The ground of the cluster `spec`: the network of its virtual address, or the smallest usual one of its members.
+/// The network of the cluster `spec`: the network of its virtual address, or the smallest usual one of its members.
 ///
 /// # Errors
 /// A wrong request when a member lies outside it, or no address is left for the host.
-pub fn ground(spec: &ClusterSpec) -> Result<Ground, UserError> {
+pub fn cluster_network(spec: &ClusterSpec) -> Result<ClusterNetwork, UserError> {
     let first = spec.members[0].address;
     let prefix = match &spec.vip {
         Some(vip) => vip.address.prefix,
@@ -44,7 +44,7 @@ pub fn ground(spec: &ClusterSpec) -> Result<Ground, UserError> {
         UserError::usage(format!("the network {} has no address left for the host", subnet(&network)))
             .hint("give the virtual address a shorter prefix")
     })?;
-    Ok(Ground { cluster: spec.cluster.clone(), subnet: subnet(&network), gateway, vip })
+    Ok(ClusterNetwork { cluster: spec.cluster.clone(), subnet: subnet(&network), gateway, vip })
 }
 
 fn plus(address: IpAddr, number: u32) -> IpAddr {
@@ -105,9 +105,9 @@ mod tests {
             );
             Document::new("demo", text).cluster().unwrap().0
         };
-        let one = ground(&spec("{name: a, address: 10.0.0.1}", "vip: {address: 10.0.0.2/24}\n")).unwrap();
+        let one = cluster_network(&spec("{name: a, address: 10.0.0.1}", "vip: {address: 10.0.0.2/24}\n")).unwrap();
         assert_eq!((one.subnet.as_str(), one.gateway.to_string().as_str()), ("10.0.0.0/24", "10.0.0.3"));
-        let far = ground(&spec("{name: a, address: 10.0.0.1}, {name: b, address: 10.0.9.1}", "")).unwrap_err();
+        let far = cluster_network(&spec("{name: a, address: 10.0.0.1}, {name: b, address: 10.0.9.1}", "")).unwrap_err();
         assert!(far.message.starts_with("the member b at 10.0.9.1 is outside the network 10.0.0.0/24"), "{far}");
     }
 }

@@ -1,6 +1,6 @@
 //! Nodes as containers: the image's own systemd as PID 1, one bridge network, fixed addresses.
 
-use super::driver::{Driver, Ground, NodePlan, Peer, Power};
+use super::driver::{ClusterNetwork, Driver, NodePlan, Peer, PowerState};
 use crate::{
     container_engine::{Container, ContainerSpec, ContainerState, Engine, Executed, NetworkSpec, Which},
     error::UserError,
@@ -30,18 +30,18 @@ const QUICK: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Docker {
     engine: Engine,
-    ground: Ground,
+    network: ClusterNetwork,
     image: String,
     memory: Option<u64>,
 }
 
 impl Docker {
-    /// Drives the cluster on `ground` with nodes made of `image`, each with `memory` bytes at most.
+    /// Drives the cluster on `network` with nodes made of `image`, each with `memory` bytes at most.
     ///
     /// # Errors
     /// When no engine answers.
-    pub fn new(which: Which, ground: Ground, image: &str, memory: Option<u64>) -> Result<Docker> {
-        Ok(Docker { engine: Engine::connect(which)?, ground, image: image.to_owned(), memory })
+    pub fn new(which: Which, network: ClusterNetwork, image: &str, memory: Option<u64>) -> Result<Docker> {
+        Ok(Docker { engine: Engine::connect(which)?, network, image: image.to_owned(), memory })
     }
 
     /// The networks that the engine has already.
@@ -54,19 +54,19 @@ impl Docker {
     }
 
     fn network(&self) -> String {
-        format!("pgha-{}", self.ground.cluster)
+        format!("pgha-{}", self.network.cluster)
     }
 
     fn container(&self, node: &str) -> String {
-        format!("pgha-{}-{node}", self.ground.cluster)
+        format!("pgha-{}-{node}", self.network.cluster)
     }
 
     fn labels(&self) -> BTreeMap<String, String> {
-        [(CLUSTER_LABEL.to_owned(), self.ground.cluster.clone())].into()
+        [(CLUSTER_LABEL.to_owned(), self.network.cluster.clone())].into()
     }
 
     fn all(&self) -> Result<Vec<Container>> {
-        self.engine.containers(CLUSTER_LABEL, Some(&self.ground.cluster))
+        self.engine.containers(CLUSTER_LABEL, Some(&self.network.cluster))
     }
 
     fn find(&self, node: &str) -> Result<Option<Container>> {
@@ -86,7 +86,7 @@ impl Docker {
     fn address(&self, peer: &Peer) -> IpAddr {
         match peer {
             Peer::Node(_, address) => *address,
-            Peer::Outside => self.ground.gateway,
+            Peer::Outside => self.network.gateway,
         }
     }
 }
@@ -104,8 +104,8 @@ impl Driver for Docker {
         }
         self.engine.create_network(&NetworkSpec {
             name,
-            subnet: self.ground.subnet.clone(),
-            gateway: self.ground.gateway,
+            subnet: self.network.subnet.clone(),
+            gateway: self.network.gateway,
             labels: self.labels(),
         })
     }
@@ -147,12 +147,12 @@ impl Driver for Docker {
         self.engine.remove_container(&self.container(node))
     }
 
-    fn power(&self, node: &str) -> Result<Power> {
+    fn power(&self, node: &str) -> Result<PowerState> {
         Ok(match self.find(node)?.map(|container| container.state) {
-            None => Power::Absent,
-            Some(ContainerState::Running) => Power::On,
-            Some(ContainerState::Paused) => Power::Paused,
-            Some(ContainerState::Stopped) => Power::Off,
+            None => PowerState::Absent,
+            Some(ContainerState::Running) => PowerState::On,
+            Some(ContainerState::Paused) => PowerState::Paused,
+            Some(ContainerState::Stopped) => PowerState::Off,
         })
     }
 
@@ -175,7 +175,7 @@ impl Driver for Docker {
         for (side, far) in [(one, other), (other, one)] {
             for peer in side {
                 let Peer::Node(name, _) = peer else { continue };
-                if self.power(name)? != Power::On {
+                if self.power(name)? != PowerState::On {
                     continue;
                 }
                 let mut script = "dev=$(ip -o route show default | sed -n 's/.* dev \\([^ ]*\\).*/\\1/p')\n".to_owned();
@@ -210,7 +210,7 @@ impl Driver for Docker {
 
     /// The host is in the containers' network itself.
     fn vip_endpoint(&self, port: u16) -> Result<Option<SocketAddr>> {
-        Ok(self.ground.vip.map(|vip| SocketAddr::new(vip, port)))
+        Ok(self.network.vip.map(|vip| SocketAddr::new(vip, port)))
     }
 
     fn remove(&self) -> Result<()> {

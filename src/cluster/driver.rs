@@ -30,7 +30,7 @@ impl fmt::Display for DriverKind {
 
 /// The network that nodes share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ground {
+pub struct ClusterNetwork {
     /// The cluster's name.
     pub cluster: String,
     /// The network's addresses, as `10.0.0.0/24`.
@@ -55,7 +55,7 @@ pub struct NodePlan {
 /// Whether a node runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Power {
+pub enum PowerState {
     /// It does not exist.
     Absent,
     /// It is switched off.
@@ -66,13 +66,13 @@ pub enum Power {
     Paused,
 }
 
-impl fmt::Display for Power {
+impl fmt::Display for PowerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Power::Absent => "absent",
-            Power::Off => "off",
-            Power::On => "on",
-            Power::Paused => "paused",
+            PowerState::Absent => "absent",
+            PowerState::Off => "off",
+            PowerState::On => "on",
+            PowerState::Paused => "paused",
         })
     }
 }
@@ -134,7 +134,7 @@ pub trait Driver: fmt::Debug {
     ///
     /// # Errors
     /// When it cannot be told.
-    fn power(&self, node: &str) -> Result<Power>;
+    fn power(&self, node: &str) -> Result<PowerState>;
 
     /// Runs a command in a node as root with `input` as its standard input.
     ///

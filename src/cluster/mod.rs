@@ -1,7 +1,7 @@
 //! Clusters on this machine, for people who try and tests that prove: nodes up, faults in, everything gone again.
 //!
 //! A [`Cluster`] is a document, the nodes that it names, and the [`Driver`] that runs them. It is remembered on a
-//! [`Shelf`] between runs of the program; the nodes themselves need no supervisor.
+//! [`StateDir`] between runs of the program; the nodes themselves need no supervisor.
 
 mod addresses;
 mod docker;
@@ -10,9 +10,9 @@ mod qemu;
 mod record;
 mod view;
 
-pub use driver::{Driver, DriverKind, Ground, NodePlan, Peer, Power};
-pub use record::{Record, Shelf};
-pub use view::{Postgresql, Said, View, ailment, table};
+pub use driver::{ClusterNetwork, Driver, DriverKind, NodePlan, Peer, PowerState};
+pub use record::{Record, StateDir};
+pub use view::{Postgresql, Said, View, problem, table};
 
 use crate::{
     container_engine::{Executed, Which},
@@ -26,7 +26,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use docker::Docker;
-use qemu::Virtual;
+use qemu::QemuDriver;
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
@@ -64,7 +64,7 @@ pub struct Request {
 /// A cluster.
 #[derive(Debug)]
 pub struct Cluster {
-    shelf: Shelf,
+    state_dir: StateDir,
     record: Record,
     seeds: Seeds,
     driver: Box<dyn Driver>,
@@ -76,7 +76,7 @@ impl Cluster {
     /// # Errors
     /// A wrong request when there is one of this name already or the document is wrong; failed work when the driver
     /// cannot. Nothing of it is left then.
-    pub fn create(shelf: &Shelf, request: Request) -> Result<Cluster> {
+    pub fn create(state_dir: &StateDir, request: Request) -> Result<Cluster> {
         let document = match request.document {
             Some(document) => document,
             None => {
@@ -95,7 +95,7 @@ impl Cluster {
         };
         let (document, _) = with_secret(document, None)?;
         let seeds = seeds_of(request.driver, document)?;
-        if shelf.has(&seeds.spec.cluster) {
+        if state_dir.has(&seeds.spec.cluster) {
             let name = &seeds.spec.cluster;
             return Err(UserError::usage(format!("there is a cluster `{name}` already"))
                 .hint(format!(
@@ -108,13 +108,13 @@ impl Cluster {
             driver: request.driver,
             image: match request.driver {
                 DriverKind::Docker => request.image,
-                DriverKind::Qemu => Virtual::find_image(&request.image)?,
+                DriverKind::Qemu => QemuDriver::find_image(&request.image)?,
             },
             memory: request.memory,
-            ground: addresses::ground(&seeds.spec)?,
+            network: addresses::cluster_network(&seeds.spec)?,
         };
-        let driver = driver_of(shelf, &record)?;
-        let cluster = Cluster { shelf: shelf.clone(), record, seeds, driver };
+        let driver = driver_of(state_dir, &record)?;
+        let cluster = Cluster { state_dir: state_dir.clone(), record, seeds, driver };
         let made = cluster.make();
         if made.is_err() {
             // The first error is the one to tell.
@@ -128,18 +128,18 @@ impl Cluster {
         for own in 0..self.seeds.spec.members.len() {
             self.driver.create(&self.plan(own))?;
         }
-        self.shelf.store(&self.record, &self.seeds.document)
+        self.state_dir.store(&self.record, &self.seeds.document)
     }
 
     /// Opens the cluster `name`.
     ///
     /// # Errors
     /// A wrong request when there is none of that name; failed work when its driver is not there.
-    pub fn open(shelf: &Shelf, name: &str) -> Result<Cluster> {
-        let (record, document) = shelf.load(name)?;
+    pub fn open(state_dir: &StateDir, name: &str) -> Result<Cluster> {
+        let (record, document) = state_dir.load(name)?;
         let seeds = seeds_of(record.driver, document)?;
-        let driver = driver_of(shelf, &record)?;
-        Ok(Cluster { shelf: shelf.clone(), record, seeds, driver })
+        let driver = driver_of(state_dir, &record)?;
+        Ok(Cluster { state_dir: state_dir.clone(), record, seeds, driver })
     }
 
     fn plan(&self, own: usize) -> NodePlan {
@@ -191,14 +191,14 @@ impl Cluster {
     pub fn start(&self, nodes: &[String]) -> Result<()> {
         for node in nodes {
             match self.driver.power(node)? {
-                Power::Off => self.driver.start(node)?,
-                Power::Absent => {
+                PowerState::Off => self.driver.start(node)?,
+                PowerState::Absent => {
                     let own = self.index(node)?;
                     self.driver.create(&self.plan(own))?;
                     self.driver.start(node)?;
                 }
-                Power::Paused => self.driver.resume(node)?,
-                Power::On => {}
+                PowerState::Paused => self.driver.resume(node)?,
+                PowerState::On => {}
             }
         }
         Ok(())
@@ -228,7 +228,7 @@ impl Cluster {
         let member = &self.seeds.spec.members[own];
         let power = self.driver.power(&member.name)?;
         let said = match power {
-            Power::On => self.ask(&member.name),
+            PowerState::On => self.ask(&member.name),
             _ => None,
         };
         Ok(View { node: member.name.clone(), address: member.address.to_string(), power, said })
@@ -262,10 +262,10 @@ impl Cluster {
         let mut poll = PollInterval::new(PAUSE);
         loop {
             let views = self.views()?;
-            let now = views.iter().filter(|view| view.ailment().is_none()).count() as u64;
+            let now = views.iter().filter(|view| view.problem().is_none()).count() as u64;
             step.advance(now.saturating_sub(ready));
             ready = ready.max(now);
-            let Some(ailment) = ailment(&views, self.seeds.spec.vip.is_some()) else {
+            let Some(problem) = problem(&views, self.seeds.spec.vip.is_some()) else {
                 step.finish("every node is ready");
                 return Ok(views);
             };
@@ -278,18 +278,18 @@ impl Cluster {
             if Instant::now() >= deadline {
                 let name = &self.seeds.spec.cluster;
                 return Err(UserError::runtime(format!(
-                    "the cluster is not ready after {} s: {ailment}",
+                    "the cluster is not ready after {} s: {problem}",
                     within.as_secs()
                 ))
                 .hint(format!("see `pgha-image cluster status {name}` and `pgha-image cluster logs {name} NODE`"))
                 .into());
             }
             // A bar shows where things stand; lines tell what has changed.
-            if progress.style() != Style::Bars && ailment != told {
-                progress.note(&format!("cluster     {ailment}"));
-                told.clone_from(&ailment);
+            if progress.style() != Style::Bars && problem != told {
+                progress.note(&format!("cluster     {problem}"));
+                told.clone_from(&problem);
             }
-            step.detail(ailment);
+            step.detail(problem);
             poll.wait();
         }
     }
@@ -372,7 +372,7 @@ impl Cluster {
     fn wait_for_successor(&self, old: &str) -> Result<()> {
         let end = Instant::now() + self.driver.patience(REQUEST_WITHIN);
         let mut poll = PollInterval::new(PAUSE);
-        let ailment = loop {
+        let problem = loop {
             match self.views()?.into_iter().find(View::is_primary) {
                 Some(view) if view.node != old => return Ok(()),
                 Some(_) => break format!("{old} is the primary again"),
@@ -381,7 +381,7 @@ impl Cluster {
             }
         };
         let name = &self.seeds.spec.cluster;
-        Err(UserError::runtime(format!("Patroni began to switch over from {old}, but {ailment}"))
+        Err(UserError::runtime(format!("Patroni began to switch over from {old}, but {problem}"))
             .hint(format!("see who is what: pgha-image cluster status {name}"))
             .into())
     }
@@ -403,15 +403,15 @@ impl Cluster {
             ))
             .into());
         }
-        let ground = addresses::ground(&seeds.spec)?;
-        if ground.subnet != self.record.ground.subnet {
+        let network = addresses::cluster_network(&seeds.spec)?;
+        if network.subnet != self.record.network.subnet {
             return Err(UserError::usage("the document's members lie in another network than the cluster's").into());
         }
         // Whoever goes is gone before the new document is remembered: if one cannot leave, the same update can be given
         // again, and no node runs that nobody knows of.
         let now = names(&seeds.spec);
         for node in self.nodes().iter().filter(|node| !now.contains(node)) {
-            if self.driver.power(node)? == Power::On {
+            if self.driver.power(node)? == PowerState::On {
                 let command = ["pgha-node", "leave"].map(str::to_owned);
                 let done = self.driver.exec(node, &command, &[], self.driver.patience(REQUEST_WITHIN))?;
                 anyhow::ensure!(
@@ -423,16 +423,16 @@ impl Cluster {
             self.driver.destroy(node)?;
         }
         self.seeds = seeds;
-        self.shelf.store(&self.record, &self.seeds.document)?;
+        self.state_dir.store(&self.record, &self.seeds.document)?;
         let mut absent = Vec::new();
         for node in now {
             match self.driver.power(&node)? {
-                Power::On => {}
-                Power::Absent => {
+                PowerState::On => {}
+                PowerState::Absent => {
                     absent.push(node);
                     continue;
                 }
-                Power::Off | Power::Paused => continue,
+                PowerState::Off | PowerState::Paused => continue,
             }
             let script = format!(
                 "cat > {DOCUMENT_PATH}.new && chmod 600 {DOCUMENT_PATH}.new && mv {DOCUMENT_PATH}.new {DOCUMENT_PATH} && pgha-node init"
@@ -459,7 +459,7 @@ impl Cluster {
     /// When no node runs.
     pub fn authority(&self) -> Result<PathBuf> {
         // It follows from the document alone.
-        let known = self.shelf.folder(&self.seeds.spec.cluster).join(AUTHORITY);
+        let known = self.state_dir.folder(&self.seeds.spec.cluster).join(AUTHORITY);
         if known.is_file() {
             return Ok(known);
         }
@@ -467,7 +467,7 @@ impl Cluster {
         let command = ["cat".to_owned(), format!("{TLS_PATH}/ca.crt")];
         let done = self.exec(&node, &command, &[], STATUS_WITHIN)?;
         anyhow::ensure!(done.status == 0, "{node} has no certificate of the authority yet");
-        self.shelf.put(&self.seeds.spec.cluster, AUTHORITY, &String::from_utf8_lossy(&done.stdout))
+        self.state_dir.put(&self.seeds.spec.cluster, AUTHORITY, &String::from_utf8_lossy(&done.stdout))
     }
 
     /// Removes everything of the cluster.
@@ -476,7 +476,7 @@ impl Cluster {
     /// When something stays.
     pub fn down(self) -> Result<()> {
         self.driver.remove()?;
-        self.shelf.forget(&self.seeds.spec.cluster)
+        self.state_dir.forget(&self.seeds.spec.cluster)
     }
 }
 
@@ -489,20 +489,21 @@ fn seeds_of(driver: DriverKind, document: Document) -> Result<Seeds> {
     let extras = Extras { addressing: Addressing::Preset, ..Extras::default() };
     let mut seeds = Seeds::new(document, extras)?;
     if driver == DriverKind::Qemu {
-        let ground = addresses::ground(&seeds.spec)?;
-        let prefix = ground.subnet.split_once('/').and_then(|(_, prefix)| prefix.parse().ok());
+        let network = addresses::cluster_network(&seeds.spec)?;
+        let prefix = network.subnet.split_once('/').and_then(|(_, prefix)| prefix.parse().ok());
         let prefix = prefix.context("the subnet has a prefix")?;
-        seeds.extras.addressing = Addressing::Static { prefix, gateway: Some(ground.gateway), nameservers: Vec::new() };
+        seeds.extras.addressing =
+            Addressing::Static { prefix, gateway: Some(network.gateway), nameservers: Vec::new() };
     }
     Ok(seeds)
 }
 
-fn driver_of(shelf: &Shelf, record: &Record) -> Result<Box<dyn Driver>> {
-    let ground = record.ground.clone();
+fn driver_of(state_dir: &StateDir, record: &Record) -> Result<Box<dyn Driver>> {
+    let network = record.network.clone();
     Ok(match record.driver {
-        DriverKind::Docker => Box::new(Docker::new(Which::Auto, ground, &record.image, record.memory)?),
+        DriverKind::Docker => Box::new(Docker::new(Which::Auto, network, &record.image, record.memory)?),
         DriverKind::Qemu => {
-            Box::new(Virtual::new(&shelf.folder(&ground.cluster), ground, &record.image, record.memory))
+            Box::new(QemuDriver::new(&state_dir.folder(&network.cluster), network, &record.image, record.memory))
         }
     })
 }

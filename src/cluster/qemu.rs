@@ -4,7 +4,7 @@
 //! switch shall be is kept in `network.json`, so that one that was lost (the host was switched off) comes back with the
 //! same ports of the host.
 
-use super::driver::{Driver, Ground, NodePlan, Peer, Power};
+use super::driver::{ClusterNetwork, Driver, NodePlan, Peer, PowerState};
 use crate::{
     container_engine::Executed,
     error::UserError,
@@ -36,9 +36,9 @@ const NETWORK: &str = "network.json";
 
 /// The driver.
 #[derive(Debug)]
-pub struct Virtual {
+pub struct QemuDriver {
     folder: PathBuf,
-    ground: Ground,
+    network: ClusterNetwork,
     image: PathBuf,
     memory: u64,
     guard: Guard,
@@ -53,13 +53,13 @@ struct Kept {
     addresses: BTreeMap<String, IpAddr>,
 }
 
-impl Virtual {
-    /// Drives the cluster on `ground`, whose own folder is `folder`, with nodes that boot `image`, a file or the name of
+impl QemuDriver {
+    /// Drives the cluster on `network`, whose own folder is `folder`, with nodes that boot `image`, a file or the name of
     /// a recipe whose image is in `out/`, each with `memory` bytes.
-    pub fn new(folder: &Path, ground: Ground, image: &str, memory: Option<u64>) -> Virtual {
-        Virtual {
+    pub fn new(folder: &Path, network: ClusterNetwork, image: &str, memory: Option<u64>) -> QemuDriver {
+        QemuDriver {
             folder: folder.join("qemu"),
-            ground,
+            network,
             image: image.into(),
             memory: memory.unwrap_or(MEMORY),
             guard: Guard::new(),
@@ -155,20 +155,20 @@ fn forwards(address: IpAddr) -> impl Iterator<Item = Forward> {
     ports::ALL.into_iter().map(move |port| Forward { host, guest: (address, port).into() })
 }
 
-impl Driver for Virtual {
+impl Driver for QemuDriver {
     fn prepare(&self) -> Result<()> {
         Qemu::find()?;
         DiskImage::open(&self.image)?;
         let making = || format!("making the folder {}", self.folder.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).with_context(making)?;
         if self.kept()?.is_none() {
-            let (_, prefix) = self.ground.subnet.split_once('/').context("the subnet has a prefix")?;
+            let (_, prefix) = self.network.subnet.split_once('/').context("the subnet has a prefix")?;
             let switch = SwitchSpec {
                 control: self.control(),
-                gateway: self.ground.gateway,
+                gateway: self.network.gateway,
                 prefix: prefix.parse().context("reading the subnet's prefix")?,
                 ports: Vec::new(),
-                forwards: self.ground.vip.into_iter().flat_map(forwards).collect(),
+                forwards: self.network.vip.into_iter().flat_map(forwards).collect(),
             };
             self.keep(&Kept { switch, addresses: BTreeMap::new() })?;
         }
@@ -241,13 +241,13 @@ impl Driver for Virtual {
         remove(&place)
     }
 
-    fn power(&self, node: &str) -> Result<Power> {
+    fn power(&self, node: &str) -> Result<PowerState> {
         let place = self.place(node);
         if !MachineSpec::is_in(&place) {
-            return Ok(Power::Absent);
+            return Ok(PowerState::Absent);
         }
-        let Some(machine) = Machine::open(&place)? else { return Ok(Power::Off) };
-        Ok(if machine.monitor()?.status()? == "paused" { Power::Paused } else { Power::On })
+        let Some(machine) = Machine::open(&place)? else { return Ok(PowerState::Off) };
+        Ok(if machine.monitor()?.status()? == "paused" { PowerState::Paused } else { PowerState::On })
     }
 
     fn exec(&self, node: &str, command: &[String], input: &[u8], within: Duration) -> Result<Executed> {
@@ -292,7 +292,7 @@ impl Driver for Virtual {
     }
 
     fn vip_endpoint(&self, port: u16) -> Result<Option<SocketAddr>> {
-        self.ground.vip.map_or(Ok(None), |vip| self.reached((vip, port).into()))
+        self.network.vip.map_or(Ok(None), |vip| self.reached((vip, port).into()))
     }
 
     fn remove(&self) -> Result<()> {

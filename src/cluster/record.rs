@@ -1,6 +1,6 @@
 //! What is remembered of a cluster between two runs of the program.
 
-use super::driver::{DriverKind, Ground};
+use super::driver::{ClusterNetwork, DriverKind};
 use crate::{
     document::Document,
     error::UserError,
@@ -12,7 +12,7 @@ use std::{fs, path::PathBuf};
 
 /// The folder that has one folder for each cluster.
 #[derive(Debug, Clone)]
-pub struct Shelf(PathBuf);
+pub struct StateDir(PathBuf);
 
 /// A cluster that was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,27 +26,28 @@ pub struct Record {
     /// The most memory that each may use, in bytes.
     pub memory: Option<u64>,
     /// Their network.
-    pub ground: Ground,
+    #[serde(alias = "ground")]
+    pub network: ClusterNetwork,
 }
 
 const DOCUMENT: &str = "cluster.yaml";
 const RECORD: &str = "record.json";
 
-impl Shelf {
+impl StateDir {
     /// The user's own: `pgha-image/clusters` in `XDG_STATE_HOME` or `~/.local/state`.
     ///
     /// # Errors
     /// A wrong request when the user has no such folder.
-    pub fn of_the_user() -> Result<Shelf> {
+    pub fn of_the_user() -> Result<StateDir> {
         let folder = user_folder("XDG_STATE_HOME", ".local/state").ok_or_else(|| {
             UserError::usage("neither XDG_STATE_HOME nor HOME is set, so there is no place to remember clusters")
         })?;
-        Ok(Shelf(folder.join("clusters")))
+        Ok(StateDir(folder.join("clusters")))
     }
 
-    /// A shelf in `folder`.
-    pub fn at(folder: PathBuf) -> Shelf {
-        Shelf(folder)
+    /// A state directory in `folder`.
+    pub fn at(folder: PathBuf) -> StateDir {
+        StateDir(folder)
     }
 
     /// The folder of the cluster `name`.
@@ -57,7 +58,7 @@ impl Shelf {
     /// The names of all clusters.
     ///
     /// # Errors
-    /// When the shelf cannot be read.
+    /// When the state directory cannot be read.
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
         let entries = match fs::read_dir(&self.0) {
@@ -106,10 +107,10 @@ impl Shelf {
     /// # Errors
     /// When it cannot be written.
     pub fn store(&self, record: &Record, document: &Document) -> Result<()> {
-        private_folder(&self.folder(&record.ground.cluster))?;
-        self.put(&record.ground.cluster, DOCUMENT, &document.text)?;
+        private_folder(&self.folder(&record.network.cluster))?;
+        self.put(&record.network.cluster, DOCUMENT, &document.text)?;
         // Last, as it is what says that the cluster is there.
-        self.put(&record.ground.cluster, RECORD, &serde_json::to_string_pretty(record)?).map(drop)
+        self.put(&record.network.cluster, RECORD, &serde_json::to_string_pretty(record)?).map(drop)
     }
 
     /// Writes a file of the cluster `name` that nobody else may read. Returns its path.

@@ -1,6 +1,6 @@
 //! How a cluster's nodes stand, as each of them says.
 
-use super::driver::Power;
+use super::driver::PowerState;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
@@ -69,7 +69,7 @@ pub struct View {
     /// Its address.
     pub address: String,
     /// Whether it runs.
-    pub power: Power,
+    pub power: PowerState,
     /// What it says of itself, if it says something.
     pub said: Option<Said>,
 }
@@ -100,7 +100,7 @@ impl View {
     }
 
     /// What keeps it from being well; `None` if nothing does.
-    pub fn ailment(&self) -> Option<String> {
+    pub fn problem(&self) -> Option<String> {
         let Some(said) = &self.said else { return Some(self.power.to_string()) };
         if said.phase != "ready" {
             let step = [said.step.as_str(), said.reason.as_str()];
@@ -119,11 +119,11 @@ impl View {
 }
 
 /// What keeps the cluster from being well; `None` if nothing does.
-pub fn ailment(views: &[View], has_vip: bool) -> Option<String> {
-    let ailing = views.iter().find_map(|view| Some(format!("{}: {}", view.node, view.ailment()?)));
+pub fn problem(views: &[View], has_vip: bool) -> Option<String> {
+    let unhealthy = views.iter().find_map(|view| Some(format!("{}: {}", view.node, view.problem()?)));
     let count = |is: fn(&View) -> bool| views.iter().filter(|view| is(view)).count();
     let holders = count(View::holds_vip);
-    ailing.or_else(|| match count(View::is_primary) {
+    unhealthy.or_else(|| match count(View::is_primary) {
         1 if !has_vip || holders == 1 => None,
         1 => Some(format!("the virtual address is on {holders} nodes")),
         primaries => Some(format!("there are {primaries} primaries")),
@@ -161,10 +161,10 @@ pub fn table(views: &[View]) -> String {
             let leads = if etcd.leader.as_deref() == Some(&view.node) { " leads" } else { "" };
             format!("{}/{}{leads}", etcd.members.0, etcd.members.1)
         });
-        let state = match (&view.said, view.ailment()) {
+        let state = match (&view.said, view.problem()) {
             (None, _) => dash(),
             (_, None) => "ready".to_owned(),
-            (_, Some(ailment)) => shortened(&ailment),
+            (_, Some(problem)) => shortened(&problem),
         };
         let vip = if view.holds_vip() { "here".to_owned() } else { dash() };
         rows.push([
@@ -211,7 +211,7 @@ mod tests {
         View {
             node: node.into(),
             address: "10.0.0.11".into(),
-            power: Power::On,
+            power: PowerState::On,
             said: Some(Said {
                 phase: "ready".into(),
                 postgresql: Some(postgresql),
@@ -234,17 +234,17 @@ mod tests {
     fn a_table_shows_who_does_what() {
         let mut views = three();
         views[2].said = None;
-        views[2].power = Power::Off;
+        views[2].power = PowerState::Off;
         insta::assert_snapshot!(table(&views));
     }
 
     #[test]
     fn one_primary_and_one_holder_make_a_cluster_well() {
-        assert_eq!(ailment(&three(), true), None);
+        assert_eq!(problem(&three(), true), None);
         let change = |change: fn(&mut Vec<View>)| {
             let mut views = three();
             change(&mut views);
-            ailment(&views, true).unwrap()
+            problem(&views, true).unwrap()
         };
         assert_eq!(change(|views| views[1].said = None), "pg-2: on");
         assert_eq!(change(|views| views[1] = view("pg-2", "primary", "running")), "there are 2 primaries");
