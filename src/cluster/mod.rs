@@ -12,7 +12,7 @@ mod view;
 
 pub use driver::{ClusterNetwork, Driver, DriverKind, NodePlan, Peer, PowerState};
 pub use record::{Record, StateDir};
-pub use view::{Postgresql, Said, View, problem, table};
+pub use view::{NodeStatus, Postgresql, View, problem, table};
 
 use crate::{
     container_engine::{Executed, Which},
@@ -227,15 +227,15 @@ impl Cluster {
     pub fn view(&self, own: usize) -> Result<View> {
         let member = &self.seeds.spec.members[own];
         let power = self.driver.power(&member.name)?;
-        let said = match power {
+        let status = match power {
             PowerState::On => self.ask(&member.name),
             _ => None,
         };
-        Ok(View { node: member.name.clone(), address: member.address.to_string(), power, said })
+        Ok(View { node: member.name.clone(), address: member.address.to_string(), power, status })
     }
 
     /// What a node says of itself; `None` while it boots.
-    fn ask(&self, node: &str) -> Option<Said> {
+    fn ask(&self, node: &str) -> Option<NodeStatus> {
         let command = ["pgha-node", "status", "--json"].map(str::to_owned);
         let done = self.driver.exec(node, &command, &[], self.driver.patience(STATUS_WITHIN)).ok()?;
         serde_json::from_slice(&done.stdout).ok()
@@ -270,10 +270,10 @@ impl Cluster {
                 return Ok(views);
             };
             if let Some(refused) =
-                views.iter().find(|view| view.said.as_ref().is_some_and(|said| said.phase == "refused"))
+                views.iter().find(|view| view.status.as_ref().is_some_and(|status| status.phase == "refused"))
             {
-                let said = refused.said.as_ref().map(|said| said.reason.clone()).unwrap_or_default();
-                return Err(UserError::runtime(format!("{} refuses its document\n{said}", refused.node)).into());
+                let status = refused.status.as_ref().map(|status| status.reason.clone()).unwrap_or_default();
+                return Err(UserError::runtime(format!("{} refuses its document\n{status}", refused.node)).into());
             }
             if Instant::now() >= deadline {
                 let name = &self.seeds.spec.cluster;
@@ -309,7 +309,7 @@ impl Cluster {
     pub fn a_running_node(&self) -> Result<String> {
         let views = self.views()?;
         let best =
-            views.iter().find(|view| view.is_primary()).or_else(|| views.iter().find(|view| view.said.is_some()));
+            views.iter().find(|view| view.is_primary()).or_else(|| views.iter().find(|view| view.status.is_some()));
         best.map(|view| view.node.clone()).ok_or_else(|| {
             let name = &self.seeds.spec.cluster;
             UserError::runtime(format!("no node of the cluster `{name}` runs"))

@@ -339,13 +339,13 @@ pub struct Node {
 impl Node {
     fn of(value: &Value) -> Node {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let said = &value["said"];
+        let status = &value["status"];
         Node {
             name: text(&value["node"]),
-            role: text(&said["postgresql"]["role"]),
-            state: text(&said["postgresql"]["state"]),
-            synchronous: said["postgresql"]["synchronous"] == true,
-            vip: said["vip"] == true,
+            role: text(&status["postgresql"]["role"]),
+            state: text(&status["postgresql"]["state"]),
+            synchronous: status["postgresql"]["synchronous"] == true,
+            vip: status["vip"] == true,
         }
     }
 }
