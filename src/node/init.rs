@@ -7,7 +7,7 @@
 use super::{
     apply::{self, Changed},
     bootstrap, identity, join, machine, metadata,
-    peers::{self, Material, Reception},
+    peers::{self, DiscoveryListener, TlsCredentials},
     pki::{Authority, Store},
     progress::{Phase, Reporter},
     state::{self, Data, ETCD_DATA, STATE_PATH, State},
@@ -35,14 +35,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Exit status when systemd shall try again (sysexits.h: EX_TEMPFAIL).
-pub const LATER: u8 = 75;
-/// Exit status when this machine holds data that is not the document's cluster's (EX_NOPERM).
-pub const FOREIGN: u8 = 77;
-/// Exit status when there is no document (EX_NOINPUT); for systemd that is no failure.
-pub const UNASKED: u8 = 66;
-/// Exit status when the document is wrong (EX_CONFIG).
-pub const NEVER: u8 = 78;
+/// Exit status when systemd shall try again (sysexits.h).
+pub const EX_TEMPFAIL: u8 = 75;
+/// Exit status when this machine holds data that is not the document's cluster's.
+pub const EX_NOPERM: u8 = 77;
+/// Exit status when there is no document; for systemd that is no failure.
+pub const EX_NOINPUT: u8 = 66;
+/// Exit status when the document is wrong.
+pub const EX_CONFIG: u8 = 78;
 
 /// How often a node looks again while it waits.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -73,10 +73,10 @@ impl Node {
     pub fn find() -> Result<Node> {
         let document = metadata::find(Path::new("/"))?;
         let (spec, warnings) = document.cluster()?;
-        let traits = machine::traits()?;
-        match identity::identify(&spec, &traits)? {
+        let host = machine::host_identity()?;
+        match identity::identify(&spec, &host)? {
             Some(own) => Ok(Node { spec, own, warnings }),
-            None => Err(identity::stranger(&spec, &traits).into()),
+            None => Err(identity::unknown_host(&spec, &host).into()),
         }
     }
 
@@ -85,14 +85,14 @@ impl Node {
     }
 }
 
-/// Makes this machine a member. Exit status: 0, [`LATER`], [`FOREIGN`] or [`NEVER`].
+/// Makes this machine a member. Exit status: 0, [`EX_TEMPFAIL`], [`EX_NOPERM`] or [`EX_CONFIG`].
 pub fn run() -> ExitCode {
     let mut reporter = Reporter::of_the_node();
     match init(&mut reporter) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, error }) => {
-            let phase = if code == LATER { Phase::Failed } else { Phase::Refused };
-            let step = if code == LATER { "it failed and is tried again" } else { "refused" };
+            let phase = if code == EX_TEMPFAIL { Phase::Failed } else { Phase::Refused };
+            let step = if code == EX_TEMPFAIL { "it failed and is tried again" } else { "refused" };
             reporter.report(phase, step, &crate::error::report(&error));
             ExitCode::from(code)
         }
@@ -108,9 +108,9 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
         let error = error.into();
         let code = match kind_of(&error) {
-            _ if metadata::is_missing(&error) => UNASKED,
-            ErrorKind::Usage => NEVER,
-            ErrorKind::Runtime => LATER,
+            _ if metadata::is_missing(&error) => EX_NOINPUT,
+            ErrorKind::Usage => EX_CONFIG,
+            ErrorKind::Runtime => EX_TEMPFAIL,
         };
         Failure { code, error }
     }
@@ -124,8 +124,8 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
     let state_path = Path::new(STATE_PATH);
     let known = State::load(state_path)?;
     let data = Data::look(Path::new("/"));
-    state::claim(&node.spec, node.own, known.as_ref(), data)
-        .map_err(|problem| Failure { code: FOREIGN, error: problem.into() })?;
+    state::verify_ownership(&node.spec, node.own, known.as_ref(), data)
+        .map_err(|problem| Failure { code: EX_NOPERM, error: problem.into() })?;
     let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
         .with_context(|| format!("reading {MANIFEST_PATH}"))?;
     let facts = machine::facts(node.member().address)?;
@@ -183,19 +183,19 @@ fn services(manifest: &Manifest) -> impl Iterator<Item = (&str, &Service)> {
 
 /// Finds out how this node's etcd member starts, and waits as long as it may not.
 fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, reporter: &mut Reporter) -> Result<EtcdStart> {
-    let material = Material::of_the_node();
+    let credentials = TlsCredentials::of_the_node();
     let step = "entering the cluster's etcd";
     let mut data = data;
-    let mut reception = None;
+    let mut discovery = None;
     if data && units::show("etcd.service")?.active == "active" {
         return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec)));
     }
     loop {
-        if !data && reception.is_none() && node.spec.members.len() > 1 {
-            reception = Some(Reception::open(peers::reception_address(node.member()), &material)?);
+        if !data && discovery.is_none() && node.spec.members.len() > 1 {
+            discovery = Some(DiscoveryListener::open(peers::discovery_address(node.member()), &credentials)?);
         }
-        let heard = reception.as_ref().map(Reception::heard).unwrap_or_default();
-        let view = peers::look(&node.spec, node.own, data, &heard, &material)?;
+        let fresh_peers = discovery.as_ref().map(DiscoveryListener::fresh_peers).unwrap_or_default();
+        let view = peers::look(&node.spec, node.own, data, &fresh_peers, &credentials)?;
         match join::next(&node.spec, node.own, &view) {
             join::Step::Start(start) => return Ok(start),
             join::Step::Resume => return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec))),
@@ -210,7 +210,7 @@ fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, reporter: &mut Repo
             }
             change => {
                 reporter.report(Phase::Working, step, &words(&change));
-                if let Err(error) = ask_cluster(node, &change, &material) {
+                if let Err(error) = ask_cluster(node, &change, &credentials) {
                     // etcd refuses changes while a member has not been connected for five seconds: it is asked again.
                     reporter.report(Phase::Waiting, step, &format!("{}: {error}", words(&change)));
                     thread::sleep(PAUSE);
@@ -230,10 +230,10 @@ fn words(step: &join::Step) -> String {
 }
 
 /// Changes the cluster's members.
-fn ask_cluster(node: &Node, step: &join::Step, material: &Material) -> Result<()> {
+fn ask_cluster(node: &Node, step: &join::Step, credentials: &TlsCredentials) -> Result<()> {
     let me = node.member();
     let others = node.spec.members.iter().filter(|member| member.name != me.name);
-    let client = material.etcd(others.map(crate::model::scope::client_url).collect())?;
+    let client = credentials.etcd(others.map(crate::model::scope::client_url).collect())?;
     match step {
         join::Step::Remove(id) => client.member_remove(*id)?,
         join::Step::Add => client.member_add(&[peer_url(me)], false).map(drop)?,
@@ -246,10 +246,10 @@ fn ask_cluster(node: &Node, step: &join::Step, material: &Material) -> Result<()
 /// Waits until etcd's cluster knows its version, without which Patroni cannot speak to it; members that do not come for
 /// [`LATECOMERS`] are let go, see [`join::absent`].
 fn settle(node: &Node, reporter: &mut Reporter) -> Result<()> {
-    let material = Material::of_the_node();
+    let credentials = TlsCredentials::of_the_node();
     let deadline = Instant::now() + LATECOMERS;
     loop {
-        let Some(cluster) = peers::unsettled(node.member(), &material)? else { return prune(node, &material) };
+        let Some(cluster) = peers::unsettled(node.member(), &credentials)? else { return prune(node, &credentials) };
         let absent = join::absent(&cluster);
         if Instant::now() < deadline || absent.is_empty() {
             reporter.report(Phase::Waiting, "forming the cluster's etcd", "not every member has come yet");
@@ -272,8 +272,8 @@ fn settle(node: &Node, reporter: &mut Reporter) -> Result<()> {
 }
 
 /// Removes the members of etcd that the document does not name any more and that do not answer.
-fn prune(node: &Node, material: &Material) -> Result<()> {
-    for id in peers::dead_strangers(&node.spec, node.own, material)? {
+fn prune(node: &Node, credentials: &TlsCredentials) -> Result<()> {
+    for id in peers::dead_unknown_members(&node.spec, node.own, credentials)? {
         let client = own_etcd(node)?;
         match client.member_remove(id) {
             Ok(()) => {
@@ -364,7 +364,7 @@ fn bring_up(name: &str, service: &Service, node: &Node, reporter: &mut Reporter)
 
 /// A client of this node's own etcd.
 fn own_etcd(node: &Node) -> Result<Client> {
-    Ok(Material::of_the_node().etcd(vec![crate::model::scope::client_url(node.member())])?)
+    Ok(TlsCredentials::of_the_node().etcd(vec![crate::model::scope::client_url(node.member())])?)
 }
 
 /// What is missing for readiness; `None` when nothing is.
@@ -409,8 +409,8 @@ mod tests {
     #[test]
     fn a_wrong_request_is_never_tried_again_and_failed_work_is() {
         let code = |error: anyhow::Error| Failure::from(error).code;
-        assert_eq!(code(UserError::usage("wrong").into()), NEVER);
-        assert_eq!(code(UserError::runtime("not yet").into()), LATER);
-        assert_eq!(code(anyhow::anyhow!("disk")), LATER);
+        assert_eq!(code(UserError::usage("wrong").into()), EX_CONFIG);
+        assert_eq!(code(UserError::runtime("not yet").into()), EX_TEMPFAIL);
+        assert_eq!(code(anyhow::anyhow!("disk")), EX_TEMPFAIL);
     }
 }

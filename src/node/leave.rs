@@ -1,6 +1,6 @@
 //! A node leaves its cluster for good, so that the others need not find out that it is gone.
 
-use super::{init::Node, peers::Material, state::State, units};
+use super::{init::Node, peers::TlsCredentials, state::State, units};
 use crate::{
     error::UserError,
     etcd::{Client, RangeRequest},
@@ -37,7 +37,7 @@ pub fn leave(state: &State) -> Result<()> {
             .hint("stop the machine: there is nobody to tell")
             .into());
     }
-    let client = Material::of_the_node().etcd(others)?;
+    let client = TlsCredentials::of_the_node().etcd(others)?;
     let members = client.members().context("asking the other members of etcd")?;
     for unit in &UNITS[..UNITS.len() - 1] {
         log::info!("leaving: stopping {unit}");

@@ -112,7 +112,7 @@ impl Data {
 ///
 /// # Errors
 /// A wrong request, where there is data that belongs to another cluster or node, or to nobody known.
-pub fn claim(spec: &ClusterSpec, own: usize, state: Option<&State>, data: Data) -> Result<(), UserError> {
+pub fn verify_ownership(spec: &ClusterSpec, own: usize, state: Option<&State>, data: Data) -> Result<(), UserError> {
     if data == Data::default() {
         return Ok(());
     }
@@ -167,17 +167,17 @@ mod tests {
     fn data_of_another_cluster_is_refused() {
         let spec = samples::three();
         let state = State::new(&spec, 1, EtcdStart::together(&spec));
-        assert!(claim(&spec, 1, Some(&state), BOTH).is_ok());
-        assert!(claim(&spec, 1, None, Data::default()).is_ok());
+        assert!(verify_ownership(&spec, 1, Some(&state), BOTH).is_ok());
+        assert!(verify_ownership(&spec, 1, None, Data::default()).is_ok());
         let mut renamed = spec.clone();
         renamed.cluster = "other".into();
         let mut rekeyed = spec.clone();
         rekeyed.secret = Secret::new("CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=");
         let text = [
-            claim(&renamed, 1, Some(&state), BOTH),
-            claim(&rekeyed, 1, Some(&state), Data { etcd: true, postgresql: false }),
-            claim(&spec, 0, Some(&state), Data { etcd: false, postgresql: true }),
-            claim(&spec, 1, None, BOTH),
+            verify_ownership(&renamed, 1, Some(&state), BOTH),
+            verify_ownership(&rekeyed, 1, Some(&state), Data { etcd: true, postgresql: false }),
+            verify_ownership(&spec, 0, Some(&state), Data { etcd: false, postgresql: true }),
+            verify_ownership(&spec, 1, None, BOTH),
         ]
         .map(|outcome| outcome.unwrap_err().to_string());
         insta::assert_snapshot!(text.join("\n"));
