@@ -1,6 +1,6 @@
 //! YAML and JSON files: nested maps and lists are keys with slashes, scalars their values. Changes are seen by inotify.
 
-use super::{Backend, News, Snapshot, Stop, Values};
+use super::{Backend, Snapshot, Stop, Values, WatchEvent};
 use crate::{
     confd::{path::Pattern, settings::BackendSettings},
     error::UserError,
@@ -124,7 +124,7 @@ impl Backend for Files {
         from: &Snapshot,
         until: Instant,
         stop: &Stop,
-        _: &mut dyn FnMut(News),
+        _: &mut dyn FnMut(WatchEvent),
     ) -> Result<()> {
         let watcher = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).context("starting inotify")?;
         let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MOVE | WatchFlags::CREATE | WatchFlags::DELETE;
