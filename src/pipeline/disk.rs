@@ -41,7 +41,7 @@ fn identity(plan: &Plan, disk: &PlannedDisk) -> Identity {
 }
 
 /// Files of a VM image that follow from its disk, by path.
-pub fn furniture(plan: &Plan, disk: &PlannedDisk) -> Vec<(GuestPath, String)> {
+pub fn boot_files(plan: &Plan, disk: &PlannedDisk) -> Vec<(GuestPath, String)> {
     let identity = identity(plan, disk);
     let arguments: Vec<&str> = disk.arguments.iter().map(String::as_str).collect();
     let menu = Menu { arch: plan.arch, title: TITLE, arguments: &arguments, timeout: MENU_SECONDS };

@@ -2,7 +2,7 @@
 
 use super::Mirrors;
 use crate::{
-    archive::{self, Wanted},
+    archive::{self, DownloadRequest},
     debian::{self, deb::ExpandedDeb, solve},
     http,
     model::Digest,
@@ -35,11 +35,11 @@ pub struct Access {
 
 /// What a solver chose.
 #[derive(Debug, Serialize, Deserialize)]
-struct Chosen {
+struct Selection {
     packages: Vec<Package>,
 }
 
-impl Outcome for Chosen {
+impl Outcome for Selection {
     const KIND: &'static str = "choice";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -75,7 +75,7 @@ pub fn plan(draft: Draft, access: &Access, store: &Store, progress: &Progress) -
                 choices.into_iter().map(|choice| package(choice, |origin| names[origin].clone())).collect();
             let download = packages.iter().map(|package| package.size).sum();
             step.finish(format!("{} packages, {}", packages.len(), size(download)));
-            Ok(Chosen { packages })
+            Ok(Selection { packages })
         })?;
         Ok(chosen.packages)
     };
@@ -113,9 +113,9 @@ pub fn fetch(
         let uris = if access.offline { Vec::new() } else { uris(source, access)? };
         mirrors.insert(name, uris);
     }
-    let wanted: Vec<Wanted> = packages
+    let wanted: Vec<DownloadRequest> = packages
         .iter()
-        .map(|package| Wanted {
+        .map(|package| DownloadRequest {
             name: package.name.clone(),
             version: package.version.clone(),
             architecture: package.architecture.clone(),
