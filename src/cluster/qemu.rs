@@ -9,9 +9,11 @@ use crate::{
     container_engine::Executed,
     error::UserError,
     files::{NewFile, read_text},
-    machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, MachineSpec, Net, Order, Probed, Qemu, Seed},
+    machine::{
+        Accel, Console, DiskBus, DiskImage, Firmware, Machine, MachineConfig, MachineSpec, Net, Probed, Qemu, Seed,
+    },
     model::{Arch, scope::ports},
-    reexec::{Guard, Life},
+    reexec::{Launcher, Lifetime},
     switch::{Forward, HOST, LinkFault, PortSpec, Switch, SwitchSpec},
 };
 use anyhow::{Context as _, Result};
@@ -41,7 +43,7 @@ pub struct QemuDriver {
     network: ClusterNetwork,
     image: PathBuf,
     memory: u64,
-    guard: Guard,
+    launcher: Launcher,
     probed: OnceCell<Probed>,
 }
 
@@ -62,7 +64,7 @@ impl QemuDriver {
             network,
             image: image.into(),
             memory: memory.unwrap_or(MEMORY),
-            guard: Guard::new(),
+            launcher: Launcher::new(),
             probed: OnceCell::new(),
         }
     }
@@ -116,7 +118,7 @@ impl QemuDriver {
             return Ok(switch);
         }
         let mut kept = self.kept()?.context("the cluster has no network")?;
-        let (switch, forwards) = Switch::start(&kept.switch, Life::Detached, &self.guard)?;
+        let (switch, forwards) = Switch::start(&kept.switch, Lifetime::Detached, &self.launcher)?;
         kept.switch.forwards = forwards;
         self.keep(&kept)?;
         Ok(switch)
@@ -179,7 +181,7 @@ impl Driver for QemuDriver {
         let accel = self.accel()?;
         let files = node.seed.files.iter().map(|(name, text)| ((*name).to_owned(), text.clone())).collect();
         let image = DiskImage::open(&self.image)?;
-        let order = Order {
+        let config = MachineConfig {
             name: node.name.clone(),
             disk_size: Some(image.size.max(DISK)),
             image,
@@ -194,7 +196,7 @@ impl Driver for QemuDriver {
             console: Console::Log,
         };
         let place = self.place(&node.name);
-        order.prepare(accel, &place)?;
+        config.prepare(accel, &place)?;
         let switch = self.switch()?;
         let port = PortSpec { name: node.name.clone(), folder: place };
         switch.attach(port.clone())?;
@@ -210,7 +212,7 @@ impl Driver for QemuDriver {
     fn start(&self, node: &str) -> Result<()> {
         // A machine finds the switch when it starts, or never.
         drop(self.switch()?);
-        Machine::start(&Qemu::find()?, &self.place(node), Life::Detached, &self.guard).map(drop)
+        Machine::start(&Qemu::find()?, &self.place(node), Lifetime::Detached, &self.launcher).map(drop)
     }
 
     fn kill(&self, node: &str) -> Result<()> {
