@@ -1,6 +1,6 @@
 //! Users and groups of an image by name (passwd(5), group(5)).
 
-use super::{Owner, scene::Scene};
+use super::{Owner, overlay_view::OverlayView};
 use crate::{document::suggest, error::UserError, model::GuestPath};
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -14,9 +14,9 @@ pub(super) struct Accounts {
 
 impl Accounts {
     /// Reads `/etc/passwd` and `/etc/group`. An image without them has root only.
-    pub fn read(scene: &mut Scene<'_>) -> Result<Accounts> {
-        let users = parse(scene.text(&GuestPath::constant("/etc/passwd"))?.as_deref());
-        let groups = parse(scene.text(&GuestPath::constant("/etc/group"))?.as_deref());
+    pub fn read(view: &mut OverlayView<'_>) -> Result<Accounts> {
+        let users = parse(view.text(&GuestPath::constant("/etc/passwd"))?.as_deref());
+        let groups = parse(view.text(&GuestPath::constant("/etc/group"))?.as_deref());
         Ok(Accounts { users, groups })
     }
 

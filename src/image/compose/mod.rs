@@ -8,10 +8,10 @@
 //! Equal trees and overlays give equal layers; the store remembers each.
 
 mod accounts;
-mod scene;
+mod overlay_view;
 pub mod units;
 
-pub use scene::Scene;
+pub use overlay_view::OverlayView;
 
 use crate::{
     error::UserError,
@@ -136,22 +136,22 @@ pub fn compose(store: &Store, below: &mut Tree, overlay: &OverlayFiles, epoch: i
 
 /// The overlay's places, with the links that enable, disable and mask its units.
 fn with_units(store: &Store, below: &Tree, overlay: &OverlayFiles) -> Result<BTreeMap<GuestPath, Place>> {
-    let mut scene = Scene::new(store, below, &overlay.places);
+    let mut view = OverlayView::new(store, below, &overlay.places);
     let context = |what: &str, unit: &str| format!("the overlay `{}` {what}s the unit `{unit}`", overlay.name);
     let mut links = BTreeMap::new();
     for unit in &overlay.disable {
-        let found = units::disable(&mut scene, unit).with_context(|| context("disable", unit))?;
+        let found = units::disable(&mut view, unit).with_context(|| context("disable", unit))?;
         links.extend(found.into_iter().map(|path| (path, Place::Remove)));
     }
     for unit in &overlay.enable {
-        let made = units::enable(&mut scene, unit).with_context(|| context("enable", unit))?;
+        let made = units::enable(&mut view, unit).with_context(|| context("enable", unit))?;
         links.extend(made.into_iter().map(|(path, target)| (path, Place::Link(target))));
     }
     for unit in &overlay.mask {
-        let (path, target) = units::mask(&scene, unit).with_context(|| context("mask", unit))?;
+        let (path, target) = units::mask(&view, unit).with_context(|| context("mask", unit))?;
         links.insert(path, Place::Link(target));
     }
-    links.retain(|path, place| !matches!(place, Place::Link(target) if scene.link(path) == Some(target)));
+    links.retain(|path, place| !matches!(place, Place::Link(target) if view.link(path) == Some(target)));
     if let Some(path) = links.keys().find(|path| overlay.places.contains_key(*path)) {
         let message = format!("the overlay `{}` has `{path}` itself, and as a unit's link", overlay.name);
         return Err(UserError::usage(message)
@@ -170,7 +170,7 @@ fn resolve(
     places: &BTreeMap<GuestPath, Place>,
     epoch: i64,
 ) -> Result<(Layer, Vec<GuestPath>)> {
-    let accounts = Accounts::read(&mut Scene::new(store, below, places))?;
+    let accounts = Accounts::read(&mut OverlayView::new(store, below, places))?;
     let mut resolver = Resolver { below, overlay, places, epoch, changes: Layer::default() };
     let mut overridden = Vec::new();
     for (path, place) in places {
@@ -277,7 +277,7 @@ impl Resolver<'_> {
 
     fn through_link(&self, path: &GuestPath, link: &GuestPath) -> UserError {
         let problem = self.error(format!("has `{path}`, but `{link}` is a symbolic link in the image"));
-        match scene::real_path(self.below, path) {
+        match overlay_view::real_path(self.below, path) {
             Some(real) => problem.hint(format!("the real path is `{real}`")),
             None => problem.hint("the link leads nowhere; remove it or place the file elsewhere"),
         }
