@@ -7,7 +7,7 @@ use crate::{
     http::{Client, Fetch},
     model::Digest,
     progress::{Progress, Step, Unit, size},
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -55,7 +55,7 @@ impl DownloadRequest {
     }
 }
 
-impl Outcome for ExpandedDeb {
+impl CachedResult for ExpandedDeb {
     const KIND: &'static str = "deb";
 
     fn blobs(&self) -> Vec<Digest> {

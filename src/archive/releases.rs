@@ -7,7 +7,7 @@ use crate::{
     http::{Client, Fetch},
     model::Digest,
     progress::{Progress, Step, Unit},
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,7 @@ struct Kept {
     fetched: i64,
 }
 
-impl Outcome for Kept {
+impl CachedResult for Kept {
     const KIND: &'static str = "release";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -68,7 +68,7 @@ struct Seen {
     date: i64,
 }
 
-impl Outcome for Seen {
+impl CachedResult for Seen {
     const KIND: &'static str = "release-seen";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -82,7 +82,7 @@ struct Expanded {
     text: Digest,
 }
 
-impl Outcome for Expanded {
+impl CachedResult for Expanded {
     const KIND: &'static str = "index";
 
     fn blobs(&self) -> Vec<Digest> {

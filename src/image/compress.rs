@@ -9,7 +9,7 @@ use crate::{
     model::Digest,
     progress::Step,
     rootfs::tar::StoredLayer,
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result, ensure};
 use flate2::{Compress, Crc, FlushCompress, Status};
@@ -130,7 +130,7 @@ pub struct PackedLayer {
     pub compression: Compression,
 }
 
-impl Outcome for PackedLayer {
+impl CachedResult for PackedLayer {
     const KIND: &'static str = "packed-layer";
 
     fn blobs(&self) -> Vec<Digest> {

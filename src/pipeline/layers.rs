@@ -16,7 +16,7 @@ use crate::{
         tar::{Contents, StoredLayer},
     },
     sandbox::Sandbox,
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub struct Base {
     epoch: i64,
 }
 
-impl Outcome for Base {
+impl CachedResult for Base {
     const KIND: &'static str = "base";
 
     fn blobs(&self) -> Vec<Digest> {

@@ -9,7 +9,7 @@ use crate::{
     plan::{Draft, Package, Plan, Request},
     progress::{Progress, Unit, size},
     recipe::Source,
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,7 @@ struct Selection {
     packages: Vec<Package>,
 }
 
-impl Outcome for Selection {
+impl CachedResult for Selection {
     const KIND: &'static str = "choice";
 
     fn blobs(&self) -> Vec<Digest> {

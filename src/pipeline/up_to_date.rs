@@ -5,7 +5,7 @@ use crate::{
     base,
     model::Digest,
     plan::Plan,
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -47,7 +47,7 @@ struct FileStamp {
     changed: (i64, i64),
 }
 
-impl Outcome for Record {
+impl CachedResult for Record {
     const KIND: &'static str = "build";
 
     fn blobs(&self) -> Vec<Digest> {
