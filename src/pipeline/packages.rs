@@ -64,7 +64,7 @@ pub fn plan(draft: Draft, access: &Access, store: &Store, progress: &Progress) -
     let releases = archive::releases(store, &http, &sources, &policy, progress)?;
     let choose = |packages: Vec<String>, recommends: bool| -> Result<Vec<Package>> {
         let request =
-            solve::Request { packages, exclude: draft.plan().never.clone(), recommends, ..solve::Request::default() };
+            solve::Request { packages, exclude: draft.plan().forbid.clone(), recommends, ..solve::Request::default() };
         let key = (1, releases.digest(), &names, &request.packages, &request.exclude, request.recommends);
         let key = Digest::of(serde_json::to_vec(&key)?);
         let (chosen, _) = store.memoise(&key, || {

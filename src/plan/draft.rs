@@ -1,6 +1,8 @@
 //! The plan without its packages.
 
-use super::{Lock, LockedSource, Package, Plan, PlannedDisk, PlannedFile, PlannedOverlay, SCHEMA, order, trial};
+use super::{
+    Lock, LockedSource, Package, Plan, PlannedDisk, PlannedFile, PlannedOverlay, SCHEMA, order, template_check,
+};
 use crate::{
     document::suggest,
     error::UserError,
@@ -83,7 +85,7 @@ impl Draft {
                 parameters: recipe.parameters,
                 sources,
                 requests,
-                never: recipe.never,
+                forbid: recipe.forbid,
                 recommends: recipe.recommends,
                 packages: Vec::new(),
                 preseed,
@@ -97,7 +99,7 @@ impl Draft {
             },
             sources: recipe.sources,
         };
-        trial::render_all(&draft.plan)?;
+        template_check::render_all(&draft.plan)?;
         Ok(draft)
     }
 

@@ -38,7 +38,7 @@ pub struct Recipe {
     /// Debian packages, parameters put in, maybe with a version constraint.
     pub packages: Vec<String>,
     /// Packages that must not be installed.
-    pub never: Vec<String>,
+    pub forbid: Vec<String>,
     /// Whether recommended packages are installed too.
     pub recommends: bool,
     /// Debconf answers, parameters put in.
@@ -265,7 +265,7 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
         parameters,
         sources: BTreeMap::new(),
         packages: Vec::new(),
-        never: Vec::new(),
+        forbid: Vec::new(),
         recommends: false,
         preseed: Vec::new(),
         paths: Paths::default(),
@@ -282,7 +282,7 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
         }
         recipe.packages.extend(put_in(&document, &file.packages, &recipe.parameters)?);
         recipe.preseed.extend(put_in(&document, &file.preseed, &recipe.parameters)?);
-        recipe.never.extend(file.never);
+        recipe.forbid.extend(file.forbid);
         recipe.recommends = file.recommends.unwrap_or(recipe.recommends);
         recipe.paths.exclude.extend(file.paths.exclude);
         recipe.paths.include.extend(file.paths.include);
