@@ -14,7 +14,7 @@ use crate::{
     model::{Digest, GuestPath},
     progress,
     rootfs::tar::StoredLayer,
-    sandbox::{Bind, Reporter, Room},
+    sandbox::{Bind, Reporter, SandboxRoot},
     store::Store,
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -107,7 +107,7 @@ fn make(request: &Request, folder: &Path, reporter: &Reporter) -> Result<StoredL
     root.set_top(Attributes::root(0o755))?;
     let material = request.scratch.join("material");
     lay_out(&material, &request.spec)?;
-    let room = Room {
+    let sandbox_root = SandboxRoot {
         root: folder.to_owned(),
         binds: vec![Bind { host: material.clone(), guest: MATERIAL.parse()? }],
         environment: environment(&request.spec),
@@ -121,7 +121,7 @@ fn make(request: &Request, folder: &Path, reporter: &Reporter) -> Result<StoredL
         spec: &request.spec,
         store: &store,
         root: &root,
-        room: &room,
+        sandbox_root: &sandbox_root,
         material: &material,
         checks,
         reporter,
@@ -243,7 +243,7 @@ struct Worker<'a> {
     spec: &'a BaseSpec,
     store: &'a Store,
     root: &'a Root,
-    room: &'a Room,
+    sandbox_root: &'a SandboxRoot,
     material: &'a Path,
     checks: mpsc::Sender<(String, Digest)>,
     reporter: &'a Reporter,
@@ -269,7 +269,7 @@ impl Worker<'_> {
     fn install(&self, into_nothing: bool) -> Result<()> {
         let plan = order::plan(&self.spec.packages, into_nothing)?;
         let on_progress = |progress: Progress<'_>| self.on_progress(progress);
-        let mut dpkg = Dpkg::new(self.room, &on_progress);
+        let mut dpkg = Dpkg::new(self.sandbox_root, &on_progress);
         if into_nothing {
             self.begin(StepName::Bootstrap, plan.essential.len());
             self.bootstrap(&plan.essential)?;
@@ -399,13 +399,13 @@ impl Worker<'_> {
         self.begin(StepName::Initramfs, kernels.len());
         for kernel in &kernels {
             let action = if self.root.exists(&format!("/boot/initrd.img-{kernel}").parse()?)? { "-u" } else { "-c" };
-            Dpkg::new(self.room, &|_| {})
+            Dpkg::new(self.sandbox_root, &|_| {})
                 .program(&[update, action, "-k", kernel])
                 .with_context(|| format!("making the initramfs of Linux {kernel}"))?;
             // The kernel's package could not link to an initramfs that was not there.
             let link = "/usr/bin/linux-update-symlinks";
             if self.root.exists(&link.parse()?)? {
-                Dpkg::new(self.room, &|_| {})
+                Dpkg::new(self.sandbox_root, &|_| {})
                     .program(&["env", "--unset=INITRD", link, "install", kernel, &format!("/boot/vmlinuz-{kernel}")])
                     .with_context(|| format!("linking to Linux {kernel}"))?;
             }
@@ -418,7 +418,9 @@ impl Worker<'_> {
     fn run_programs(&self) -> Result<()> {
         for program in &self.spec.programs {
             let words: Vec<&str> = program.iter().map(String::as_str).collect();
-            Dpkg::new(self.room, &|_| {}).program(&words).with_context(|| format!("running {}", program.join(" ")))?;
+            Dpkg::new(self.sandbox_root, &|_| {})
+                .program(&words)
+                .with_context(|| format!("running {}", program.join(" ")))?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! - A **job** ([`Sandbox::work`]) is this program's own code where files can have any owner: the job is root there,
 //!   and the other ids are the user's subordinate ones. It has a mount namespace of its own. What it asks for comes
 //!   as one JSON line on its standard input, what it has to tell goes as JSON lines to its standard output.
-//! - A **program** ([`Room::run`]) is foreign code that a job runs with a root file system of its own. It sees that root,
+//! - A **program** ([`SandboxRoot::run`]) is foreign code that a job runs with a root file system of its own. It sees that root,
 //!   `/proc`, a `/dev` of seven harmless devices, empty `/run` and `/tmp`; no network, no process but its own, no
 //!   capability that reaches beyond the root, no terminal. It cannot wait for the disk, since everything here is
 //!   either published by rename or thrown away. When it ends, runs out of time, or this program dies, every process
@@ -18,7 +18,7 @@ mod job;
 mod run;
 
 pub use job::{Job, Reporter, entry};
-pub use run::{Bind, Ending, Room};
+pub use run::{Bind, Ending, SandboxRoot};
 
 use crate::error::{ErrorKind, UserError};
 use anyhow::{Context as _, Result, anyhow, bail};
