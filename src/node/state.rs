@@ -226,20 +226,20 @@ mod tests {
     fn data_of_another_cluster_is_refused() {
         let spec = samples::three();
         let state = State::new(&spec, 1, EtcdStart::together(&spec));
-        let claim = |spec: &ClusterSpec, own, state: Option<&State>, data: Data| {
+        let verified = |spec: &ClusterSpec, own, state: Option<&State>, data: Data| {
             super::verify_ownership(spec, own, state, &data, Some(17))
         };
-        assert!(verify_ownership(&spec, 1, Some(&state), data(true, &[17])).is_ok());
-        assert!(verify_ownership(&spec, 1, None, data(false, &[])).is_ok());
+        assert!(verified(&spec, 1, Some(&state), data(true, &[17])).is_ok());
+        assert!(verified(&spec, 1, None, data(false, &[])).is_ok());
         let mut renamed = spec.clone();
         renamed.cluster = "other".into();
         let mut rekeyed = spec.clone();
         rekeyed.secret = Secret::new("CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=");
         let text = [
-            verify_ownership(&renamed, 1, Some(&state), data(true, &[17])),
-            verify_ownership(&rekeyed, 1, Some(&state), data(true, &[])),
-            verify_ownership(&spec, 0, Some(&state), data(false, &[17])),
-            verify_ownership(&spec, 1, None, data(true, &[17])),
+            verified(&renamed, 1, Some(&state), data(true, &[17])),
+            verified(&rekeyed, 1, Some(&state), data(true, &[])),
+            verified(&spec, 0, Some(&state), data(false, &[17])),
+            verified(&spec, 1, None, data(true, &[17])),
         ]
         .map(|outcome| outcome.unwrap_err().to_string());
         insta::assert_snapshot!(text.join("\n"));
@@ -249,12 +249,12 @@ mod tests {
     fn data_of_another_version_are_refused_unless_there_are_some_of_the_image_too() {
         let spec = samples::three();
         let state = State::new(&spec, 1, EtcdStart::together(&spec));
-        let claim = |versions: &[u32]| verify_ownership(&spec, 1, Some(&state), &data(true, versions), Some(18));
-        let problem = verify_ownership(&[16, 17]).unwrap_err();
+        let verified = |versions: &[u32]| super::verify_ownership(&spec, 1, Some(&state), &data(true, versions), Some(18));
+        let problem = verified(&[16, 17]).unwrap_err();
         assert_eq!(problem.kind, ErrorKind::Usage);
         insta::assert_snapshot!(crate::error::report(&problem.into()));
-        assert!(verify_ownership(&[17, 18]).is_ok());
-        assert!(verify_ownership(&[]).is_ok());
+        assert!(verified(&[17, 18]).is_ok());
+        assert!(verified(&[]).is_ok());
     }
 
     #[test]
