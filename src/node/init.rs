@@ -8,11 +8,12 @@ use super::{
     apply::{self, Changed},
     bootstrap,
     etcd::Client,
-    former as join, identity, log, machine, metadata,
-    peers::{self, Material, Reception},
+    form::{self, Entered},
+    identity, log, machine, metadata,
+    peers::Material,
     pki::{Authority, Store},
     progress::{Phase, Teller},
-    state::{self, Data, ETCD_DATA, STATE_PATH, State},
+    state::{self, Data, STATE_PATH, State},
     units,
 };
 use crate::{
@@ -21,17 +22,15 @@ use crate::{
     pace::Pace,
     spec::{
         ClusterSpec, MANIFEST_PATH, Manifest, Readiness, Service,
-        scope::{EtcdStart, Machine, Scope, peer_url},
+        scope::{EtcdStart, Machine, Scope},
     },
 };
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeSet,
-    fs,
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
-    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -46,8 +45,6 @@ pub const NEVER: u8 = 78;
 
 /// How often a node looks again while it waits.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a forming cluster waits for all its members.
-const LATECOMERS: Duration = Duration::from_secs(10);
 /// The overlay whose service makes the database.
 const PATRONI: &str = "patroni";
 /// For a service that says nothing about its readiness.
@@ -138,38 +135,43 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
     let made = Store::of_the_node().ensure(&node.spec, node.own, &authority, SystemTime::now())?;
     let reread: BTreeSet<&str> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
 
-    let earlier = known.as_ref().filter(|state| state.identity == authority_identity(&node.spec));
-    let start = enter(&node, data.etcd, earlier.map(|state| &state.etcd), teller)?;
-    let mut state = State::new(&node.spec, node.own, start);
-    state.complete = earlier.is_some_and(|state| state.complete);
-    state.store(state_path)?;
-
-    teller.tell(Phase::Working, "writing configuration", "");
-    let rendered = apply::render_all(&manifest, &scope(&node, &facts, &state.etcd, &manifest), Path::new("/"))?;
-    let changed = apply::install(&rendered, Path::new("/"))?;
-    for change in &changed {
-        log::info!("wrote {}", change.target);
-    }
-    let running = reread_changed(&manifest, &changed, &reread)?;
-
-    for (name, service) in services(&manifest) {
-        if name == PATRONI && units::show(&service.unit)?.active != "active" {
-            bootstrap::clear(&own_etcd(&node)?, &node.spec.cluster)?;
+    loop {
+        let entered = form::enter(&node, teller)?;
+        teller.tell(Phase::Working, "writing configuration", "");
+        let rendered = apply::render_all(&manifest, &scope(&node, &facts, &entered.start, &manifest), Path::new("/"))?;
+        let changed = apply::install(&rendered, Path::new("/"))?;
+        for change in &changed {
+            log::info!("wrote {}", change.target);
         }
-        bring_up(name, service, &node, teller)?;
-        if name == "etcd" {
-            settle(&node, teller)?;
+        let running = reread_changed(&manifest, &changed, &reread)?;
+        if !start_all(&node, &manifest, entered, teller)? {
+            continue;
         }
+        let state = State::load(state_path)?.context("etcd serves, and nothing says how it started")?;
+        State { complete: true, ..state.named(&node.spec, node.own) }.store(state_path)?;
+        let unchanged = changed.is_empty() && made.is_empty() && running == services(&manifest).count();
+        teller.tell(Phase::Ready, "every service is ready", if unchanged { "nothing had to be changed" } else { "" });
+        return Ok(());
     }
-    state.complete = true;
-    state.store(state_path)?;
-    let unchanged = changed.is_empty() && made.is_empty() && running == services(&manifest).count();
-    teller.tell(Phase::Ready, "every service is ready", if unchanged { "nothing had to be changed" } else { "" });
-    Ok(())
 }
 
-fn authority_identity(spec: &ClusterSpec) -> String {
-    crate::spec::keys::Keys::new(spec).identity()
+/// Starts every service, in order. Returns whether all are ready: they are not if etcd must be entered again.
+fn start_all(node: &Node, manifest: &Manifest, mut entered: Entered, teller: &mut Teller) -> Result<bool> {
+    for (name, service) in services(manifest) {
+        if name == "etcd" {
+            entered.close();
+            if !form::serve(node, service, teller)? {
+                return Ok(false);
+            }
+            form::settle(node, teller)?;
+            continue;
+        }
+        if name == PATRONI && units::show(&service.unit)?.active != "active" {
+            bootstrap::clear(&own_etcd(node)?, &node.spec.cluster)?;
+        }
+        bring_up(name, service, node, teller)?;
+    }
+    Ok(true)
 }
 
 fn scope(node: &Node, facts: &Machine, start: &EtcdStart, manifest: &Manifest) -> Scope {
@@ -179,124 +181,6 @@ fn scope(node: &Node, facts: &Machine, start: &EtcdStart, manifest: &Manifest) -
 
 fn services(manifest: &Manifest) -> impl Iterator<Item = (&str, &Service)> {
     manifest.overlays.iter().filter_map(|overlay| Some((overlay.name.as_str(), overlay.service.as_ref()?)))
-}
-
-/// Finds out how this node's etcd member starts, and waits as long as it may not.
-fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, teller: &mut Teller) -> Result<EtcdStart> {
-    let material = Material::of_the_node();
-    let step = "entering the cluster's etcd";
-    let mut data = data;
-    let mut reception = None;
-    if data && units::show("etcd.service")?.active == "active" {
-        return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec)));
-    }
-    loop {
-        if !data && reception.is_none() && node.spec.members.len() > 1 {
-            reception = Some(Reception::open(peers::reception_address(node.member()), &material)?);
-        }
-        let heard = reception.as_ref().map(Reception::heard).unwrap_or_default();
-        let view = peers::look(&node.spec, node.own, data, &heard, &material)?;
-        match join::next(&node.spec, node.own, &view) {
-            join::Step::Start(start) => return Ok(start),
-            join::Step::Resume => return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec))),
-            join::Step::Wait(why) => {
-                teller.tell(Phase::Waiting, step, &why);
-                thread::sleep(PAUSE);
-            }
-            join::Step::Discard => {
-                teller.tell(Phase::Working, step, "the cluster does not know this member any more: it joins anew");
-                discard(Path::new(ETCD_DATA))?;
-                data = false;
-            }
-            change => {
-                teller.tell(Phase::Working, step, &words(&change));
-                if let Err(error) = ask_cluster(node, &change, &material) {
-                    // etcd refuses changes while a member has not been connected for five seconds: it is asked again.
-                    teller.tell(Phase::Waiting, step, &format!("{}: {error}", words(&change)));
-                    thread::sleep(PAUSE);
-                }
-            }
-        }
-    }
-}
-
-fn words(step: &join::Step) -> String {
-    match step {
-        join::Step::Remove(id) => format!("removing the member {id:x}, whose data is lost"),
-        join::Step::Add => "asking to be added".to_owned(),
-        join::Step::Readdress(id) => format!("telling the new address of the member {id:x}"),
-        other => format!("{other:?}"),
-    }
-}
-
-/// Changes the cluster's members.
-fn ask_cluster(node: &Node, step: &join::Step, material: &Material) -> Result<()> {
-    let me = node.member();
-    let others = node.spec.members.iter().filter(|member| member.name != me.name);
-    let client = material.etcd(others.map(crate::spec::scope::client_url).collect())?;
-    match step {
-        join::Step::Remove(id) => client.member_remove(*id)?,
-        join::Step::Add => client.member_add(&[peer_url(me)], false).map(drop)?,
-        join::Step::Readdress(id) => client.member_update(*id, &[peer_url(me)])?,
-        _ => {}
-    }
-    Ok(())
-}
-
-/// Waits until etcd's cluster knows its version, without which Patroni cannot speak to it; members that do not come for
-/// [`LATECOMERS`] are let go, see [`join::absent`].
-fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
-    let material = Material::of_the_node();
-    let deadline = Instant::now() + LATECOMERS;
-    loop {
-        let Some(cluster) = peers::unsettled(node.member(), &material)? else { return prune(node, &material) };
-        let absent = join::absent(&cluster);
-        if Instant::now() < deadline || absent.is_empty() {
-            teller.tell(Phase::Waiting, "forming the cluster's etcd", "not every member has come yet");
-        } else {
-            teller.tell(
-                Phase::Working,
-                "forming the cluster's etcd",
-                "going on without the members that have not come",
-            );
-            let client = own_etcd(node)?;
-            for id in absent {
-                // Another node may have done it, or etcd wants all connections to be five seconds old: looked at again.
-                if let Err(error) = client.member_remove(id) {
-                    log::info!("letting the member {id:x} go: {error}");
-                }
-            }
-        }
-        thread::sleep(PAUSE);
-    }
-}
-
-/// Removes the members of etcd that the document does not name any more and that do not answer.
-fn prune(node: &Node, material: &Material) -> Result<()> {
-    for id in peers::dead_strangers(&node.spec, node.own, material)? {
-        let client = own_etcd(node)?;
-        match client.member_remove(id) {
-            Ok(()) => {
-                log::info!("removed the member {id:x} from etcd: the document does not name it, and it does not answer")
-            }
-            // Another node may have done it. A member too many stops nothing.
-            Err(error) => log::info!("removing the member {id:x} from etcd: {error}"),
-        }
-    }
-    Ok(())
-}
-
-/// Puts etcd's data aside, beside itself; the newest two are kept.
-fn discard(data: &Path) -> Result<()> {
-    let aside = |number: u32| PathBuf::from(format!("{}.removed-{number}", data.display()));
-    let doing = || format!("putting {} aside", data.display());
-    if aside(2).exists() {
-        fs::remove_dir_all(aside(2)).with_context(doing)?;
-    }
-    if aside(1).exists() {
-        fs::rename(aside(1), aside(2)).with_context(doing)?;
-    }
-    fs::rename(data, aside(1)).with_context(doing)
 }
 
 /// Makes services that run already take up what has changed. Returns how many services run.
@@ -386,21 +270,6 @@ fn not_ready(ready: &Readiness, node: &Node) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn data_put_aside_is_kept_twice() {
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("default");
-        for round in ["1", "2", "3"] {
-            fs::create_dir(&data).unwrap();
-            fs::write(data.join("round"), round).unwrap();
-            discard(&data).unwrap();
-        }
-        let round =
-            |number: u32| fs::read_to_string(folder.path().join(format!("default.removed-{number}/round"))).unwrap();
-        assert_eq!((round(1).as_str(), round(2).as_str()), ("3", "2"));
-        assert!(!data.exists());
-    }
 
     #[test]
     fn a_wrong_request_is_never_tried_again_and_failed_work_is() {

@@ -358,7 +358,10 @@ fn enter(view: &View, cluster: &Cluster, mine: &Listed) -> Step {
 }
 
 fn occupied(namesake: &Listed) -> Step {
-    wait(format!("a running etcd member at {} has this node's name: stop it first", namesake.peer_urls.join(", ")))
+    wait(format!(
+        "an etcd member at {} has this node's name and runs, or did so a short time ago: stop it first",
+        namesake.peer_urls.join(", ")
+    ))
 }
 
 /// The members as `initial-cluster` wants them; who has not started is named by the document.
@@ -603,7 +606,7 @@ impl View {
     }
 
     /// How the others are, in a few words.
-    fn standing(&self) -> String {
+    pub fn standing(&self) -> String {
         let words = self.peers.iter().map(|(name, peer)| match peer {
             Peer::Silent(why) | Peer::Unclear(why) => format!("{name}: {why}"),
             Peer::Told(Answer { not_fresh: Some(why), .. }) => format!("{name}: {why}"),

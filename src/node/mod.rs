@@ -1,6 +1,7 @@
 //! The guest program: makes one booted machine a member of the cluster.
 
 pub mod apply;
+pub mod aside;
 pub mod bootstrap;
 pub mod check;
 pub mod cli;
@@ -9,7 +10,7 @@ pub mod confd;
 pub mod dns;
 pub mod etcd;
 pub mod etcd_data;
-pub mod former;
+pub mod form;
 pub mod identity;
 pub mod init;
 pub mod join;

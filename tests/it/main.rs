@@ -16,6 +16,8 @@ mod disk;
 #[cfg(feature = "builder")]
 mod engines;
 mod floors;
+#[cfg(feature = "node")]
+mod forming;
 #[cfg(feature = "builder")]
 mod machine;
 #[cfg(feature = "builder")]
