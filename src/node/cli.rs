@@ -3,6 +3,7 @@
 //! Called under the name `confd`, the program is confd: the first argument is then a flag of confd, not a verb.
 
 mod confd;
+mod form;
 mod member;
 
 use crate::error::{Blame, blame, report};
@@ -13,9 +14,10 @@ use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<ExitCode>);
 
 /// All verbs.
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 9] = [
     (member::init_command, member::init),
     (member::status_command, member::status),
+    (form::command, form::run),
     (member::check_command, member::check),
     (member::renew_command, member::renew),
     (member::leave_command, member::leave),

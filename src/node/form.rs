@@ -6,11 +6,10 @@
 
 use super::{
     aside::set_aside,
-    clock::Civil,
+    database::{self, Database},
     etcd_data::{EtcdData, Ids},
-    init::Node,
     join::{self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, Step, Suggestion, View},
-    log,
+    lock,
     peers::{self, Facts, Host, Material, Reception},
     progress::{Phase, Teller},
     promise::{self, Answer, Promises, Request},
@@ -18,9 +17,11 @@ use super::{
     units,
 };
 use crate::{
+    clock,
     error::Fault,
-    files::write_private,
-    spec::{
+    files::{Presence, sync_folder, write_private},
+    log,
+    model::{
         ClusterSpec, Member, Service,
         scope::{EtcdStart, client_url, peer_url, ports},
     },
@@ -28,12 +29,11 @@ use crate::{
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    fs,
     io::ErrorKind,
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -46,6 +46,8 @@ pub const ORDER_PATH: &str = "/var/lib/pgha/order.json";
 const UNIT: &str = "etcd.service";
 /// How often a node looks again while it waits.
 const PAUSE: Duration = Duration::from_millis(500);
+/// The longest file of this program's own that is read, in bytes.
+const LONGEST: u64 = 1 << 20;
 /// How many acts may follow each other without a pause.
 const HASTE: u32 = 8;
 /// After how long a person is told what could be done.
@@ -127,7 +129,11 @@ impl Desk {
         Ok(Own {
             etcd: EtcdData::look(&self.path(ETCD_DATA)),
             idle: false,
-            database: database(&self.path(POSTGRESQL_DATA)),
+            database: match database::all(&self.path(POSTGRESQL_DATA)) {
+                Presence::Present(_) => Found::Present,
+                Presence::Absent => Found::Absent,
+                Presence::Unknown(doubt) => Found::Unknown(doubt.to_string()),
+            },
             begun: state.as_ref().map(State::begun),
             complete: state.is_some_and(|state| state.complete),
             promises: self.promises()?,
@@ -207,18 +213,14 @@ impl Host for Desk {
                 _ => None,
             },
             complete: own.complete,
-            databases: serde_json::json!(versions(&self.path(POSTGRESQL_DATA))?),
+            databases: databases(&self.path(POSTGRESQL_DATA))?,
         })
     }
 }
 
 /// Reads JSON; `None` if there certainly is no such file.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-    };
+    let Some(text) = Presence::of_text(path, LONGEST).known()? else { return Ok(None) };
     serde_json::from_str(&text).map(Some).with_context(|| format!("reading {}", path.display()))
 }
 
@@ -226,47 +228,26 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 fn remove_file(path: &Path) -> Result<()> {
     let doing = || format!("removing {}", path.display());
     match fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(doing),
-    }
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    File::open(folder).and_then(|folder| folder.sync_all()).with_context(doing)
-}
-
-/// Whether there is a database of any major version below `root`.
-fn database(root: &Path) -> Found {
-    match versions(root) {
-        Ok(versions) if versions.is_empty() => Found::Absent,
-        Ok(_) => Found::Present,
-        Err(error) => Found::Unknown(format!("{error:#}")),
+        Ok(()) => sync_folder(path.parent().unwrap_or(Path::new("/"))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(doing),
     }
 }
 
-/// The major versions below `root` of which there is anything.
-fn versions(root: &Path) -> Result<Vec<u32>> {
-    let mut versions = Vec::new();
-    for name in names(root)? {
-        let Ok(version) = name.parse::<u32>() else { continue };
-        // A volume that is mounted there has a folder of its own.
-        if names(&root.join(name).join("main"))?.iter().any(|name| name != "lost+found") {
-            versions.push(version);
-        }
-    }
-    versions.sort_unstable();
-    Ok(versions)
-}
-
-/// The names in a folder; none if there certainly is no such folder.
-fn names(folder: &Path) -> Result<Vec<String>> {
-    let doing = || format!("looking into {}", folder.display());
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(doing),
-    };
-    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-    names.collect::<std::io::Result<_>>().with_context(doing)
+/// What is known of the databases of each major version.
+fn databases(root: &Path) -> Result<Vec<peers::DatabaseFacts>> {
+    let held = database::all(root).known()?.unwrap_or_default();
+    Ok(held
+        .into_iter()
+        .map(|held| peers::DatabaseFacts {
+            version: held.version,
+            facts: match &held.database {
+                Database::Present(facts) => serde_json::to_value(facts).ok(),
+                _ => None,
+            },
+            words: held.database.words(),
+        })
+        .collect())
 }
 
 /// 128 random bits in hexadecimal digits.
@@ -294,7 +275,7 @@ pub struct Forming {
     desk: Arc<Desk>,
     material: Material,
     namesake_silent: Option<Instant>,
-    waits: Option<(Instant, SystemTime)>,
+    waits: Option<(Instant, i64)>,
 }
 
 impl Forming {
@@ -321,12 +302,27 @@ impl Forming {
     /// # Errors
     /// When its own disks or certificates cannot be read.
     pub fn look(&mut self, idle: bool) -> Result<View> {
+        let own = Own { idle, ..self.desk.look()? };
+        let request = Request::of(&self.desk.document, &self.desk.me().name, &own);
+        let view = self.view(own, &request)?;
+        Ok(self.patient(view))
+    }
+
+    /// The same, without asking anybody for a promise.
+    ///
+    /// # Errors
+    /// As [`Forming::look`].
+    pub fn survey(&self) -> Result<View> {
+        let own = self.desk.look()?;
+        let request = Request::of(&self.desk.document, &self.desk.me().name, &own);
+        self.view(own, &Request { incarnation: None, without: BTreeSet::new(), ..request })
+    }
+
+    fn view(&self, own: Own, request: &Request) -> Result<View> {
         let desk = &self.desk;
-        let own = Own { idle, ..desk.look()? };
         let me = desk.me();
         let others: Vec<&Member> = desk.spec.members.iter().filter(|member| member.name != me.name).collect();
-        let request = Request::of(&desk.document, &me.name, &own);
-        let found = peers::ask(&others, &request, &self.material)?;
+        let found = peers::ask(&others, request, &self.material)?;
         let running: Vec<&Member> = others
             .iter()
             .zip(&found)
@@ -334,7 +330,7 @@ impl Forming {
             .map(|(member, _)| *member)
             .collect();
         let cluster = if running.is_empty() { None } else { peers::cluster(&running, me, &self.material) };
-        let view = View {
+        Ok(View {
             document: desk.document.clone(),
             me: me.name.clone(),
             own,
@@ -342,8 +338,15 @@ impl Forming {
             cluster,
             peers: others.iter().map(|member| member.name.clone()).zip(found).collect(),
             draw: draw()?,
-        };
-        Ok(self.patient(view))
+        })
+    }
+
+    /// Writes a person's order, which `pgha-node init` finds at its next look.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_order(&self, order: &Order) -> Result<()> {
+        write_private(&self.desk.path(ORDER_PATH), &serde_json::to_string_pretty(order)?)
     }
 
     /// The same view, in which a namesake of this node has answered if it did a short time ago: one slow answer is no death.
@@ -440,11 +443,11 @@ impl Forming {
 
     /// For whom and why it waits; after a minute also since when, and what a person could do.
     fn waiting(&mut self, why: &str, order: Option<&Suggestion>) -> String {
-        let (since, at) = *self.waits.get_or_insert_with(|| (Instant::now(), SystemTime::now()));
+        let (since, at) = *self.waits.get_or_insert_with(|| (Instant::now(), now()));
         if since.elapsed() < TOLD_AFTER {
             return why.to_owned();
         }
-        let mut text = format!("{why}\nsince {}", utc(at));
+        let mut text = format!("{why}\nsince {}", clock::utc(at));
         if let Some(Suggestion { on, without }) = order {
             let names = without.iter().map(String::as_str).collect::<Vec<_>>().join(",");
             text.push_str(&format!(
@@ -455,16 +458,14 @@ impl Forming {
     }
 }
 
-fn utc(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let at = Civil::from_unix(i64::try_from(seconds).unwrap_or_default(), 0);
-    format!("{:04}-{:02}-{:02} {:02}:{:02}:{:02} UTC", at.year, at.month, at.day, at.hour, at.minute, at.second)
-}
-
 fn words_of(begun: &Begun) -> String {
     let kind = if begun.start.existing { "it joins the cluster" } else { "it forms the cluster" };
     let ids = begun.ids.map(|Ids { cluster, member }| format!(" {cluster:x} as the member {member:x}"));
     format!("{kind}{}", ids.unwrap_or_default())
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64
 }
 
 /// What a step does, for a person; `None` for those that are not worth a word.
@@ -507,8 +508,8 @@ impl Entered {
 ///
 /// # Errors
 /// When a disk or systemd fails, or another process of this node does the same.
-pub fn enter(node: &Node, teller: &mut Teller) -> Result<Entered> {
-    let mut forming = Forming::new(&node.spec, node.own, Path::new("/"), Material::of_the_node())?;
+pub fn enter(spec: &ClusterSpec, own: usize, teller: &mut Teller) -> Result<Entered> {
+    let mut forming = Forming::new(spec, own, Path::new("/"), Material::of_the_node())?;
     if runs()?
         && let Some(state) = forming.desk.state()?
     {
@@ -526,18 +527,17 @@ pub fn enter(node: &Node, teller: &mut Teller) -> Result<Entered> {
         match forming.act(&view, step, stop)? {
             Acted::Start(start) => return Ok(Entered { start, reception: Some(reception) }),
             Acted::Again if acts < HASTE => acts += 1,
-            Acted::Again => rest(&mut acts),
+            Acted::Again => {
+                acts = 0;
+                lock::rest(PAUSE)?;
+            }
             Acted::Later(why) => {
                 teller.tell(Phase::Waiting, ENTERING, &why);
-                rest(&mut acts);
+                acts = 0;
+                lock::rest(PAUSE)?;
             }
         }
     }
-}
-
-fn rest(acts: &mut u32) {
-    *acts = 0;
-    thread::sleep(PAUSE);
 }
 
 fn runs() -> Result<bool> {
@@ -553,8 +553,8 @@ fn stop() -> Result<()> {
 ///
 /// # Errors
 /// When a disk or systemd fails, or etcd does not run.
-pub fn serve(node: &Node, service: &Service, teller: &mut Teller) -> Result<bool> {
-    let mut forming = Forming::new(&node.spec, node.own, Path::new("/"), Material::of_the_node())?;
+pub fn serve(spec: &ClusterSpec, own: usize, service: &Service, teller: &mut Teller) -> Result<bool> {
+    let mut forming = Forming::new(spec, own, Path::new("/"), Material::of_the_node())?;
     let me = forming.desk.me().clone();
     if !units::show(&service.unit)?.settled() {
         teller.tell(Phase::Working, STARTING, "");
@@ -602,7 +602,7 @@ pub fn serve(node: &Node, service: &Service, teller: &mut Teller) -> Result<bool
             .into());
         }
         teller.tell(Phase::Waiting, STARTING, &why);
-        thread::sleep(PAUSE / 2);
+        lock::rest(PAUSE / 2)?;
     }
 }
 
@@ -615,8 +615,8 @@ fn takes_clients(me: &Member) -> bool {
 ///
 /// # Errors
 /// When a disk fails.
-pub fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
-    let forming = Forming::new(&node.spec, node.own, Path::new("/"), Material::of_the_node())?;
+pub fn settle(spec: &ClusterSpec, own: usize, teller: &mut Teller) -> Result<()> {
+    let forming = Forming::new(spec, own, Path::new("/"), Material::of_the_node())?;
     let promises = forming.desk.promises()?;
     let me = forming.desk.me();
     let deadline = Instant::now() + LATECOMERS;
@@ -641,7 +641,7 @@ pub fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
             // An etcd that is busy answers later.
             Err(error) => teller.tell(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {error:#}")),
         }
-        thread::sleep(PAUSE);
+        lock::rest(PAUSE)?;
     }
 }
 

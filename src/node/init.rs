@@ -6,10 +6,9 @@
 
 use super::{
     apply::{self, Changed},
-    bootstrap,
-    etcd::Client,
+    bootstrap::{Closed, Gate},
     form::{self, Entered},
-    identity, log, machine, metadata,
+    identity, lock, machine, metadata,
     peers::Material,
     pki::{Authority, Store},
     progress::{Phase, Teller},
@@ -18,18 +17,20 @@ use super::{
 };
 use crate::{
     error::{Blame, Fault, blame},
+    etcd::Client,
     files::read_text,
-    pace::Pace,
-    spec::{
+    log,
+    model::{
         ClusterSpec, MANIFEST_PATH, Manifest, Readiness, Service,
         scope::{EtcdStart, Machine, Scope},
     },
+    poll::Pace,
 };
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeSet,
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant, SystemTime},
 };
@@ -77,7 +78,7 @@ impl Node {
         }
     }
 
-    fn member(&self) -> &crate::spec::Member {
+    fn member(&self) -> &crate::model::Member {
         &self.spec.members[self.own]
     }
 }
@@ -114,6 +115,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 fn init(teller: &mut Teller) -> Result<(), Failure> {
+    let _held = lock::hold("init", |who| teller.tell(Phase::Waiting, "waiting for its turn", who))?;
     let node = Node::find()?;
     teller.cluster(&node.spec.cluster, node.warnings.clone());
     teller.node(&node.member().name);
@@ -121,10 +123,12 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
     let state_path = Path::new(STATE_PATH);
     let known = State::load(state_path)?;
     let data = Data::look(Path::new("/"));
-    state::claim(&node.spec, node.own, known.as_ref(), data)
-        .map_err(|fault| Failure { code: FOREIGN, error: fault.into() })?;
     let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
         .with_context(|| format!("reading {MANIFEST_PATH}"))?;
+    state::claim(&node.spec, node.own, known.as_ref(), &data, postgresql_version(&manifest)?).map_err(refused)?;
+    if let Some(missing) = data.missing(known.as_ref()) {
+        log::warning!("{missing}");
+    }
     let facts = machine::facts(node.member().address)?;
 
     // What cannot be rendered is found before anything waits or changes.
@@ -136,7 +140,7 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
     let reread: BTreeSet<&str> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
 
     loop {
-        let entered = form::enter(&node, teller)?;
+        let entered = form::enter(&node.spec, node.own, teller)?;
         teller.tell(Phase::Working, "writing configuration", "");
         let rendered = apply::render_all(&manifest, &scope(&node, &facts, &entered.start, &manifest), Path::new("/"))?;
         let changed = apply::install(&rendered, Path::new("/"))?;
@@ -144,7 +148,9 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
             log::info!("wrote {}", change.target);
         }
         let running = reread_changed(&manifest, &changed, &reread)?;
-        if !start_all(&node, &manifest, entered, teller)? {
+        // A node that formed the cluster with others may make its first database, until it has been complete once.
+        let forms = !entered.start.existing && !known.as_ref().is_some_and(|state| state.complete);
+        if !start_all(&node, &manifest, entered, forms, teller)? {
             continue;
         }
         let state = State::load(state_path)?.context("etcd serves, and nothing says how it started")?;
@@ -156,22 +162,42 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
 }
 
 /// Starts every service, in order. Returns whether all are ready: they are not if etcd must be entered again.
-fn start_all(node: &Node, manifest: &Manifest, mut entered: Entered, teller: &mut Teller) -> Result<bool> {
+fn start_all(
+    node: &Node,
+    manifest: &Manifest,
+    mut entered: Entered,
+    forms: bool,
+    teller: &mut Teller,
+) -> Result<bool, Failure> {
     for (name, service) in services(manifest) {
         if name == "etcd" {
             entered.close();
-            if !form::serve(node, service, teller)? {
+            if !form::serve(&node.spec, node.own, service, teller)? {
                 return Ok(false);
             }
-            form::settle(node, teller)?;
+            form::settle(&node.spec, node.own, teller)?;
             continue;
         }
-        if name == PATRONI && units::show(&service.unit)?.active != "active" {
-            bootstrap::clear(&own_etcd(node)?, &node.spec.cluster)?;
+        if name == PATRONI {
+            bring_up_patroni(service, node, forms, postgresql_version(manifest)?, teller)?;
+        } else {
+            bring_up(name, service, node, teller)?;
         }
-        bring_up(name, service, node, teller)?;
     }
     Ok(true)
+}
+
+/// A request that this machine's data do not allow: wrong, as long as nobody does something about them.
+fn refused(fault: Fault) -> Failure {
+    let code = if fault.blame == Blame::Request { FOREIGN } else { LATER };
+    Failure { code, error: fault.into() }
+}
+
+/// The major version of the image's PostgreSQL, if it has one.
+fn postgresql_version(manifest: &Manifest) -> Result<Option<u32>> {
+    let Some(version) = manifest.parameters.get("postgres_version") else { return Ok(None) };
+    let number = version.as_u64().and_then(|version| u32::try_from(version).ok());
+    number.map(Some).with_context(|| format!("the image's `postgres_version` is {version}, which is not a version"))
 }
 
 fn scope(node: &Node, facts: &Machine, start: &EtcdStart, manifest: &Manifest) -> Scope {
@@ -207,6 +233,42 @@ fn reread_changed(manifest: &Manifest, changed: &[Changed], certificates: &BTree
     Ok(running)
 }
 
+/// Starts Patroni when it may start, and waits until this node has a whole database.
+fn bring_up_patroni(
+    service: &Service,
+    node: &Node,
+    forms: bool,
+    version: Option<u32>,
+    teller: &mut Teller,
+) -> Result<(), Failure> {
+    let step = format!("starting {PATRONI}");
+    let client = own_etcd(node)?;
+    let version = version.context("the image has Patroni and does not say which version of PostgreSQL")?;
+    let (cluster, me, root) = (&node.spec.cluster, &node.member().name, PathBuf::from("/"));
+    let gate = Gate { client: &client, cluster, me, forms, version, root };
+    if units::show(&service.unit)?.active != "active" {
+        // systemd may be about to start it again.
+        units::stop(&service.unit)?;
+        let told = |why: &str| teller.tell(Phase::Waiting, &step, why);
+        gate.admit(told, lock::rest).map_err(|closed| match closed {
+            Closed::Refused(fault) => refused(fault),
+            Closed::Failed(error) => error.into(),
+        })?;
+    }
+    bring_up(PATRONI, service, node, teller)?;
+    let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
+    let deadline = Instant::now() + within;
+    while let Some(missing) = gate.missing()? {
+        if Instant::now() >= deadline {
+            let fault = Fault::work(format!("there is no whole database after {} s: {missing}", within.as_secs()));
+            return Err(fault.hint(format!("journalctl -u {}", service.unit)).into());
+        }
+        teller.tell(Phase::Waiting, &step, &missing);
+        lock::rest(PAUSE)?;
+    }
+    Ok(())
+}
+
 /// Starts a service and waits until it is ready.
 fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> Result<()> {
     let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
@@ -216,14 +278,9 @@ fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> 
         units::start(&service.unit)?;
     }
     let deadline = Instant::now() + within;
-    let mut watch = bootstrap::Watch::default();
-    let etcd = if name == PATRONI { Some(own_etcd(node)?) } else { None };
     let mut pace = Pace::new(PAUSE / 2);
     loop {
         let unit = units::show(&service.unit)?;
-        if let Some(etcd) = &etcd {
-            watch.look(etcd, &node.spec.cluster);
-        }
         let missing = if !unit.settled() {
             Some(unit.words())
         } else if unit.active != "active" {
@@ -239,12 +296,13 @@ fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> 
         }
         teller.tell(Phase::Waiting, &step, &missing);
         pace.rest();
+        lock::rest(PAUSE / 2)?;
     }
 }
 
 /// A client of this node's own etcd.
 fn own_etcd(node: &Node) -> Result<Client> {
-    Ok(Material::of_the_node().etcd(vec![crate::spec::scope::client_url(node.member())])?)
+    Ok(Material::of_the_node().etcd(vec![crate::model::scope::client_url(node.member())])?)
 }
 
 /// What is missing for readiness; `None` when nothing is.

@@ -1,24 +1,38 @@
 //! The guest program: makes one booted machine a member of the cluster.
+//!
+//! A module imports from rows below its own only; `tests/it/layers.rs` reads this table and proves it.
+//!
+//! ```text
+//! cli
+//! check leader leave renew status
+//! init
+//! bootstrap form machine
+//! first peers
+//! order
+//! identity join pki state
+//! aside begun promise
+//! apply database etcd_data lock metadata progress units
+//! ```
 
 pub mod apply;
 pub mod aside;
+pub mod begun;
 pub mod bootstrap;
 pub mod check;
 pub mod cli;
-pub mod clock;
-pub mod confd;
-pub mod dns;
-pub mod etcd;
+pub mod database;
 pub mod etcd_data;
+pub mod first;
 pub mod form;
 pub mod identity;
 pub mod init;
 pub mod join;
 pub mod leader;
 pub mod leave;
-pub mod log;
+pub mod lock;
 pub mod machine;
 pub mod metadata;
+pub mod order;
 pub mod peers;
 pub mod pki;
 pub mod progress;
@@ -26,5 +40,4 @@ pub mod promise;
 pub mod renew;
 pub mod state;
 pub mod status;
-pub mod tls;
 pub mod units;

@@ -7,16 +7,18 @@
 //! addresses only then. What answers in any other way is unclear, an older version of this program too.
 
 use super::{
-    etcd::{Client, EtcdError, Settings},
     etcd_data::Ids,
     join::{self, Cluster, Listed, Peer},
     pki::AUTHORITY_FILE,
     promise::{Answer, Request},
-    tls::TlsFiles,
 };
-use crate::spec::{
-    ClusterSpec, Member,
-    scope::{TLS_PATH, client_url, peer_url, ports},
+use crate::{
+    etcd::{Client, EtcdError, Settings},
+    model::{
+        ClusterSpec, Member,
+        scope::{TLS_PATH, client_url, peer_url, ports},
+    },
+    tls::TlsFiles,
 };
 use anyhow::{Context as _, Result, ensure};
 use rustls::{
@@ -91,7 +93,18 @@ pub struct Facts {
     /// Whether every service has been ready once.
     pub complete: bool,
     /// Its databases, one for each major version.
-    pub databases: serde_json::Value,
+    pub databases: Vec<DatabaseFacts>,
+}
+
+/// What a node knows of its database of one major version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseFacts {
+    /// The major version.
+    pub version: u32,
+    /// What its control file says; nothing if it is damaged or cannot be read.
+    pub facts: Option<serde_json::Value>,
+    /// The same for a person.
+    pub words: String,
 }
 
 /// Who answers in a node's name.

@@ -2,6 +2,10 @@
 //! Only systemd is not there: a machine is a thread that does what `pgha-node init` does.
 
 use pgha_image::{
+    model::{
+        ClusterSpec, Secret, samples,
+        scope::{EtcdStart, client_url, peer_url},
+    },
     node::{
         etcd_data::{EtcdData, Ids},
         form::{Acted, Forming, ORDER_PATH},
@@ -10,10 +14,6 @@ use pgha_image::{
         pki::{Authority, Store},
         promise::Request,
         state::{ETCD_DATA, STATE_PATH, State},
-    },
-    spec::{
-        ClusterSpec, Secret, samples,
-        scope::{EtcdStart, client_url, peer_url},
     },
 };
 use std::{
@@ -164,7 +164,7 @@ impl Machine {
         fs::write(self.path(ORDER_PATH), serde_json::to_string(&Order { document, without }).unwrap()).unwrap();
     }
 
-    fn client(&self) -> pgha_image::node::etcd::Client {
+    fn client(&self) -> pgha_image::etcd::Client {
         self.material().etcd(vec![client_url(&self.spec.members[self.own])]).unwrap()
     }
 }
