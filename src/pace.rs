@@ -21,8 +21,14 @@ impl Pace {
 
     /// Rests until the next look.
     pub fn rest(&mut self) {
-        thread::sleep(pause(self.least, self.began.elapsed()));
-        self.began = Instant::now();
+        thread::sleep(self.next_rest());
+    }
+
+    /// How long to rest until the next look, for who rests in another way.
+    pub fn next_rest(&mut self) -> Duration {
+        let pause = pause(self.least, self.began.elapsed());
+        self.began = Instant::now() + pause;
+        pause
     }
 }
 

@@ -394,8 +394,7 @@ fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> 
                 .into());
         }
         teller.tell(Phase::Waiting, &step, &missing);
-        pace.rest();
-        lock::rest(PAUSE / 2)?;
+        lock::rest(pace.next_rest())?;
     }
 }
 
