@@ -6,12 +6,12 @@
 mod packages;
 mod releases;
 
-pub use packages::{Wanted, packages};
+pub use packages::{DownloadRequest, packages};
 pub use releases::{Policy, Releases, releases};
 
 use crate::{
     http,
-    spec::Digest,
+    model::Digest,
     store::{BlobWriter, Store},
 };
 use anyhow::{Context as _, Result};

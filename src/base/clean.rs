@@ -3,9 +3,9 @@
 
 use super::root::{Attributes, Root};
 use crate::{
-    error::Fault,
+    error::UserError,
+    model::GuestPath,
     rootfs::{Entry, Kind, Tree},
-    spec::GuestPath,
 };
 use anyhow::Result;
 use rustix::fs::FileType;
@@ -200,7 +200,7 @@ pub fn check(tree: &Tree) -> Result<()> {
         return Ok(());
     }
     let message = format!("the configured packages left what has no place in an image:\n  {}", found.join("\n  "));
-    Err(Fault::work(message).into())
+    Err(UserError::runtime(message).into())
 }
 
 impl Place {
@@ -227,7 +227,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{rootfs::Content, spec::Digest};
+    use crate::{model::Digest, rootfs::Content};
     use std::fs;
 
     const DIRTY: [&str; 16] = [

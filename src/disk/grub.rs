@@ -6,7 +6,7 @@
 //! go on with `/boot/grub/grub.cfg` of the root file system.
 
 use super::{Identity, bytes::Fields as _, gpt::SECTOR, map::Data};
-use crate::{error::Fault, rootfs::Tree, spec::Arch};
+use crate::{error::UserError, model::Arch, rootfs::Tree};
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
 
@@ -128,7 +128,7 @@ pub fn esp_files(tree: &Tree, arch: Arch, identity: &Identity) -> Result<BTreeMa
     let mut files = BTreeMap::new();
     for (name, path, package) in programs {
         let content = tree.content(&path).ok_or_else(|| {
-            Fault::request(format!("the image has no `{path}` to boot with"))
+            UserError::usage(format!("the image has no `{path}` to boot with"))
                 .hint(format!("add the package `{package}` to the recipe"))
         })?;
         files.insert(format!("EFI/BOOT/{name}"), Data::Content(*content));
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_menu_starts_debians_kernels_on_both_consoles() {
-        let identity = Identity::of(&crate::spec::Digest::of("plan"));
+        let identity = Identity::of(&crate::model::Digest::of("plan"));
         let menu = Menu { arch: Arch::Amd64, title: "Debian GNU/Linux", arguments: &["quiet"], timeout: 1 };
         insta::assert_snapshot!(menu.config(&identity), @r"
         set default=0
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_missing_boot_program_names_its_package() {
-        let identity = Identity::of(&crate::spec::Digest::of("plan"));
+        let identity = Identity::of(&crate::model::Digest::of("plan"));
         let error = esp_files(&Tree::default(), Arch::Arm64, &identity).unwrap_err();
         insta::assert_snapshot!(crate::error::report(&error), @r"
         error: the image has no `/usr/lib/shim/shimaa64.efi.signed` to boot with

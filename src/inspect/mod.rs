@@ -8,8 +8,8 @@ pub use difference::{Change, Difference};
 
 use crate::{
     debian::deb822,
-    error::Fault,
-    spec::{Digest, MANIFEST_PATH},
+    error::UserError,
+    model::{Digest, MANIFEST_PATH},
 };
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -132,7 +132,7 @@ impl Image {
     pub fn open(path: &Path, digests: bool) -> Result<Image> {
         let reading = || format!("reading {}", path.display());
         if !path.exists() {
-            return Err(Fault::request(format!("there is no image {}", path.display())).into());
+            return Err(UserError::usage(format!("there is no image {}", path.display())).into());
         }
         let (format, found, sha256, file_size) = if path.is_dir() {
             let (found, manifest, size) = oci::read(&oci::Blobs::Folder(path.to_owned())).with_context(reading)?;
@@ -198,6 +198,6 @@ fn packages(status: &str) -> BTreeMap<String, String> {
 }
 
 fn overlays(manifest: &str) -> Result<Vec<String>> {
-    let manifest: crate::spec::Manifest = serde_json::from_str(manifest).context("reading the image's manifest")?;
+    let manifest: crate::model::Manifest = serde_json::from_str(manifest).context("reading the image's manifest")?;
     Ok(manifest.overlays.into_iter().map(|component| component.name).collect())
 }

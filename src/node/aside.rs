@@ -9,10 +9,12 @@
 //! hidden files too. So a mount point is refused, with the way that works: the volume is mounted one level higher, where the
 //! image's own folders lie.
 
-use super::{clock, database::Database, log};
+use super::database::Database;
 use crate::{
-    error::Fault,
+    clock,
+    error::UserError,
     files::{Presence, sync_folder},
+    log,
 };
 use anyhow::{Context as _, Result};
 use rustix::{
@@ -125,7 +127,7 @@ pub fn set_aside(folder: &Path, why: &str) -> Result<PathBuf> {
     let doing = || format!("setting {} aside", folder.display());
     let found = fs::symlink_metadata(folder).with_context(doing)?;
     if !found.is_dir() {
-        return Err(Fault::work(format!("{} is not a folder", folder.display()))
+        return Err(UserError::runtime(format!("{} is not a folder", folder.display()))
             .hint("what a symbolic link leads to is set aside by a person, where it lies")
             .into());
     }
@@ -153,11 +155,11 @@ fn rename_free(folder: &Path, wanted: &str) -> Result<PathBuf> {
             Err(error) => return Err(error).with_context(|| format!("setting {} aside", folder.display())),
         }
     }
-    Err(Fault::work(format!("{wanted} and 99 names like it are taken")).into())
+    Err(UserError::runtime(format!("{wanted} and 99 names like it are taken")).into())
 }
 
-fn mount_point(folder: &Path) -> Fault {
-    Fault::work(format!("{} is a mount point: it cannot be set aside", folder.display())).hint(format!(
+fn mount_point(folder: &Path) -> UserError {
+    UserError::runtime(format!("{} is a mount point: it cannot be set aside", folder.display())).hint(format!(
         "mount the volume at {} with {} as a folder in it; PostgreSQL's manual advises against a mount point as data \
          folder, too",
         above(folder).display(),
@@ -269,8 +271,8 @@ pub fn find(root: &Path, wanted: &str) -> Result<Aside> {
     let hint = "pgha-node aside list";
     match fitting.len() {
         1 => Ok(fitting.remove(0)),
-        0 => Err(Fault::request(format!("nothing that was set aside is called `{wanted}`")).hint(hint).into()),
-        _ => Err(Fault::request(format!("`{wanted}` is the name of more than one: give the whole path"))
+        0 => Err(UserError::usage(format!("nothing that was set aside is called `{wanted}`")).hint(hint).into()),
+        _ => Err(UserError::usage(format!("`{wanted}` is the name of more than one: give the whole path"))
             .hint(hint)
             .into()),
     }
@@ -283,7 +285,7 @@ pub fn find(root: &Path, wanted: &str) -> Result<Aside> {
 pub fn restore(aside: &Aside) -> Result<()> {
     let (from, to) = (aside.path.display(), aside.was.display());
     if Presence::of_folder(&aside.was).known()?.is_some() {
-        return Err(Fault::request(format!("there is something at {to}"))
+        return Err(UserError::usage(format!("there is something at {to}"))
             .hint(format!("set it aside first: pgha-node aside make {to}"))
             .into());
     }

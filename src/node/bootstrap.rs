@@ -8,12 +8,10 @@ use super::{
     aside::{self, Size},
     begun::{self, BEGUN_PATH, Begun, What},
     database::{self, Database},
-    etcd::Client,
     first::{self, Step, Store, System, View},
-    log,
     state::POSTGRESQL_DATA,
 };
-use crate::error::Fault;
+use crate::{error::UserError, etcd::Client, log};
 use anyhow::{Context as _, Result};
 use rustix::process::{Signal, kill_process};
 use std::{
@@ -50,7 +48,7 @@ pub struct Gate<'a> {
 #[derive(Debug)]
 pub enum Closed {
     /// A person must do something first.
-    Refused(Fault),
+    Refused(UserError),
     /// Something failed, and may go better later.
     Failed(anyhow::Error),
 }
@@ -95,7 +93,7 @@ impl Gate<'_> {
                 Ok(view) => match first::may_start(&view) {
                     Step::Start(what) => return Ok(self.write_down(what, view.keys.revision)?),
                     Step::Wait(why) => why,
-                    Step::Refuse(what, way_out) => return Err(Closed::Refused(Fault::request(what).hint(way_out))),
+                    Step::Refuse(what, way_out) => return Err(Closed::Refused(UserError::usage(what).hint(way_out))),
                     step => match self.act(&view, step) {
                         Ok(()) => continue,
                         Err(error) => match error.downcast::<first::StoreError>() {
@@ -209,5 +207,5 @@ fn stop_server(folder: &Path) -> Result<()> {
             thread::sleep(PAUSE / 5);
         }
     }
-    Err(Fault::work(format!("the server in {} does not stop", folder.display())).into())
+    Err(UserError::runtime(format!("the server in {} does not stop", folder.display())).into())
 }

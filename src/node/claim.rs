@@ -6,19 +6,19 @@
 
 use super::{
     database::{self, Database},
-    etcd::{Client, Member, RangeRequest},
     etcd_data::{EtcdData, Ids},
     first::{Keys, Store, System},
     init::Node,
-    log,
-    peers::Material,
+    peers::TlsCredentials,
     pki::{self, Authority},
     state::{Data, ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
 };
 use crate::{
-    error::Fault,
+    error::UserError,
+    etcd::{Client, Member, RangeRequest},
     files::Presence,
-    spec::scope::{EtcdStart, client_url, peer_url},
+    log,
+    model::scope::{EtcdStart, client_url, peer_url},
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -162,13 +162,13 @@ impl Claim {
         let me = &node.spec.members[node.own];
         let state = State::load(Path::new(STATE_PATH))?;
         if data.etcd.clone().known()?.is_none() && data.postgresql.clone().known()?.is_none() {
-            return Err(Fault::request("there are no data on this machine that could be claimed")
+            return Err(UserError::usage("there are no data on this machine that could be claimed")
                 .hint(format!("they are looked for at {ETCD_DATA} and {POSTGRESQL_DATA}/VERSION/main"))
                 .into());
         }
-        if super::state::claim(&node.spec, node.own, state.as_ref(), &data, None).is_ok() {
-            let fault = Fault::request(format!("the data on this machine are those of {} already", me.name));
-            return Err(fault.hint("pgha-node status").into());
+        if super::state::verify_ownership(&node.spec, node.own, state.as_ref(), &data, None).is_ok() {
+            let problem = UserError::usage(format!("the data on this machine are those of {} already", me.name));
+            return Err(problem.hint("pgha-node status").into());
         }
         let database = match &data.postgresql {
             Presence::Present(held) => held.last().map_or(Database::Absent, |held| held.database.clone()),
@@ -209,7 +209,7 @@ impl Claim {
         let path = Path::new(STATE_PATH);
         if Presence::of(path).known()?.is_some() {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
-            let kept = path.with_file_name(format!("state.json.before-{}", super::clock::stamp(now)));
+            let kept = path.with_file_name(format!("state.json.before-{}", crate::clock::stamp(now)));
             fs::copy(path, &kept).with_context(|| format!("keeping {}", kept.display()))?;
         }
         // It was a member once: it resumes with etcd's data or joins, and never forms a cluster.
@@ -232,7 +232,7 @@ fn ask(node: &Node) -> Result<Told> {
     }
     // A new machine has no certificates yet.
     pki::Store::of_the_node().ensure(&node.spec, node.own, &Authority::of(&node.spec)?, SystemTime::now())?;
-    let client = Material::of_the_node().etcd(others)?;
+    let client = TlsCredentials::of_the_node().etcd(others)?;
     Ok(quorum(&client, &node.spec.cluster)
         .unwrap_or_else(|error| Told::Nobody(format!("no quorum answers: {error:#}"))))
 }

@@ -6,8 +6,8 @@ mod confd;
 mod data;
 mod member;
 
-use crate::error::{Blame, blame, report};
-use clap::{Command, error::ErrorKind};
+use crate::error::{ErrorKind, kind_of, report};
+use clap::Command;
 use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 
 /// A verb: how it is described, and what it does with its own arguments.
@@ -21,7 +21,7 @@ const VERBS: [Verb; 11] = [
     (member::renew_command, member::renew),
     (member::leave_command, member::leave),
     (data::aside_command, data::aside),
-    (data::claim_command, data::claim),
+    (data::claim_command, data::verify_ownership),
     (data::first_command, data::first),
     (member::move_etcd_leader_command, member::move_etcd_leader),
     (member::save_haproxy_state_command, member::save_haproxy_state),
@@ -61,12 +61,13 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if let Some(usage) = error.downcast_ref::<clap::Error>() {
         // Help and version are answers, not failures.
         let _ = usage.print();
-        let is_answer = matches!(usage.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+        let is_answer =
+            matches!(usage.kind(), clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion);
         return if is_answer { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
     let _ = writeln!(std::io::stderr(), "{}", report(error));
-    match blame(error) {
-        Blame::Request => ExitCode::from(2),
-        Blame::Work => ExitCode::FAILURE,
+    match kind_of(error) {
+        ErrorKind::Usage => ExitCode::from(2),
+        ErrorKind::Runtime => ExitCode::FAILURE,
     }
 }

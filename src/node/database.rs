@@ -7,8 +7,10 @@
 //! the position of the checkpoint has been the same since PostgreSQL 13; the checksum at its end, whose place each version
 //! of the layout fixes, proves that the file is whole and that the place is right.
 
-use super::clock;
-use crate::files::{Doubt, Presence};
+use crate::{
+    clock,
+    files::{Doubt, Presence},
+};
 use anyhow::{Context as _, Result};
 use rustix::process::Pid;
 use serde::{Serialize, Serializer};
@@ -234,14 +236,14 @@ fn read(folder: &Path) -> Database {
         };
         match parse(&bytes) {
             Ok(control) => return Database::Present(Facts { version, unstarted_copy, ..control }),
-            Err(Fault::Layout(number)) => {
+            Err(UserError::Layout(number)) => {
                 return Database::Unknown(Doubt::new(format!(
                     "{} has the layout {number}, which this program does not know",
                     path.display()
                 )));
             }
-            Err(Fault::Torn) if attempt < TRIES => thread::sleep(PAUSE),
-            Err(Fault::Torn) => break,
+            Err(UserError::Torn) if attempt < TRIES => thread::sleep(PAUSE),
+            Err(UserError::Torn) => break,
         }
     }
     Database::Damaged("the checksum of its global/pg_control is wrong".to_owned())
@@ -266,7 +268,7 @@ pub fn server(folder: &Path) -> Result<Option<Pid>> {
 
 /// Why bytes are not a control file.
 #[derive(Debug, PartialEq, Eq)]
-enum Fault {
+enum UserError {
     /// Too short, or the checksum is wrong: damaged, or half written.
     Torn,
     /// A layout that is not known.
@@ -274,17 +276,17 @@ enum Fault {
 }
 
 /// Reads a control file; what it does not say (version, copy) is left empty.
-fn parse(bytes: &[u8]) -> std::result::Result<Facts, Fault> {
+fn parse(bytes: &[u8]) -> std::result::Result<Facts, UserError> {
     let four = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
     let eight = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
-    let short = Fault::Torn;
-    let layout = four(8).ok_or(Fault::Torn)?;
+    let short = UserError::Torn;
+    let layout = four(8).ok_or(UserError::Torn)?;
     let Some((_, checksum)) = CHECKSUMS.into_iter().find(|(known, _)| *known == layout) else {
         // A file of zeros, as a power cut leaves one, has no layout.
-        return Err(if layout == 0 { Fault::Torn } else { Fault::Layout(layout) });
+        return Err(if layout == 0 { UserError::Torn } else { UserError::Layout(layout) });
     };
-    if four(checksum) != Some(crc32c(bytes.get(..checksum).ok_or(Fault::Torn)?)) {
-        return Err(Fault::Torn);
+    if four(checksum) != Some(crc32c(bytes.get(..checksum).ok_or(UserError::Torn)?)) {
+        return Err(UserError::Torn);
     }
     let facts = || {
         Some(Facts {
@@ -368,10 +370,10 @@ mod tests {
             let mut bytes = real();
             bytes[bit / 8] ^= 1 << (bit % 8);
             let outcome = parse(&bytes);
-            assert!(matches!(outcome, Err(Fault::Torn | Fault::Layout(_))), "bit {bit}: {outcome:?}");
+            assert!(matches!(outcome, Err(UserError::Torn | UserError::Layout(_))), "bit {bit}: {outcome:?}");
         }
-        assert_eq!(parse(&real()[..200]), Err(Fault::Torn));
-        assert_eq!(parse(&[0; 8192]), Err(Fault::Torn));
+        assert_eq!(parse(&real()[..200]), Err(UserError::Torn));
+        assert_eq!(parse(&[0; 8192]), Err(UserError::Torn));
     }
 
     #[test]

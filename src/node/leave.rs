@@ -3,18 +3,13 @@
 //! It must not take the last good copy of the data with it. What counts is what Patroni's members know of each other, and
 //! what is not known is not good. [`decide`] says whether the node may go; a primary hands over first.
 
-use super::{
-    etcd::{Client, RangeRequest},
-    init::Node,
-    lock, log,
-    peers::Material,
-    state::State,
-    units,
-};
+use super::{init::Node, lock, peers::TlsCredentials, state::State, units};
 use crate::{
-    error::Fault,
+    error::UserError,
+    etcd::{Client, RangeRequest},
     exec::Run,
-    spec::scope::{client_url, host_port, peer_url, ports},
+    log,
+    model::scope::{client_url, host_port, peer_url, ports},
 };
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
@@ -181,7 +176,7 @@ fn understand(me: &str, cluster: &Value, config: &Value) -> Result<View> {
 
 /// Asks Patroni: the other members' first, since this node's may have been stopped already.
 fn look(node: &Node) -> Result<View> {
-    let agent = Material::of_the_node().agent(PATIENCE)?;
+    let agent = TlsCredentials::of_the_node().agent(PATIENCE)?;
     let me = &node.spec.members[node.own];
     let mut members: Vec<_> = node.spec.members.iter().collect();
     members.sort_by_key(|member| member.name == me.name);
@@ -221,7 +216,7 @@ fn make_sure(node: &Node) -> Result<()> {
             Err(error) => format!("Patroni does not answer: {error:#}"),
         };
         if Instant::now() >= deadline {
-            return Err(Fault::work(format!("{me} cannot leave: {why}")).hint(FORCE).into());
+            return Err(UserError::runtime(format!("{me} cannot leave: {why}")).hint(FORCE).into());
         }
         thread::sleep(PAUSE);
     }
@@ -239,7 +234,7 @@ fn switch_over(cluster: &str, from: &str, to: &str) -> Result<()> {
     if said.contains("Successfully") || said.contains("status unknown") {
         return Ok(());
     }
-    Err(Fault::work(format!("Patroni does not switch over to {to}: {}", said.trim())).hint(FORCE).into())
+    Err(UserError::runtime(format!("Patroni does not switch over to {to}: {}", said.trim())).hint(FORCE).into())
 }
 
 /// Stops the node's services in order and takes it out of Patroni's and etcd's lists. Its data stays. May be run again.
@@ -253,11 +248,11 @@ pub fn leave(state: &State, force: bool) -> Result<()> {
     let me = &node.spec.members[node.own];
     let others: Vec<_> = node.spec.members.iter().filter(|member| member.name != me.name).map(client_url).collect();
     if others.is_empty() {
-        return Err(Fault::request(format!("{} is the last member of its cluster", me.name))
+        return Err(UserError::usage(format!("{} is the last member of its cluster", me.name))
             .hint("stop the machine: there is nobody to tell")
             .into());
     }
-    let client = Material::of_the_node().etcd(others)?;
+    let client = TlsCredentials::of_the_node().etcd(others)?;
     let members = client.members().context("asking the other members of etcd")?;
     if let Err(error) = make_sure(&node) {
         if !force {
@@ -306,7 +301,7 @@ fn stop(unit: &str) -> Result<()> {
     Run::new("systemctl").args(["stop", unit]).limit(STOP_WITHIN).capture().map(drop)?;
     let now = units::show(unit)?;
     if now.active == "active" {
-        return Err(Fault::work(format!("{unit} does not stop: {}", now.words())).into());
+        return Err(UserError::runtime(format!("{unit} does not stop: {}", now.words())).into());
     }
     Ok(())
 }
@@ -314,7 +309,7 @@ fn stop(unit: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::etcd::Settings;
+    use crate::etcd::Settings;
     use std::{
         io::{BufRead as _, BufReader, Read as _, Write as _},
         net::{TcpListener, TcpStream},

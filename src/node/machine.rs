@@ -1,7 +1,7 @@
 //! What this machine is: its memory, its disk, its limits, its addresses.
 
-use super::identity::Traits;
-use crate::{exec::Run, spec::scope::Machine};
+use super::identity::HostIdentity;
+use crate::{exec::Run, model::scope::Machine};
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 use std::{fs, net::IpAddr, path::Path, time::Duration};
@@ -35,9 +35,9 @@ pub fn addresses() -> Result<Vec<(String, IpAddr)>> {
 ///
 /// # Errors
 /// As [`addresses`].
-pub fn traits() -> Result<Traits> {
+pub fn host_identity() -> Result<HostIdentity> {
     let instance_id = fs::read_to_string("/var/lib/cloud/data/instance-id").ok();
-    Ok(Traits {
+    Ok(HostIdentity {
         addresses: addresses()?
             .into_iter()
             .map(|(_, address)| address)

@@ -4,14 +4,14 @@ use super::{
     aside::{self, Aside},
     init::Node,
     machine,
-    peers::Material,
+    peers::TlsCredentials,
     progress::{PROGRESS_PATH, Phase, Progress},
     state::{STATE_PATH, State},
     units,
 };
 use crate::{
     files::read_text,
-    spec::{
+    model::{
         MANIFEST_PATH, Manifest,
         scope::{host_port, ports},
     },
@@ -133,7 +133,7 @@ fn vip() -> Option<bool> {
 }
 
 fn ask_patroni(state: &State) -> Result<Postgresql> {
-    let agent = Material::of_the_node().agent(PATIENCE)?;
+    let agent = TlsCredentials::of_the_node().agent(PATIENCE)?;
     let ask = |path: &str| -> Result<serde_json::Value> {
         let url = format!("https://{}/{path}", host_port(state.address, ports::PATRONI));
         Ok(agent.get(&url).call()?.body_mut().read_json()?)
@@ -157,7 +157,7 @@ fn ask_patroni(state: &State) -> Result<Postgresql> {
 
 fn ask_etcd(state: &State) -> Result<Etcd> {
     let endpoint = format!("https://{}", host_port(state.address, ports::ETCD_CLIENT));
-    let client = Material::of_the_node().etcd(vec![endpoint.clone()])?;
+    let client = TlsCredentials::of_the_node().etcd(vec![endpoint.clone()])?;
     let leader = client.status(&endpoint)?.leader;
     let members = client.members()?;
     Ok(Etcd {

@@ -8,16 +8,16 @@ mod draft;
 mod explain;
 mod lock;
 mod order;
-mod trial;
+mod template_check;
 
 pub use draft::{Draft, Request};
 pub use explain::{Explanation, explain};
 pub use lock::{Lock, LockedDisk, LockedSource};
 
 use crate::{
+    model::{Arch, Component, Digest, Group, GuestPath, MANIFEST_PATH, Manifest, Service, Template, User},
     overlay::{Directory, Mode, Writer},
     recipe::{Oci, Paths, Size},
-    spec::{Arch, Component, Digest, Group, GuestPath, MANIFEST_PATH, Manifest, Service, Template, User},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};
@@ -45,7 +45,7 @@ pub struct Plan {
     /// What was asked for, in the order of recipes and overlays.
     pub requests: Vec<Request>,
     /// Packages that must not be installed.
-    pub never: Vec<String>,
+    pub forbid: Vec<String>,
     /// Whether recommended packages are installed too.
     pub recommends: bool,
     /// The packages, by name.

@@ -1,6 +1,6 @@
 //! The shape of a recipe.
 
-use crate::spec::{Group, User};
+use crate::model::{Group, User};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_saphyr::Spanned;
@@ -35,7 +35,7 @@ pub struct RecipeFile {
     pub packages: Vec<Spanned<String>>,
     /// Packages that must not be installed, whatever wants them.
     #[serde(default)]
-    pub never: Vec<String>,
+    pub forbid: Vec<String>,
     /// Whether recommended packages are installed too.
     #[serde(default)]
     pub recommends: Option<bool>,

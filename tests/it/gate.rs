@@ -2,13 +2,13 @@
 
 use crate::confd::etcd::Cluster;
 use pgha_image::{
+    etcd::Client,
     files::Presence,
     node::{
         aside,
         begun::{Begun, What},
         bootstrap::{Closed, Gate},
         database::Database,
-        etcd::Client,
         first::{Keys, Store, System},
     },
 };
@@ -80,7 +80,7 @@ impl Ground {
         });
         match outcome {
             Ok(()) => Outcome::Admitted,
-            Err(Closed::Refused(fault)) => Outcome::Refused(fault.message),
+            Err(Closed::Refused(problem)) => Outcome::Refused(problem.message),
             Err(Closed::Failed(error)) => {
                 assert_eq!(error.to_string(), "enough waiting");
                 Outcome::Waits(told)

@@ -15,9 +15,9 @@ mod container;
 mod disk;
 #[cfg(feature = "builder")]
 mod engines;
-mod floors;
 #[cfg(feature = "node")]
 mod gate;
+mod layers;
 #[cfg(feature = "builder")]
 mod machine;
 #[cfg(feature = "builder")]

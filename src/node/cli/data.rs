@@ -1,22 +1,22 @@
 //! The verbs by which people decide over data: `aside`, `claim`, `first`.
 
 use crate::{
-    error::Fault,
+    error::UserError,
+    etcd::Client,
     files::read_text,
+    model::{MANIFEST_PATH, Manifest, scope::client_url},
     node::{
         aside::{self, Aside},
         begun::{self, BEGUN_PATH},
         claim::{Claim, Verdict},
         database,
-        etcd::Client,
         first::{Keys, Store, System},
         init::{Node, postgresql_version},
         lock,
-        peers::Material,
+        peers::TlsCredentials,
         state::{ETCD_DATA, POSTGRESQL_DATA},
         units,
     },
-    spec::{MANIFEST_PATH, Manifest, scope::client_url},
 };
 use anyhow::{Context as _, Result};
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -101,14 +101,14 @@ fn make(root: &Path, what: &str) -> Result<()> {
                 .with_context(|| format!("reading {MANIFEST_PATH}"))?;
             let version = postgresql_version(&manifest)?;
             let version =
-                version.ok_or_else(|| Fault::request("this image has no PostgreSQL: give the folder's path"))?;
+                version.ok_or_else(|| UserError::usage("this image has no PostgreSQL: give the folder's path"))?;
             Path::new(POSTGRESQL_DATA).join(version.to_string()).join("main")
         }
         "etcd" => PathBuf::from(ETCD_DATA),
         path => PathBuf::from(path),
     };
     if !is_data(&folder) {
-        return Err(Fault::request(format!("{} is not a folder of this node's data", folder.display()))
+        return Err(UserError::usage(format!("{} is not a folder of this node's data", folder.display()))
             .hint(format!("{ETCD_DATA} or {POSTGRESQL_DATA}/VERSION/main"))
             .into());
     }
@@ -162,12 +162,12 @@ fn unused(folder: &Path) -> Result<()> {
     };
     let shown = units::show(unit)?;
     if !matches!(shown.active.as_str(), "inactive" | "failed") {
-        return Err(Fault::request(format!("{unit} uses {}: it is {}", folder.display(), shown.words()))
+        return Err(UserError::usage(format!("{unit} uses {}: it is {}", folder.display(), shown.words()))
             .hint(format!("systemctl stop pgha-node {unit}"))
             .into());
     }
     if let Some(server) = database::server(folder)? {
-        return Err(Fault::request(format!(
+        return Err(UserError::usage(format!(
             "a PostgreSQL server uses {} (process {})",
             folder.display(),
             server.as_raw_nonzero()
@@ -196,7 +196,7 @@ pub fn claim_command() -> Command {
 ///
 /// # Errors
 /// When there is nothing to claim, it does not fit, or nobody confirms it.
-pub fn claim(arguments: Vec<OsString>) -> Result<ExitCode> {
+pub fn verify_ownership(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = claim_command().try_get_matches_from(arguments)?;
     let _held = lock::hold("claim", told)?;
     for folder in [ETCD_DATA, POSTGRESQL_DATA] {
@@ -205,7 +205,7 @@ pub fn claim(arguments: Vec<OsString>) -> Result<ExitCode> {
     let claim = Claim::look()?;
     io::stderr().write_all(claim.words().as_bytes())?;
     let me = claim.view.me.clone();
-    let question = match crate::node::claim::verdict(&claim.view) {
+    let question = match crate::node::verify_ownership::verdict(&claim.view) {
         Verdict::Fits => format!("They fit what the cluster says, and become the data of {me}."),
         Verdict::Unchecked(why) if matches.get_flag("unchecked") => {
             format!(
@@ -213,12 +213,12 @@ pub fn claim(arguments: Vec<OsString>) -> Result<ExitCode> {
             )
         }
         Verdict::Unchecked(why) => {
-            let fault = Fault::work(format!("nobody can be asked whether the data fit: {why}"));
-            return Err(fault
+            let problem = UserError::runtime(format!("nobody can be asked whether the data fit: {why}"));
+            return Err(problem
                 .hint("try again when the cluster answers, or, if you know that they fit: --unchecked")
                 .into());
         }
-        Verdict::Refused(why, way_out) => return Err(Fault::request(why).hint(way_out).into()),
+        Verdict::Refused(why, way_out) => return Err(UserError::usage(why).hint(way_out).into()),
     };
     confirm(matches.get_flag("yes"), &question, &me)?;
     claim.write()?;
@@ -245,7 +245,7 @@ pub fn first(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = first_command().try_get_matches_from(arguments)?;
     let node = Node::find()?;
     let urls: Vec<String> = node.spec.members.iter().map(client_url).collect();
-    let client: Client = Material::of_the_node().etcd(urls)?;
+    let client: Client = TlsCredentials::of_the_node().etcd(urls)?;
     let store = Store { client: &client, cluster: &node.spec.cluster };
     let keys = store.read().context("asking etcd for the cluster's first database")?;
     match matches.subcommand() {
@@ -273,7 +273,7 @@ fn shown(keys: &Keys) -> String {
 
 fn take(node: &Node, store: &Store<'_>, keys: &Keys, yes: bool) -> Result<()> {
     if keys.system() != System::Unknown {
-        return Err(Fault::request("the cluster has a database already").hint("pgha-node first").into());
+        return Err(UserError::usage("the cluster has a database already").hint("pgha-node first").into());
     }
     let me = &node.spec.members[node.own].name;
     let other = keys.first.as_ref().map_or("another node", |first| first.value.node.as_str());
@@ -284,7 +284,7 @@ fn take(node: &Node, store: &Store<'_>, keys: &Keys, yes: bool) -> Result<()> {
     );
     confirm(yes, &question, &node.spec.cluster)?;
     if !store.take(keys, me)? {
-        return Err(Fault::work("somebody has changed the keys meanwhile: nothing is changed")
+        return Err(UserError::runtime("somebody has changed the keys meanwhile: nothing is changed")
             .hint("pgha-node first")
             .into());
     }
@@ -309,14 +309,14 @@ pub(super) fn confirm(yes: bool, question: &str, word: &str) -> Result<()> {
         return Ok(());
     }
     if !io::stdin().is_terminal() {
-        return Err(Fault::request(format!("{question} This must be confirmed"))
+        return Err(UserError::usage(format!("{question} This must be confirmed"))
             .hint("on a terminal, or by --yes")
             .into());
     }
     write!(io::stderr(), "{question}\nType `{word}` to do it: ")?;
     let mut typed = String::new();
     io::stdin().read_line(&mut typed)?;
-    if typed.trim() == word { Ok(()) } else { Err(Fault::request("not confirmed: nothing is changed").into()) }
+    if typed.trim() == word { Ok(()) } else { Err(UserError::usage("not confirmed: nothing is changed").into()) }
 }
 
 #[cfg(test)]

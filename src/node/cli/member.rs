@@ -1,13 +1,13 @@
 //! The verbs that make a machine a member of its cluster and keep it one.
 
 use crate::{
-    error::Fault,
+    error::UserError,
+    model::Time,
     node::{
         check as checks, init as first_boot, leader, leave as leaving, renew as certificates,
         state::{STATE_PATH, State},
         status::Status,
     },
-    spec::Time,
 };
 use anyhow::Result;
 use clap::{Arg, ArgAction, Command, value_parser};
@@ -153,5 +153,5 @@ pub fn save_haproxy_state(arguments: Vec<OsString>) -> Result<ExitCode> {
 
 fn state() -> Result<State> {
     let state = State::load(Path::new(STATE_PATH))?;
-    state.ok_or_else(|| Fault::work("this machine is no member of a cluster yet").hint("pgha-node init").into())
+    state.ok_or_else(|| UserError::runtime("this machine is no member of a cluster yet").hint("pgha-node init").into())
 }
