@@ -16,6 +16,7 @@
 mod support;
 
 mod hosts;
+mod safety;
 mod scenarios;
 mod test_cluster;
 mod writer;
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
             |filter: &&String| if exact { scenario.name == **filter } else { scenario.name.contains(filter.as_str()) };
         chosen && (filters.is_empty() || filters.iter().any(named))
     };
-    let scenarios: Vec<Scenario> = scenarios::all().into_iter().filter(wanted).collect();
+    let scenarios: Vec<Scenario> = scenarios::all().into_iter().chain(safety::all()).filter(wanted).collect();
     if flag("--list") {
         scenarios.iter().for_each(|scenario| println!("{}: test", scenario.name));
         return ExitCode::SUCCESS;

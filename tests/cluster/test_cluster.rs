@@ -306,6 +306,11 @@ impl TestCluster {
         }
     }
 
+    /// Takes a cluster that a scenario has made by itself, so that it goes when the value goes.
+    pub fn take_over(&mut self) {
+        self.up = true;
+    }
+
     /// Removes the shared cluster, so that the next scenario makes a new one.
     pub fn start_afresh(&mut self) {
         self.down();
