@@ -63,7 +63,11 @@ impl Lock {
         let taking = || format!("taking the lock of the cluster `{name}` in {}", folder.display());
         let mut told = false;
         loop {
-            private_folder(&folder)?;
+            match private_folder(&folder) {
+                // It was there when it was to be made, and is not any more: somebody removes the cluster just now.
+                Err(error) if goes(&error, &folder) => continue,
+                other => other?,
+            }
             let path = folder.join(LOCK);
             let mut file = match open(&path) {
                 // Somebody has just removed the cluster with its folder.
@@ -129,6 +133,13 @@ fn is_the_one_at(file: &File, path: &Path) -> std::io::Result<bool> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a folder could not be made because somebody removes it at the same moment.
+fn goes(error: &anyhow::Error, folder: &Path) -> bool {
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    matches!(kind, Some(ErrorKind::AlreadyExists | ErrorKind::NotFound))
+        && fs::symlink_metadata(folder).map_or_else(|error| error.kind() == ErrorKind::NotFound, |found| found.is_dir())
 }
 
 #[cfg(test)]

@@ -98,11 +98,11 @@ fn assert_idle(cluster: &TestCluster, nodes: &[&str], during: Duration) {
 
 /// Two nodes get empty disks while the third, with the data, is off; it comes back after `late`.
 fn replace_two(cluster: &mut TestCluster, late: Duration) {
-    cluster.cluster("kill", &NODES);
-    cluster.cluster("replace", &["pg-2", "--force"]);
-    cluster.cluster("replace", &["pg-3", "--force"]);
+    cluster.verb("kill", &NODES);
+    cluster.verb("replace", &["pg-2", "--force"]);
+    cluster.verb("replace", &["pg-3", "--force"]);
     thread::sleep(late);
-    cluster.cluster("start", &["pg-1"]);
+    cluster.verb("start", &["pg-1"]);
     assert_idle(cluster, &["pg-2", "pg-3"], Duration::from_secs(15));
 }
 
@@ -115,12 +115,12 @@ fn two_replaced(cluster: &mut TestCluster) {
         assert_eq!(system(cluster, "pg-1"), ledger.system, "late by {late} s: {}", says(cluster, "pg-1"));
     }
     // Cut off.
-    cluster.cluster("partition", &["pg-1"]);
-    cluster.cluster("kill", &["pg-2", "pg-3"]);
-    cluster.cluster("replace", &["pg-2", "--force"]);
-    cluster.cluster("replace", &["pg-3", "--force"]);
+    cluster.verb("partition", &["pg-1"]);
+    cluster.verb("kill", &["pg-2", "pg-3"]);
+    cluster.verb("replace", &["pg-2", "--force"]);
+    cluster.verb("replace", &["pg-3", "--force"]);
     assert_idle(cluster, &["pg-2", "pg-3"], Duration::from_secs(20));
-    cluster.cluster("heal", &[]);
+    cluster.verb("heal", &[]);
     assert_idle(cluster, &["pg-2", "pg-3"], Duration::from_secs(10));
     assert_eq!(system(cluster, "pg-1"), ledger.system, "{}", says(cluster, "pg-1"));
     println!("    an empty node beside the survivor:\n{}", says(cluster, "pg-2"));
@@ -146,16 +146,16 @@ fn emptied_key(cluster: &mut TestCluster) {
         // A stopped leader does not write it again before the node comes back.
         let emptied = etcdctl(cluster, "pg-1", &format!("put /service/{NAME}/initialize ''"));
         assert_eq!(emptied.status, Some(0), "{emptied:?}");
-        cluster.cluster("kill", &[node]);
-        cluster.cluster("start", &[node]);
+        cluster.verb("kill", &[node]);
+        cluster.verb("start", &[node]);
         cluster.wait_healthy();
         ledger.assert_kept(cluster);
     }
     // All at once.
     let emptied = etcdctl(cluster, "pg-1", &format!("put /service/{NAME}/initialize ''"));
     assert_eq!(emptied.status, Some(0), "{emptied:?}");
-    cluster.cluster("kill", &NODES);
-    cluster.cluster("start", &[]);
+    cluster.verb("kill", &NODES);
+    cluster.verb("start", &[]);
     cluster.wait_healthy();
     ledger.assert_kept(cluster);
 }
@@ -171,8 +171,8 @@ fn unreadable_control_file(cluster: &mut TestCluster) {
          ln -s pg_control pg_control && sync",
     );
     let before = cluster.on(&replica, "find /var/lib/postgresql/*/main | wc -l");
-    cluster.cluster("kill", &[&replica]);
-    cluster.cluster("start", &[&replica]);
+    cluster.verb("kill", &[&replica]);
+    cluster.verb("start", &[&replica]);
     wait_says(cluster, &replica, "pg_control", Duration::from_secs(60));
     thread::sleep(Duration::from_secs(15));
     assert_eq!(cluster.on(&replica, "find /var/lib/postgresql/*/main | wc -l"), before, "nothing is removed");
@@ -198,14 +198,14 @@ fn missing_volumes(cluster: &mut TestCluster) {
              install -d -o postgres -g postgres /var/lib/postgresql/17; sync",
         );
     }
-    cluster.cluster("kill", &NODES);
-    cluster.cluster("start", &[]);
+    cluster.verb("kill", &NODES);
+    cluster.verb("start", &[]);
     for node in NODES {
         wait_says(cluster, node, "missing", Duration::from_secs(60));
     }
     assert_idle(cluster, &NODES, Duration::from_secs(20));
-    cluster.cluster("kill", &NODES);
-    cluster.cluster("start", &[]);
+    cluster.verb("kill", &NODES);
+    cluster.verb("start", &[]);
     for node in NODES {
         cluster.on(
             node,
@@ -225,15 +225,15 @@ fn different_documents(cluster: &mut TestCluster) {
     }
     cluster.start_afresh();
     let image = cluster.image();
+    let five = cluster.document(5);
     let document = |members: &[usize]| {
-        let whole = fs::read_to_string(cluster.document(5)).unwrap();
+        let whole = fs::read_to_string(&five).unwrap();
         let kept = |line: &&str| {
             let named = line.trim_start().strip_prefix("- {name: pg-").and_then(|rest| rest.split(',').next());
             named.is_none_or(|number| members.contains(&number.parse().unwrap()))
         };
         whole.lines().filter(kept).map(|line| format!("{line}\n")).collect::<String>()
     };
-    let five = cluster.document(5);
     let mut command = cluster.program();
     command.args(["cluster", "up", "--no-start", "--driver", "docker", "--image", &image]).arg("--spec").arg(&five);
     Ran::well(&mut command);
@@ -243,7 +243,7 @@ fn different_documents(cluster: &mut TestCluster) {
         let text = format!("{}secret: {secret}\n", document(&members));
         give_document(cluster, &format!("pg-{node}"), &text);
     }
-    cluster.cluster("start", &[]);
+    cluster.verb("start", &[]);
     // The first three agree; the other two cannot have the third.
     for node in ["pg-4", "pg-5"] {
         wait_says(cluster, node, "pg-3", Duration::from_secs(60));
@@ -302,7 +302,7 @@ fn give_document(cluster: &TestCluster, node: &str, document: &str) {
 fn two_minutes_late(cluster: &mut TestCluster) {
     cluster.start_afresh();
     cluster.prepare();
-    cluster.cluster("start", &["pg-1", "pg-2"]);
+    cluster.verb("start", &["pg-1", "pg-2"]);
     wait_says(cluster, "pg-1", "pg-3", Duration::from_secs(60));
     assert_idle(cluster, &["pg-1", "pg-2"], Duration::from_secs(70));
     let said = says(cluster, "pg-1");
@@ -311,7 +311,7 @@ fn two_minutes_late(cluster: &mut TestCluster) {
     let console = Ran::of(cluster.program().args(["cluster", "logs", NAME, "pg-1"])).stdout;
     println!("    console: {}", console.lines().filter(|line| line.contains("pg-3")).next_back().unwrap_or_default());
     thread::sleep(Duration::from_secs(40));
-    cluster.cluster("start", &["pg-3"]);
+    cluster.verb("start", &["pg-3"]);
     let began = Instant::now();
     cluster.wait_healthy();
     println!("    late by two minutes: whole {:.1} s after it came", began.elapsed().as_secs_f64());
