@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! cli
-//! check leader leave renew status
+//! check claim leader leave renew status
 //! init
 //! bootstrap form machine
 //! first peers
