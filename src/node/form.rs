@@ -632,7 +632,7 @@ fn takes_clients(me: &Member) -> bool {
 }
 
 /// Waits until etcd's cluster knows its version, without which Patroni cannot speak to it; members that do not come for
-/// [`LATECOMERS`] are let go, see [`join::absent`], and those that an order leaves out at once.
+/// ten seconds are let go, see [`join::absent`], and those that an order leaves out at once.
 ///
 /// # Errors
 /// When a disk fails.
