@@ -1,20 +1,25 @@
 //! The guest program: makes one booted machine a member of the cluster.
 
 pub mod apply;
+pub mod aside;
+pub mod begun;
 pub mod bootstrap;
 pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod confd;
+pub mod database;
 pub mod dns;
 pub mod etcd;
 pub mod etcd_data;
+pub mod first;
 pub mod former;
 pub mod identity;
 pub mod init;
 pub mod join;
 pub mod leader;
 pub mod leave;
+pub mod lock;
 pub mod log;
 pub mod machine;
 pub mod metadata;
