@@ -199,10 +199,10 @@ fn has_room(folder: &Path) -> bool {
 }
 
 /// Shuts down the server that runs with the data in `folder`, if one does: Patroni can end without it.
-fn stop_server(folder: &Path) -> Result<()> {
+pub(super) fn stop_server(folder: &Path) -> Result<()> {
     for signal in [Signal::INT, Signal::QUIT] {
         let Some(server) = server(folder)? else { return Ok(()) };
-        log::warning!("stopping the server of the unfinished database in {}", folder.display());
+        log::warning!("stopping the server in {}", folder.display());
         kill_process(server, signal).with_context(|| format!("stopping the server in {}", folder.display()))?;
         let deadline = Instant::now() + STOP_WITHIN;
         while Instant::now() < deadline {
@@ -216,7 +216,7 @@ fn stop_server(folder: &Path) -> Result<()> {
 }
 
 /// The process that runs a server in `folder`: the one that its lock file names, if it works in that folder.
-fn server(folder: &Path) -> Result<Option<Pid>> {
+pub(super) fn server(folder: &Path) -> Result<Option<Pid>> {
     let Some(text) = Presence::of_text(&folder.join("postmaster.pid"), LONGEST).known()? else { return Ok(None) };
     let number = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
     let Some(pid) = number.and_then(Pid::from_raw) else { return Ok(None) };
