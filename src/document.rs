@@ -2,7 +2,7 @@
 
 use crate::{
     error::Fault,
-    spec::{ClusterSpec, Finding},
+    model::{ClusterSpec, Finding},
 };
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::IgnoredAny};
 use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Spanned};
@@ -292,7 +292,7 @@ mod tests {
                     members: [{name: pg-1, address: 10.0.0.11}]\ntiming: fast\n";
         let (spec, warnings) = Document::new("cluster.yaml", text).cluster().unwrap();
         assert_eq!(spec.members.len(), 1);
-        assert_eq!(spec.synchronous.mode, crate::spec::SynchronousMode::Off);
+        assert_eq!(spec.synchronous.mode, crate::model::SynchronousMode::Off);
         insta::assert_snapshot!(warnings.join("\n"));
     }
 

@@ -3,42 +3,54 @@
 //! Two programs share this library: `pgha-image` (feature `builder`) runs on the builder's machine, `pgha-node`
 //! (feature `node`) runs inside every image.
 //!
-//! # The house
+//! # Layers
 //!
-//! Imports go down only, and neither program's rooms lean on the other's; `tests/it/floors.rs` proves it.
+//! A module imports from rows below its own only, and no module of one program from those of the other.
+//! `tests/it/layers.rs` reads this table and proves it.
 //!
 //! ```text
-//!            builder                                                        node
-//! 7 doors    cli/                                                           node/
-//! 6 stories  build/  cluster/  inspect/
-//! 5 engines  base/  image/  machine/  seed/  engine.rs
-//! 4 plan     plan/  archive/
-//! 3 nouns    recipe/  overlay/  debian/  disk/
-//! 2 trees    rootfs/  sandbox/
-//! 1 hands    store/  http.rs  progress.rs  interrupt.rs    document.rs  files.rs  pace.rs  render.rs  exec/   both
-//! 0 words    spec/  error.rs                                                             both
+//! layer           builder                                   both                               node
+//! --------------  ----------------------------------------  ---------------------------------  -----------
+//! entry points    cli                                                                          node
+//! workflows       pipeline cluster inspect
+//! engines         base image machine seed container_engine                                     confd
+//!                 switch
+//! domain          plan archive
+//!                 recipe overlay debian disk
+//!                 rootfs sandbox
+//! infrastructure  store http progress interrupt                                                etcd
+//!                 io reexec                                 document exec files poll render    dns log tls
+//!                                                                                              clock
+//! types                                                     model
+//!                                                           error
 //! ```
 //!
-//! `rootfs` stands below the other nouns because `disk`, `base` and `image` all speak of trees.
+//! `rootfs` stands below the rest of the domain because `disk`, `base` and `image` all work on trees.
 
 #[cfg(feature = "builder")]
 pub mod archive;
 #[cfg(feature = "builder")]
 pub mod base;
 #[cfg(feature = "builder")]
-pub mod build;
-#[cfg(feature = "builder")]
 pub mod cli;
+#[cfg(feature = "node")]
+pub mod clock;
 #[cfg(feature = "builder")]
 pub mod cluster;
+#[cfg(feature = "node")]
+pub mod confd;
+#[cfg(feature = "builder")]
+pub mod container_engine;
 #[cfg(feature = "builder")]
 pub mod debian;
 #[cfg(feature = "builder")]
 pub mod disk;
+#[cfg(feature = "node")]
+pub mod dns;
 pub mod document;
-#[cfg(feature = "builder")]
-pub mod engine;
 pub mod error;
+#[cfg(feature = "node")]
+pub mod etcd;
 pub mod exec;
 pub mod files;
 #[cfg(feature = "builder")]
@@ -50,18 +62,27 @@ pub mod inspect;
 #[cfg(feature = "builder")]
 pub mod interrupt;
 #[cfg(feature = "builder")]
+pub mod io;
+#[cfg(feature = "node")]
+pub mod log;
+#[cfg(feature = "builder")]
 pub mod machine;
+pub mod model;
 #[cfg(feature = "node")]
 pub mod node;
 #[cfg(feature = "builder")]
 pub mod overlay;
-pub mod pace;
+#[cfg(feature = "builder")]
+pub mod pipeline;
 #[cfg(feature = "builder")]
 pub mod plan;
+pub mod poll;
 #[cfg(feature = "builder")]
 pub mod progress;
 #[cfg(feature = "builder")]
 pub mod recipe;
+#[cfg(feature = "builder")]
+pub mod reexec;
 pub mod render;
 #[cfg(feature = "builder")]
 pub mod rootfs;
@@ -69,6 +90,9 @@ pub mod rootfs;
 pub mod sandbox;
 #[cfg(feature = "builder")]
 pub mod seed;
-pub mod spec;
 #[cfg(feature = "builder")]
 pub mod store;
+#[cfg(feature = "builder")]
+pub mod switch;
+#[cfg(feature = "node")]
+pub mod tls;

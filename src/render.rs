@@ -12,7 +12,7 @@
 //!
 //! Nothing is escaped but by these. A key that the scope does not have is an error, never an empty text.
 
-use crate::spec::{Time, scope::host_port};
+use crate::model::{Time, scope::host_port};
 use anyhow::{Context as _, Result};
 use handlebars::{Context, Handlebars, Helper, HelperResult, Output, RenderContext, RenderErrorReason};
 use serde::Serialize;
@@ -144,7 +144,7 @@ fn decimal(milliseconds: u128) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{
+    use crate::model::{
         samples,
         scope::{EtcdStart, Machine, Scope},
     };

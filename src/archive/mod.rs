@@ -11,7 +11,7 @@ pub use releases::{Policy, Releases, releases};
 
 use crate::{
     http,
-    spec::Digest,
+    model::Digest,
     store::{BlobWriter, Store},
 };
 use anyhow::{Context as _, Result};

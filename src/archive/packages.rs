@@ -5,8 +5,8 @@ use crate::{
     debian::deb::{self, ExpandedDeb, Limits},
     error::Fault,
     http::{Client, Fetch},
+    model::Digest,
     progress::{Progress, Step, Unit, size},
-    spec::Digest,
     store::{Outcome, Store},
 };
 use anyhow::{Context as _, Result};

@@ -5,8 +5,8 @@ use crate::{
     debian::{Source, index::Index, release::Release, signature::Keyring},
     error::Fault,
     http::{Client, Fetch},
+    model::Digest,
     progress::{Progress, Step, Unit},
-    spec::Digest,
     store::{Outcome, Store},
 };
 use anyhow::{Context as _, Result};

@@ -12,8 +12,8 @@ use crate::{
         Client,
         tests::{Server, hasty, ok},
     },
+    model::Arch,
     progress::{Progress, Style},
-    spec::Arch,
 };
 use std::{
     collections::HashMap,

@@ -2,7 +2,7 @@
 //! ones.
 
 use super::root::Root;
-use crate::{error::Fault, spec::GuestPath};
+use crate::{error::Fault, model::GuestPath};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@ use super::{
     root::{Attributes, Root},
 };
 use crate::{
-    spec::{Digest, GuestPath},
+    model::{Digest, GuestPath},
     store::{BlobReader, Store},
 };
 use anyhow::{Context as _, Result, bail, ensure};

@@ -4,8 +4,11 @@
 
 use super::root::Root;
 use crate::{
-    rootfs::{Change, Content, Entry, Kind, Layer, Tree, tar::LayerWriter, tar::StoredLayer},
-    spec::{Digest, GuestPath},
+    model::{Digest, GuestPath},
+    rootfs::{
+        Change, Content, Entry, Kind, Layer, Tree,
+        tar::{LayerWriter, StoredLayer},
+    },
     store::Store,
 };
 use anyhow::{Context as _, Result, bail};

@@ -4,8 +4,8 @@
 use super::root::{Attributes, Root};
 use crate::{
     error::Fault,
+    model::GuestPath,
     rootfs::{Entry, Kind, Tree},
-    spec::GuestPath,
 };
 use anyhow::Result;
 use rustix::fs::FileType;
@@ -227,7 +227,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{rootfs::Content, spec::Digest};
+    use crate::{model::Digest, rootfs::Content};
     use std::fs;
 
     const DIRTY: [&str; 16] = [

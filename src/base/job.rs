@@ -11,10 +11,10 @@ use super::{
     root::{Attributes, Root},
 };
 use crate::{
+    model::{Digest, GuestPath},
     progress,
     rootfs::tar::StoredLayer,
     sandbox::{Bind, Room, Teller},
-    spec::{Digest, GuestPath},
     store::Store,
 };
 use anyhow::{Context as _, Result, anyhow, ensure};

@@ -5,11 +5,11 @@ use super::{
     root::{Attributes, Root},
 };
 use crate::{
+    model::GuestPath,
     rootfs::{
         Entry, Kind, Tree,
         tar::{Contents, StoredLayer},
     },
-    spec::GuestPath,
     store::Store,
 };
 use anyhow::{Context as _, Result};

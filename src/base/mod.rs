@@ -29,10 +29,10 @@ pub use clean::lint;
 use crate::{
     debian::deb::ExpandedDeb,
     error::Fault,
+    model::{Digest, GuestPath},
     progress::{Progress, Step, Unit},
     rootfs::tar::StoredLayer,
     sandbox::{self, Job, Sandbox},
-    spec::{Digest, GuestPath},
     store::Store,
 };
 use anyhow::{Context as _, Result};

@@ -226,7 +226,7 @@ fn names(field: &str) -> Result<Vec<Vec<&str>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Digest;
+    use crate::model::Digest;
     use std::collections::BTreeMap;
 
     fn package(name: &str, fields: &[(&str, &str)]) -> Package {

@@ -1,6 +1,6 @@
 //! Files of a root file system on disk, named by guest paths that never lead out of it.
 
-use crate::spec::GuestPath;
+use crate::model::GuestPath;
 use anyhow::{Context as _, Result};
 use rustix::{
     fd::{AsFd, OwnedFd},

@@ -5,11 +5,11 @@ use super::{
     project::{ArchiveArgs, ProjectArgs, StoreArgs},
 };
 use crate::{
-    build::{self, Build, Built, Format, Target},
-    engine::Which,
+    container_engine::Which,
     files,
     image::compress::Compression,
     interrupt,
+    pipeline::{self, Build, Built, Format, Target},
     plan::Lock,
     progress::{Progress, Style, size},
     sandbox::Sandbox,
@@ -132,7 +132,7 @@ impl Args {
         let target =
             Target { folder: self.output, formats, compression: self.compress, load: self.load.map(Which::from) };
         let build = Build { draft, locked, access: self.archive.access()?, target };
-        let built = build::run(build, &store, &progress)?;
+        let built = pipeline::run(build, &store, &progress)?;
         tell(&built, &progress)
     }
 }

@@ -1,7 +1,7 @@
 //! `pgha-image cache`: what the store holds, and making it smaller.
 
 use super::{print, project::StoreArgs};
-use crate::{error::Fault, progress::size, recipe::Size, spec::Time, store::Store};
+use crate::{error::Fault, model::Time, progress::size, recipe::Size, store::Store};
 use anyhow::Result;
 use clap::Subcommand;
 use serde_json::json;

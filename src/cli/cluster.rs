@@ -6,12 +6,12 @@ use crate::{
     document::Document,
     error::Fault,
     files::read_text,
-    progress::Progress,
-    spec::{
+    model::{
         Time,
         keys::Keys,
         scope::{PASSWORDS_PATH, TLS_PATH, ports},
     },
+    progress::Progress,
 };
 use anyhow::{Context as _, Result};
 use clap::{Subcommand, ValueEnum};

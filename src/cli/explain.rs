@@ -5,11 +5,11 @@ use super::{
     project::{ArchiveArgs, ProjectArgs, StoreArgs},
 };
 use crate::{
-    build::{self, Access},
     error::Fault,
+    model::GuestPath,
+    pipeline::{self, Access},
     plan::{Explanation, explain},
     progress::{Progress, Style},
-    spec::GuestPath,
 };
 use anyhow::Result;
 use serde_json::json;
@@ -44,8 +44,8 @@ impl Args {
         let overlays = explain(draft.plan(), &self.path);
         // Without a package index in the store, nothing was built here either.
         let access = Access { offline: true, ..self.archive.access()? };
-        let base = match build::plan(draft, &access, &store, &Progress::new(Style::Silent)) {
-            Ok(plan) => build::owner_in_base(&plan, &store, &self.path)?,
+        let base = match pipeline::plan(draft, &access, &store, &Progress::new(Style::Silent)) {
+            Ok(plan) => pipeline::owner_in_base(&plan, &store, &self.path)?,
             Err(_) => None,
         };
         if self.json {

@@ -6,9 +6,9 @@ use super::{
     recovery,
 };
 use crate::{
-    build,
     document::Document,
     files::read_text,
+    pipeline,
     plan::Plan,
     progress::{Progress, Style, size},
     recipe::Size,
@@ -49,7 +49,7 @@ impl Args {
         let Some(recipe) = &self.recipe else { return Ok(()) };
         let draft = self.project.draft(recipe)?;
         let store = self.store.open()?;
-        let plan = build::plan(draft, &self.archive.access()?, &store, &Progress::for_people())?;
+        let plan = pipeline::plan(draft, &self.archive.access()?, &store, &Progress::for_people())?;
         if self.json {
             return print(&format!("{}\n", serde_json::to_string_pretty(&plan)?));
         }

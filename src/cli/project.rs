@@ -1,9 +1,9 @@
 //! What several verbs need to know of the user's project and machine.
 
 use crate::{
-    build::{Access, Mirrors},
     error::Fault,
     files,
+    pipeline::{Access, Mirrors},
     plan::Draft,
     recipe,
     store::Store,

@@ -1,6 +1,6 @@
 //! The recovery times of a cluster, as people read them.
 
-use crate::spec::{ClusterSpec, Time};
+use crate::model::{ClusterSpec, Time};
 use std::fmt::Write as _;
 
 /// What follows from the document's timers.

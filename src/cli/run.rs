@@ -3,12 +3,11 @@
 use crate::{
     error::Fault,
     files, interrupt,
-    machine::{
-        Accel, Console, DiskBus, DiskImage, Firmware, Guard, Life, Machine, Net, Order, PortForward, Qemu, Seed,
-    },
+    machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, Net, Order, PortForward, Qemu, Seed},
+    model::Arch,
     progress::Progress,
     recipe::Size,
-    spec::Arch,
+    reexec::{Guard, Life},
 };
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;

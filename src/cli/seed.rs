@@ -5,13 +5,13 @@ use crate::{
     document::Document,
     error::Fault,
     files::{NewFile, read_text},
+    model::scope::Machine,
     progress::{Progress, Style},
     seed::{
         Addressing, Extras, Seeds,
         compose::{Compose, ControlGroups, DEFAULT_IMAGE},
         preview, with_secret,
     },
-    spec::scope::Machine,
 };
 use anyhow::{Context as _, Result};
 use std::{

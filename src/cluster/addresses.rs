@@ -4,8 +4,8 @@ use super::driver::Ground;
 use crate::{
     document::Document,
     error::Fault,
+    model::{ClusterSpec, Network},
     seed::compose::subnet,
-    spec::{ClusterSpec, Network},
 };
 use anyhow::Result;
 use std::net::{IpAddr, Ipv4Addr};

@@ -2,9 +2,9 @@
 
 use super::driver::{Driver, Ground, NodePlan, Peer, Power};
 use crate::{
-    engine::{Container, ContainerSpec, ContainerState, Engine, Executed, NetworkSpec, Which},
+    container_engine::{Container, ContainerSpec, ContainerState, Engine, Executed, NetworkSpec, Which},
     error::Fault,
-    spec::scope::ports,
+    model::scope::ports,
 };
 use anyhow::{Context as _, Result, ensure};
 use std::{

@@ -1,6 +1,6 @@
 //! Where a cluster's nodes run, and what can be done to them there.
 
-use crate::{engine::Executed, seed::Seed};
+use crate::{container_engine::Executed, seed::Seed};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::{

@@ -15,14 +15,14 @@ pub use record::{Record, Shelf};
 pub use view::{Postgresql, Said, View, ailment, table};
 
 use crate::{
+    container_engine::{Executed, Which},
     document::Document,
-    engine::{Executed, Which},
     error::Fault,
     machine::{Accel, Qemu},
-    pace::Pace,
+    model::{ClusterSpec, DOCUMENT_PATH, keys::Keys, scope::TLS_PATH},
+    poll::Pace,
     progress::{Progress, Style, Unit},
     seed::{Addressing, Extras, Seeds, with_secret},
-    spec::{ClusterSpec, DOCUMENT_PATH, keys::Keys, scope::TLS_PATH},
 };
 use anyhow::{Context as _, Result};
 use docker::Docker;

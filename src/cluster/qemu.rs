@@ -6,15 +6,13 @@
 
 use super::driver::{Driver, Ground, NodePlan, Peer, Power};
 use crate::{
-    engine::Executed,
+    container_engine::Executed,
     error::Fault,
     files::{NewFile, read_text},
-    machine::{
-        Accel, Console, DiskBus, DiskImage, Firmware, Guard, Life, Machine, MachineSpec, Net, Order, Probed, Qemu,
-        Seed,
-        switch::{Forward, HOST, LinkFault, PortSpec, Switch, SwitchSpec},
-    },
-    spec::{Arch, scope::ports},
+    machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, MachineSpec, Net, Order, Probed, Qemu, Seed},
+    model::{Arch, scope::ports},
+    reexec::{Guard, Life},
+    switch::{Forward, HOST, LinkFault, PortSpec, Switch, SwitchSpec},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};

@@ -7,7 +7,7 @@ mod ar;
 mod tar;
 
 use super::deb822;
-use crate::{error::Fault, spec::Digest};
+use crate::{error::Fault, model::Digest};
 use anyhow::{Context as _, Result};
 use ar::{Ar, Member};
 use serde::{Deserialize, Serialize};

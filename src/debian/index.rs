@@ -6,7 +6,7 @@
 use super::deb822::{self, Paragraph};
 use crate::{
     error::Fault,
-    spec::{Arch, Digest},
+    model::{Arch, Digest},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};

@@ -9,7 +9,7 @@ pub mod signature;
 pub mod solve;
 pub mod version;
 
-use crate::spec::Arch;
+use crate::model::Arch;
 use std::fmt;
 
 /// One suite of an archive, and who may vouch for it.

@@ -1,7 +1,7 @@
 //! `Release` files: what a suite of an archive holds (Debian wiki, "DebianRepository/Format").
 
 use super::deb822;
-use crate::{error::Fault, spec::Digest};
+use crate::{error::Fault, model::Digest};
 use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
 

@@ -6,7 +6,7 @@
 //! go on with `/boot/grub/grub.cfg` of the root file system.
 
 use super::{Identity, bytes::Fields as _, gpt::SECTOR, map::Data};
-use crate::{error::Fault, rootfs::Tree, spec::Arch};
+use crate::{error::Fault, model::Arch, rootfs::Tree};
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
 
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_menu_starts_debians_kernels_on_both_consoles() {
-        let identity = Identity::of(&crate::spec::Digest::of("plan"));
+        let identity = Identity::of(&crate::model::Digest::of("plan"));
         let menu = Menu { arch: Arch::Amd64, title: "Debian GNU/Linux", arguments: &["quiet"], timeout: 1 };
         insta::assert_snapshot!(menu.config(&identity), @r"
         set default=0
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_missing_boot_program_names_its_package() {
-        let identity = Identity::of(&crate::spec::Digest::of("plan"));
+        let identity = Identity::of(&crate::model::Digest::of("plan"));
         let error = esp_files(&Tree::default(), Arch::Arm64, &identity).unwrap_err();
         insta::assert_snapshot!(crate::error::report(&error), @r"
         error: the image has no `/usr/lib/shim/shimaa64.efi.signed` to boot with

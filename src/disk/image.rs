@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     error::Fault,
+    model::{Arch, Digest},
     rootfs::Tree,
-    spec::{Arch, Digest},
 };
 use anyhow::{Context as _, Result};
 

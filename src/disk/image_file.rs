@@ -217,10 +217,10 @@ fn table(file: &File, at: u64, entries: u64) -> Result<Vec<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::write::CLUSTER;
     use crate::disk::{
         Compression, Data, Map, Outputs,
         testing::{Bench, noise},
+        write::CLUSTER,
     };
 
     #[test]

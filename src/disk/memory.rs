@@ -10,7 +10,7 @@ use super::{
     qcow2::Compression,
 };
 use crate::{
-    spec::{Digest, Sha256},
+    model::{Digest, Sha256},
     store::{Outcome, Store},
 };
 use anyhow::{Context as _, Result};

@@ -1,7 +1,7 @@
 //! What this room's tests share: a store, images on disk, and the tools that know the formats.
 
 use super::{Map, Outputs};
-use crate::{exec::Run, rootfs::Content, spec::Digest, store::Store};
+use crate::{exec::Run, model::Digest, rootfs::Content, store::Store};
 use std::{
     fs::File,
     path::{Path, PathBuf},

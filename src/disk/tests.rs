@@ -6,8 +6,8 @@ use super::{
 };
 use crate::{
     error::{Blame, blame, report},
+    model::{Arch, Digest},
     rootfs::{Entry, Tree},
-    spec::{Arch, Digest},
 };
 use grub::BiosImages;
 use std::{

@@ -1,6 +1,6 @@
 //! UUIDs that follow from what is built.
 
-use crate::spec::{Digest, Sha256};
+use crate::model::{Digest, Sha256};
 use std::fmt;
 
 /// A universally unique identifier, in the order in which it is written.

@@ -12,8 +12,8 @@ use super::{
     qcow2::{Compression, Compressor, Writer},
 };
 use crate::{
+    model::{Digest, Sha256},
     rootfs::{Content, tar::Contents},
-    spec::{Digest, Sha256},
     store::Store,
 };
 use anyhow::{Context as _, Result, anyhow, ensure};

@@ -6,9 +6,9 @@
 
 use crate::{
     error::Fault,
+    model::Digest,
     progress::Step,
     rootfs::tar::StoredLayer,
-    spec::Digest,
     store::{Outcome, Store},
 };
 use anyhow::{Context as _, Result, ensure};

@@ -7,7 +7,7 @@ use crate::{
         gpt::{Table, kinds},
     },
     error::Fault,
-    spec::Digest,
+    model::Digest,
 };
 use anyhow::{Context as _, Result, anyhow};
 use ext4_view::{Ext4, Ext4Read, FileType};

@@ -9,7 +9,7 @@ pub use difference::{Change, Difference};
 use crate::{
     debian::deb822,
     error::Fault,
-    spec::{Digest, MANIFEST_PATH},
+    model::{Digest, MANIFEST_PATH},
 };
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -198,6 +198,6 @@ fn packages(status: &str) -> BTreeMap<String, String> {
 }
 
 fn overlays(manifest: &str) -> Result<Vec<String>> {
-    let manifest: crate::spec::Manifest = serde_json::from_str(manifest).context("reading the image's manifest")?;
+    let manifest: crate::model::Manifest = serde_json::from_str(manifest).context("reading the image's manifest")?;
     Ok(manifest.overlays.into_iter().map(|component| component.name).collect())
 }

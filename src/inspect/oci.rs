@@ -1,7 +1,7 @@
 //! Reads container images: the sum of their layers (OCI image specification).
 
 use super::{Found, Node, TELLING};
-use crate::spec::{Digest, Sha256};
+use crate::model::{Digest, Sha256};
 use anyhow::{Context as _, Result, bail, ensure};
 use flate2::read::MultiGzDecoder;
 use serde::Deserialize;

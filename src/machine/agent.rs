@@ -3,7 +3,7 @@
 //! The port is a wire: a client that left in the middle of an answer leaves the rest of it to the next one. Each
 //! connection therefore begins with `guest-sync-delimited`, whose answer begins with a byte that is in no JSON text.
 
-use super::socket::{self, Lines};
+use crate::io::socket::{self, Lines};
 use anyhow::{Context as _, Result, anyhow, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};

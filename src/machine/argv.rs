@@ -3,12 +3,14 @@
 //! QEMU runs in the machine's folder, and all files of the machine have bare names there.
 
 use super::{Accel, DiskFormat, UefiFiles};
-use crate::files::{NewFile, read_text};
+use crate::{
+    files::{NewFile, read_text},
+    model::Mac,
+};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsString,
-    fmt,
     net::SocketAddr,
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
@@ -24,7 +26,7 @@ pub(super) mod files {
     pub const AGENT: &str = "agent.sock";
     pub const CONSOLE: &str = "console.sock";
     pub const CONSOLE_LOG: &str = "console.log";
-    pub const NETWORK: &str = "network.sock";
+    pub const NETWORK: &str = crate::switch::SOCKET;
     pub const QEMU_LOG: &str = "qemu.log";
 }
 
@@ -48,27 +50,6 @@ pub enum DiskBus {
 impl DiskBus {
     /// All of them.
     pub const ALL: [DiskBus; 5] = [DiskBus::VirtioBlk, DiskBus::VirtioScsi, DiskBus::Nvme, DiskBus::Sata, DiskBus::Ide];
-}
-
-/// A hardware address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// The address of the machine `name`, in the range that QEMU uses; equal names give equal addresses.
-    pub fn of(name: &str) -> Mac {
-        // FNV-1a: few machines, and a clash is told when they are joined.
-        let hash = name.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        let [_, a, b, c] = hash.to_be_bytes();
-        Mac([0x52, 0x54, 0x00, a, b, c])
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
 }
 
 /// A TCP port of the host that leads to one of the guest.

@@ -15,26 +15,23 @@ mod accel;
 mod agent;
 mod argv;
 mod firmware;
-mod guard;
 mod image;
 mod qemu;
 mod qmp;
 mod running;
 mod seed;
-mod socket;
-pub mod switch;
 
 pub use accel::{Accel, Probed};
 pub use agent::{Agent, Ended};
-pub use argv::{Console, DiskBus, Mac, MachineSpec, Net, PortForward};
+pub use argv::{Console, DiskBus, MachineSpec, Net, PortForward};
 pub use firmware::{Firmware, UefiFiles};
-pub use guard::{Guard, Life};
 pub use image::{DiskFormat, DiskImage};
 pub use qemu::{Qemu, Version};
 pub use qmp::{Event, Qmp};
 pub use running::{Machine, Order};
 pub use seed::Seed;
 
+use crate::{reexec, switch};
 use std::{ffi::OsString, process::ExitCode};
 
 /// Serves this program's hidden modes for machines if it was started in one; `None` if it was not.
@@ -42,16 +39,16 @@ use std::{ffi::OsString, process::ExitCode};
 /// To be called first thing in `main`.
 pub fn entry() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next()? != guard::ARGUMENT {
+    if arguments.next()? != reexec::ARGUMENT {
         return None;
     }
     let mut word = || arguments.next().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
     let (life, parent, what) = (word(), word(), word());
-    if let Err(error) = guard::settle(&life, &parent) {
-        return Some(guard::complain(&error));
+    if let Err(error) = reexec::settle(&life, &parent) {
+        return Some(reexec::complain(&error));
     }
     Some(match what.as_str() {
-        "program" => guard::become_program(&arguments.collect::<Vec<OsString>>()),
+        "program" => reexec::become_program(&arguments.collect::<Vec<OsString>>()),
         switch::MODE => switch::serve(),
         _ => ExitCode::from(2),
     })

@@ -3,7 +3,7 @@
 use crate::{
     error::Fault,
     exec::{ExecError, Run},
-    spec::Arch,
+    model::Arch,
 };
 use anyhow::{Context as _, Result};
 use std::{ffi::OsString, fmt, io::ErrorKind, time::Duration};

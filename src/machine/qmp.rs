@@ -1,6 +1,6 @@
 //! QEMU's own control channel, the QEMU Machine Protocol (QEMU, docs/interop/qmp-spec.rst).
 
-use super::socket::{self, Lines};
+use crate::io::socket::{self, Lines};
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::{
     net::sockopt::socket_peercred,

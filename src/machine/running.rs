@@ -1,10 +1,13 @@
 //! A machine in its folder: prepared, started, found again, ended.
 
 use super::{
-    Accel, Agent, Console, DiskBus, DiskFormat, DiskImage, Firmware, Guard, Life, MachineSpec, Net, Qemu, Qmp, Seed,
-    argv::files, guard,
+    Accel, Agent, Console, DiskBus, DiskFormat, DiskImage, Firmware, MachineSpec, Net, Qemu, Qmp, Seed, argv::files,
 };
-use crate::files::NewFile;
+use crate::{
+    files::NewFile,
+    io::socket,
+    reexec::{self, Guard, Life},
+};
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -138,7 +141,7 @@ impl Machine {
             Console::Terminal => command.stdin(Stdio::inherit()).stdout(Stdio::inherit()),
         };
         command.stderr(words);
-        let mut child = guard::spawn(command).with_context(starting)?;
+        let mut child = reexec::spawn(command).with_context(starting)?;
         let monitor = folder.join(files::MONITOR);
         let end = Instant::now() + START;
         let process = loop {
@@ -174,7 +177,7 @@ impl Machine {
     pub fn open(folder: &Path) -> Result<Option<Machine>> {
         let monitor = folder.join(files::MONITOR);
         // A socket that nobody listens on is what a machine that has ended leaves.
-        if super::socket::connect(&monitor).is_err() {
+        if socket::connect(&monitor).is_err() {
             return Ok(None);
         }
         let process = Qmp::connect(&monitor)?.process()?;

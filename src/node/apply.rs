@@ -3,8 +3,8 @@
 use crate::{
     exec::Run,
     files::{NewFile, read_text},
+    model::{Manifest, Template, scope::Scope},
     render::render,
-    spec::{Manifest, Template, scope::Scope},
 };
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -149,7 +149,7 @@ pub fn ids_of_user(name: &str) -> Result<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{
+    use crate::model::{
         Component, samples,
         scope::{EtcdStart, Machine},
     };

@@ -9,10 +9,12 @@
 //! hidden files too. So a mount point is refused, with the way that works: the volume is mounted one level higher, where the
 //! image's own folders lie.
 
-use super::{clock, database::Database, log};
+use super::database::Database;
 use crate::{
+    clock,
     error::Fault,
     files::{Presence, sync_folder},
+    log,
 };
 use anyhow::{Context as _, Result};
 use rustix::{

@@ -8,12 +8,10 @@ use super::{
     aside::{self, Size},
     begun::{self, BEGUN_PATH, Begun, What},
     database::{self, Database},
-    etcd::Client,
     first::{self, Step, Store, System, View},
-    log,
     state::POSTGRESQL_DATA,
 };
-use crate::{error::Fault, files::Presence};
+use crate::{error::Fault, etcd::Client, files::Presence, log};
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{

@@ -4,7 +4,7 @@ use super::{peers::Material, state::State};
 use crate::{
     error::Fault,
     files::{NewFile, read_text},
-    spec::scope::{host_port, ports},
+    model::scope::{host_port, ports},
 };
 use anyhow::{Context as _, Result, bail};
 use std::{

@@ -7,8 +7,10 @@
 //! the position of the checkpoint has been the same since PostgreSQL 13; the checksum at its end, whose place each version
 //! of the layout fixes, proves that the file is whole and that the place is right.
 
-use super::clock;
-use crate::files::{Doubt, Presence};
+use crate::{
+    clock,
+    files::{Doubt, Presence},
+};
 use serde::{Serialize, Serializer};
 use std::{
     fmt, fs,

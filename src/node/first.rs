@@ -17,9 +17,11 @@
 use super::{
     begun::{Begun, What},
     database::Database,
-    etcd::{Client, Compare, EtcdError, KeyValue, Op, RangeRequest},
 };
-use crate::files::{Doubt, Presence};
+use crate::{
+    etcd::{Client, Compare, EtcdError, KeyValue, Op, RangeRequest},
+    files::{Doubt, Presence},
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 

@@ -5,7 +5,7 @@
 //! without data forms a cluster only with a majority of nodes that have none either; it joins whenever a quorum answers;
 //! otherwise it waits.
 
-use crate::spec::{
+use crate::model::{
     ClusterSpec,
     scope::{EtcdStart, peer_url},
 };

@@ -1,6 +1,6 @@
 //! Which of the document's members this machine is: by its addresses, then its host name, then its instance id.
 
-use crate::{error::Fault, spec::ClusterSpec};
+use crate::{error::Fault, model::ClusterSpec};
 use std::net::IpAddr;
 
 /// What a machine knows of itself.
@@ -21,7 +21,7 @@ pub struct Traits {
 /// A wrong request when it is several of them.
 pub fn identify(spec: &ClusterSpec, traits: &Traits) -> Result<Option<usize>, Fault> {
     let short = traits.host_name.split('.').next().unwrap_or_default();
-    let all = |is: &dyn Fn(&crate::spec::Member) -> bool| -> Vec<usize> {
+    let all = |is: &dyn Fn(&crate::model::Member) -> bool| -> Vec<usize> {
         (0..spec.members.len()).filter(|index| is(&spec.members[*index])).collect()
     };
     let by_address = all(&|member| traits.addresses.contains(&member.address));
@@ -53,7 +53,7 @@ pub fn stranger(spec: &ClusterSpec, traits: &Traits) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::samples;
+    use crate::model::samples;
 
     fn who(addresses: &[&str], host_name: &str, instance_id: Option<&str>) -> Result<Option<usize>, Fault> {
         let mut spec = samples::three();

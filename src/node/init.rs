@@ -8,8 +8,7 @@ use super::{
     apply::{self, Changed},
     aside,
     bootstrap::{Closed, Gate},
-    etcd::Client,
-    former as join, identity, lock, log, machine, metadata,
+    former as join, identity, lock, machine, metadata,
     peers::{self, Material, Reception},
     pki::{Authority, Store},
     progress::{Phase, Teller},
@@ -18,12 +17,14 @@ use super::{
 };
 use crate::{
     error::{Blame, Fault, blame},
+    etcd::Client,
     files::read_text,
-    pace::Pace,
-    spec::{
+    log,
+    model::{
         ClusterSpec, MANIFEST_PATH, Manifest, Readiness, Service,
         scope::{EtcdStart, Machine, Scope, peer_url},
     },
+    poll::Pace,
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -79,7 +80,7 @@ impl Node {
         }
     }
 
-    fn member(&self) -> &crate::spec::Member {
+    fn member(&self) -> &crate::model::Member {
         &self.spec.members[self.own]
     }
 }
@@ -188,7 +189,7 @@ fn postgresql_version(manifest: &Manifest) -> Result<Option<u32>> {
 }
 
 fn authority_identity(spec: &ClusterSpec) -> String {
-    crate::spec::keys::Keys::new(spec).identity()
+    crate::model::keys::Keys::new(spec).identity()
 }
 
 fn scope(node: &Node, facts: &Machine, start: &EtcdStart, manifest: &Manifest) -> Scope {
@@ -252,7 +253,7 @@ fn words(step: &join::Step) -> String {
 fn ask_cluster(node: &Node, step: &join::Step, material: &Material) -> Result<()> {
     let me = node.member();
     let others = node.spec.members.iter().filter(|member| member.name != me.name);
-    let client = material.etcd(others.map(crate::spec::scope::client_url).collect())?;
+    let client = material.etcd(others.map(crate::model::scope::client_url).collect())?;
     match step {
         join::Step::Remove(id) => client.member_remove(*id)?,
         join::Step::Add => client.member_add(&[peer_url(me)], false).map(drop)?,
@@ -398,7 +399,7 @@ fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> 
 
 /// A client of this node's own etcd.
 fn own_etcd(node: &Node) -> Result<Client> {
-    Ok(Material::of_the_node().etcd(vec![crate::spec::scope::client_url(node.member())])?)
+    Ok(Material::of_the_node().etcd(vec![crate::model::scope::client_url(node.member())])?)
 }
 
 /// What is missing for readiness; `None` when nothing is.

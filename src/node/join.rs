@@ -15,7 +15,7 @@ use super::{
     etcd_data::{EtcdData, Ids},
     promise::{self, Answer, Promises, Request},
 };
-use crate::spec::{
+use crate::model::{
     ClusterSpec, Digest,
     keys::Keys,
     scope::{EtcdStart, peer_url},

@@ -3,8 +3,12 @@
 //! A new etcd leader starts every lease afresh. Were the lost primary's node also etcd's leader, the others would wait
 //! for an election and then for a whole lease rather than for the rest of one.
 
-use super::{etcd::Client, log, peers::Material, state::State};
-use crate::spec::scope::{host_port, ports};
+use super::{peers::Material, state::State};
+use crate::{
+    etcd::Client,
+    log,
+    model::scope::{host_port, ports},
+};
 use anyhow::{Context as _, Result};
 use std::time::Duration;
 

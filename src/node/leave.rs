@@ -1,17 +1,12 @@
 //! A node leaves its cluster for good, so that the others need not find out that it is gone.
 
-use super::{
-    etcd::{Client, RangeRequest},
-    init::Node,
-    log,
-    peers::Material,
-    state::State,
-    units,
-};
+use super::{init::Node, peers::Material, state::State, units};
 use crate::{
     error::Fault,
+    etcd::{Client, RangeRequest},
     exec::Run,
-    spec::scope::{client_url, peer_url},
+    log,
+    model::scope::{client_url, peer_url},
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -89,7 +84,7 @@ fn stop(unit: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::etcd::Settings;
+    use crate::etcd::Settings;
     use std::{
         io::{BufRead as _, BufReader, Read as _, Write as _},
         net::{TcpListener, TcpStream},

@@ -1,7 +1,7 @@
 //! What this machine is: its memory, its disk, its limits, its addresses.
 
 use super::identity::Traits;
-use crate::{exec::Run, spec::scope::Machine};
+use crate::{exec::Run, model::scope::Machine};
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 use std::{fs, net::IpAddr, path::Path, time::Duration};

@@ -5,7 +5,7 @@
 //! parts `instance-data.json`): in user data, in NoCloud's and ConfigDrive's meta-data, in EC2's instance tags,
 //! OpenStack's `meta` or GCE's attributes. Its value is the document, or a text that is the document.
 
-use crate::{document::Document, error::Fault, files::read_text, spec::DOCUMENT_PATH};
+use crate::{document::Document, error::Fault, files::read_text, model::DOCUMENT_PATH};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::path::Path;

@@ -1,4 +1,15 @@
 //! The guest program: makes one booted machine a member of the cluster.
+//!
+//! A module imports from rows below its own only; `tests/it/layers.rs` reads this table and proves it.
+//!
+//! ```text
+//! cli
+//! check leader leave renew status
+//! init
+//! bootstrap machine peers
+//! identity join pki state
+//! apply metadata progress units
+//! ```
 
 pub mod apply;
 pub mod aside;
@@ -6,11 +17,7 @@ pub mod begun;
 pub mod bootstrap;
 pub mod check;
 pub mod cli;
-pub mod clock;
-pub mod confd;
 pub mod database;
-pub mod dns;
-pub mod etcd;
 pub mod etcd_data;
 pub mod first;
 pub mod former;
@@ -20,7 +27,6 @@ pub mod join;
 pub mod leader;
 pub mod leave;
 pub mod lock;
-pub mod log;
 pub mod machine;
 pub mod metadata;
 pub mod peers;
@@ -31,5 +37,4 @@ pub mod recover;
 pub mod renew;
 pub mod state;
 pub mod status;
-pub mod tls;
 pub mod units;

@@ -6,14 +6,16 @@
 //! ever been part of a quorum: its members tell their clients' addresses only then.
 
 use super::{
-    etcd::{Client, EtcdError, Settings},
     former::{self, Listed, Peer, View},
     pki::AUTHORITY_FILE,
-    tls::TlsFiles,
 };
-use crate::spec::{
-    ClusterSpec, Member,
-    scope::{TLS_PATH, client_url, peer_url, ports},
+use crate::{
+    etcd::{Client, EtcdError, Settings},
+    model::{
+        ClusterSpec, Member,
+        scope::{TLS_PATH, client_url, peer_url, ports},
+    },
+    tls::TlsFiles,
 };
 use anyhow::{Context as _, Result};
 use rustls::{

@@ -11,16 +11,16 @@
 //! | `server.pem` | PostgreSQL, Patroni's REST interface | server |
 //! | `pooler.pem` | PgBouncer, behind the front door of every node: names all of them | server |
 //! | `haproxy.pem` | HAProxy's statistics | server |
-//! | `client.pem` | Patroni, confd, this program, replicas | client, without a name (see [`super::etcd`]) |
+//! | `client.pem` | Patroni, confd, this program, replicas | client, without a name (see [`crate::etcd`]) |
 //!
 //! Each file holds key and certificate together, so that one rename replaces both: no power cut parts them. Its first
 //! line, which PEM readers pass over, says for what it was made; a file that says anything else is made anew.
 
-use super::clock::Civil;
 use crate::{
+    clock::Civil,
     error::Fault,
     files::NewFile,
-    spec::{ClusterSpec, keys::Keys, scope::TLS_PATH},
+    model::{ClusterSpec, keys::Keys, scope::TLS_PATH},
 };
 use anyhow::{Context as _, Result};
 use rcgen::{
@@ -222,7 +222,7 @@ impl Authority {
     }
 
     fn fingerprint(&self) -> String {
-        crate::spec::Digest::of(self.certificate.as_bytes()).to_string()
+        crate::model::Digest::of(self.certificate.as_bytes()).to_string()
     }
 
     /// A new key and its certificate, in PEM, after the line that labels them.
@@ -362,7 +362,7 @@ fn publish(path: &Path, bytes: &[u8], mode: u32, (user, group): (u32, u32)) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{exec::Run, spec::samples};
+    use crate::{exec::Run, model::samples};
 
     fn nobody(_: &str) -> Result<(u32, u32)> {
         Ok((rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw()))
@@ -458,9 +458,9 @@ mod tests {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap().pem();
-        let given = |certificate: &str, key: &str| crate::spec::AuthoritySpec {
+        let given = |certificate: &str, key: &str| crate::model::AuthoritySpec {
             certificate: certificate.to_owned(),
-            key: crate::spec::Secret::new(key),
+            key: crate::model::Secret::new(key),
         };
         let mut spec = samples::three();
         spec.authority = Some(given(&certificate, &key.serialize_pem()));

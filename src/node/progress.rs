@@ -1,8 +1,7 @@
 //! How the node's first boot tells where it stands: console, journal, systemd's status line, and a file for
 //! `pgha-node status`.
 
-use super::log;
-use crate::files::NewFile;
+use crate::{files::NewFile, log};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,

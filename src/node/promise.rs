@@ -15,7 +15,7 @@ use super::{
     etcd_data::{self, Ids},
     join::{Document, Own, Place},
 };
-use crate::spec::scope::EtcdStart;
+use crate::model::scope::EtcdStart;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 

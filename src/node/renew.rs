@@ -2,10 +2,10 @@
 
 use super::{
     init::Node,
-    log,
     pki::{Authority, Store},
     units,
 };
+use crate::log;
 use anyhow::Result;
 use std::{collections::BTreeSet, time::SystemTime};
 

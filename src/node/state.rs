@@ -4,7 +4,7 @@ use super::database::{self, Held};
 use crate::{
     error::Fault,
     files::{NewFile, Presence, read_text},
-    spec::{ClusterSpec, keys::Keys, scope::EtcdStart},
+    model::{ClusterSpec, keys::Keys, scope::EtcdStart},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -188,8 +188,8 @@ mod tests {
     use crate::{
         error::Blame,
         files::Doubt,
+        model::{Secret, samples},
         node::database::Database,
-        spec::{Secret, samples},
     };
 
     /// Data of etcd, if `etcd`, and of these versions of PostgreSQL.

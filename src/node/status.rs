@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     files::read_text,
-    spec::{
+    model::{
         MANIFEST_PATH, Manifest,
         scope::{host_port, ports},
     },

@@ -4,8 +4,9 @@ use super::{Directory, FileRule, Mode, OverlayFile, Writer};
 use crate::{
     document::{Document, suggest},
     error::Fault,
-    files, render,
-    spec::{CONFD_TEMPLATES_PATH, Group, GuestPath, Service, TEMPLATES_PATH, User},
+    files,
+    model::{CONFD_TEMPLATES_PATH, Group, GuestPath, Service, TEMPLATES_PATH, User},
+    render,
 };
 use anyhow::{Context as _, Result};
 use serde::Serialize;

@@ -1,6 +1,6 @@
 //! The shape of `overlay.yaml`.
 
-use crate::spec::{Group, GuestPath, Service, User};
+use crate::model::{Group, GuestPath, Service, User};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_saphyr::Spanned;

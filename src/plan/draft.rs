@@ -4,9 +4,9 @@ use super::{Lock, LockedSource, Package, Plan, PlannedDisk, PlannedFile, Planned
 use crate::{
     document::suggest,
     error::Fault,
+    model::{Arch, Digest, Group, GuestPath, User},
     overlay::{self, Origin, Overlay, Writer},
     recipe::{Disk, Recipe, Source},
-    spec::{Arch, Digest, Group, GuestPath, User},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! Where does a path in the image come from?
 
 use super::Plan;
-use crate::{overlay::Writer, spec::GuestPath};
+use crate::{model::GuestPath, overlay::Writer};
 use serde::Serialize;
 
 /// What an overlay does at a guest path.

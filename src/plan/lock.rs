@@ -4,8 +4,8 @@ use super::{Package, Plan, Request};
 use crate::{
     document::Document,
     error::Fault,
+    model::Arch,
     recipe::{Archive, Source},
-    spec::Arch,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};

@@ -15,9 +15,9 @@ pub use explain::{Explanation, explain};
 pub use lock::{Lock, LockedDisk, LockedSource};
 
 use crate::{
+    model::{Arch, Component, Digest, Group, GuestPath, MANIFEST_PATH, Manifest, Service, Template, User},
     overlay::{Directory, Mode, Writer},
     recipe::{Oci, Paths, Size},
-    spec::{Arch, Component, Digest, Group, GuestPath, MANIFEST_PATH, Manifest, Service, Template, User},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};

@@ -4,12 +4,12 @@
 use super::Plan;
 use crate::{
     error::Fault,
-    overlay::Writer,
-    render::render,
-    spec::{
+    model::{
         samples,
         scope::{EtcdStart, Machine, Scope},
     },
+    overlay::Writer,
+    render::render,
 };
 use anyhow::{Context as _, Result};
 use std::fs;
@@ -30,7 +30,7 @@ pub fn render_all(plan: &Plan) -> Result<()> {
         for scope in &scopes {
             render(&file.origin, &text, scope).map_err(|error| {
                 Fault::request(error.root_cause().to_string())
-                    .hint("src/spec/scope.rs tells what a template may name, src/render.rs which helpers there are")
+                    .hint("src/model/scope.rs tells what a template may name, src/render.rs which helpers there are")
             })?;
         }
     }

@@ -7,8 +7,9 @@ use super::{
 use crate::{
     document::{Document, suggest},
     error::Fault,
-    files, render,
-    spec::{Group, User},
+    files,
+    model::{Group, User},
+    render,
 };
 use anyhow::{Context as _, Result};
 use serde_json::Value;

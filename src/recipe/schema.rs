@@ -1,6 +1,6 @@
 //! The shape of a recipe.
 
-use crate::spec::{Group, User};
+use crate::model::{Group, User};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_saphyr::Spanned;

@@ -7,7 +7,7 @@
 
 use super::{Change, Content, Entry, Kind, Layer};
 use crate::{
-    spec::{Digest, GuestPath, Sha256},
+    model::{Digest, GuestPath, Sha256},
     store::{BlobReader, BlobWriter, Outcome, Store},
 };
 use anyhow::{Context as _, Result, bail, ensure};

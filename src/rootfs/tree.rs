@@ -1,6 +1,6 @@
 //! Trees and layers.
 
-use crate::spec::{Digest, GuestPath};
+use crate::model::{Digest, GuestPath};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,

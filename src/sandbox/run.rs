@@ -5,7 +5,7 @@ use super::{
     init::{GO, READY, TOO_MANY},
     job,
 };
-use crate::spec::GuestPath;
+use crate::model::GuestPath;
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};

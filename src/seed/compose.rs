@@ -1,7 +1,7 @@
 //! A Compose file that starts a cluster's nodes as containers with stock Docker or Podman.
 
 use super::Seeds;
-use crate::spec::scope::ports;
+use crate::model::scope::ports;
 use serde_json::{Map, Value, json};
 
 /// The image that the file names if nothing else is said.
@@ -47,7 +47,7 @@ impl Compose {
     /// The file's text. It names the seeds by their folders, which lie beside it.
     pub fn text(&self, seeds: &Seeds) -> String {
         let spec = &seeds.spec;
-        let network = crate::spec::Network { address: spec.members[0].address, prefix: self.prefix };
+        let network = crate::model::Network { address: spec.members[0].address, prefix: self.prefix };
         let mut services = Map::new();
         for (index, member) in spec.members.iter().enumerate() {
             let data = |folder: &str| format!("{}-{folder}", member.name);
@@ -102,7 +102,7 @@ fn if_v4(address: std::net::IpAddr) -> &'static str {
 }
 
 /// The network without the bits of a host.
-pub fn subnet(network: &crate::spec::Network) -> String {
+pub fn subnet(network: &crate::model::Network) -> String {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
     let prefix = u32::from(network.prefix);
     let address = match network.address {

@@ -15,7 +15,7 @@ pub use secret::{fresh_secret, with_secret};
 use crate::{
     document::Document,
     files::{private_folder, write_private},
-    spec::{ClusterSpec, DOCUMENT_PATH, keys::Keys},
+    model::{ClusterSpec, DOCUMENT_PATH, keys::Keys},
 };
 use anyhow::Result;
 use std::path::{Path, PathBuf};

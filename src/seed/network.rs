@@ -2,7 +2,7 @@
 
 use crate::{
     error::Fault,
-    spec::{ClusterSpec, Member, Network},
+    model::{ClusterSpec, Member, Network},
 };
 use std::net::IpAddr;
 

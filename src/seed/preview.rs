@@ -2,14 +2,14 @@
 
 use super::Seeds;
 use crate::{
-    overlay::Writer,
-    plan::Plan,
-    render::render,
-    spec::{
+    model::{
         GuestPath,
         keys::Keys,
         scope::{EtcdStart, Machine, Scope},
     },
+    overlay::Writer,
+    plan::Plan,
+    render::render,
 };
 use anyhow::{Context as _, Result};
 use std::fs;

@@ -3,7 +3,7 @@
 use crate::{
     document::Document,
     error::Fault,
-    spec::{Secret, keys::SECRET_BYTES},
+    model::{Secret, keys::SECRET_BYTES},
 };
 use anyhow::{Result, anyhow};
 use base64::{Engine as _, engine::general_purpose::STANDARD};

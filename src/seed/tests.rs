@@ -2,7 +2,7 @@ use super::{
     compose::{Compose, ControlGroups},
     *,
 };
-use crate::spec::Secret;
+use crate::model::Secret;
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
 const DEMO: &str = "\
@@ -118,7 +118,7 @@ fn previews_hide_what_is_secret() {
     fs::write(programs.path().join("pgha-node"), "").unwrap();
     let plan = crate::plan::Draft::new(recipe, programs.path(), None).unwrap().plan().clone();
     let seeds = demo(Extras::default());
-    let files = preview::files(&seeds, 0, &plan, &crate::spec::scope::Machine::sample()).unwrap();
+    let files = preview::files(&seeds, 0, &plan, &crate::model::scope::Machine::sample()).unwrap();
     assert!(files.len() > 8);
     let patroni = files.iter().find(|file| file.path.as_str() == "/etc/patroni/config.yml").unwrap();
     assert!(patroni.text.contains("***"), "{}", patroni.text);

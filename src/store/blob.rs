@@ -1,7 +1,7 @@
 //! Blobs: written once under a temporary name, read back with their digest checked.
 
 use super::{Store, touch};
-use crate::spec::{Digest, Sha256};
+use crate::model::{Digest, Sha256};
 use anyhow::{Context as _, Result};
 use std::{
     fs::File,

@@ -19,7 +19,7 @@ mod gc;
 pub use blob::{BlobReader, BlobWriter};
 pub use gc::{Collected, Usage};
 
-use crate::spec::Digest;
+use crate::model::Digest;
 use anyhow::{Context as _, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{

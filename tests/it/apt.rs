@@ -8,7 +8,7 @@ use pgha_image::{
         solve::{Request, solve},
     },
     exec::Run,
-    spec::Arch,
+    model::Arch,
 };
 use std::{
     collections::BTreeSet,

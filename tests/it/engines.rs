@@ -1,15 +1,15 @@
 //! The engines of this machine load what we write.
 
 use pgha_image::{
-    engine::{Engine, Which},
+    container_engine::{Engine, Which},
     error::report,
     image::{
         compress::Compression,
         oci::{OciImage, OciLayer, OciSpec},
     },
+    model::Arch,
     progress::{Progress, Style},
     rootfs::{Entry, tar::LayerWriter},
-    spec::Arch,
     store::Store,
 };
 use std::{fs, path::Path};

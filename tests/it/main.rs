@@ -15,7 +15,7 @@ mod container;
 mod disk;
 #[cfg(feature = "builder")]
 mod engines;
-mod floors;
+mod layers;
 #[cfg(feature = "builder")]
 mod machine;
 #[cfg(feature = "builder")]

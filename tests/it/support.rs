@@ -1,6 +1,6 @@
 //! What tests of the whole program share.
 
-use pgha_image::pace::Pace;
+use pgha_image::poll::Pace;
 use std::{
     collections::BTreeMap,
     fs,
@@ -104,7 +104,7 @@ pub fn digests(folder: &Path) -> BTreeMap<String, String> {
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
         let file = fs::File::open(entry.path()).unwrap();
-        let digest = pgha_image::spec::Digest::of_reader(file).unwrap();
+        let digest = pgha_image::model::Digest::of_reader(file).unwrap();
         digests.insert(entry.file_name().into_string().unwrap(), digest.hex());
     }
     digests

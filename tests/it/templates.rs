@@ -2,11 +2,11 @@
 
 use pgha_image::{
     exec::Run,
-    render::render,
-    spec::{
+    model::{
         ClusterSpec, samples,
         scope::{EtcdStart, Machine, Scope},
     },
+    render::render,
 };
 use std::{
     collections::BTreeMap,

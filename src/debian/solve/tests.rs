@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     error::{Blame, blame, report},
-    spec::Arch,
+    model::Arch,
 };
 
 /// An index of packages written `name version: Field: value; Field: value`.

@@ -6,7 +6,7 @@ use crate::{
         index::{Entry, Index, MultiArch},
         version::{self, Version},
     },
-    spec::Arch,
+    model::Arch,
 };
 use std::{
     cell::{OnceCell, RefCell},

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     error::Fault,
+    model::GuestPath,
     rootfs::{Content, Entry, Kind, Tree},
-    spec::GuestPath,
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::{BTreeMap, HashMap};

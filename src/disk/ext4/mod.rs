@@ -42,7 +42,7 @@ use super::{
     bytes::{CRC32C, Fields as _},
     uuid::Uuid,
 };
-use crate::spec::Digest;
+use crate::model::Digest;
 
 /// Bytes in a block.
 const BLOCK: u64 = 4096;

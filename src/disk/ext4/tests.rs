@@ -6,8 +6,8 @@ use super::{
     *,
 };
 use crate::{
+    model::GuestPath,
     rootfs::{Entry, Kind, Tree},
-    spec::GuestPath,
 };
 use ext4_view::{Ext4, FileType};
 use proptest::prelude::*;

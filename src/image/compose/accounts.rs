@@ -1,7 +1,7 @@
 //! Users and groups of an image by name (passwd(5), group(5)).
 
 use super::{Owner, scene::Scene};
-use crate::{document::suggest, error::Fault, spec::GuestPath};
+use crate::{document::suggest, error::Fault, model::GuestPath};
 use anyhow::Result;
 use std::collections::BTreeMap;
 

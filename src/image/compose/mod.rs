@@ -15,11 +15,11 @@ pub use scene::Scene;
 
 use crate::{
     error::Fault,
+    model::{Digest, GuestPath},
     rootfs::{
         Change, Content, Entry, Kind, Layer, Tree,
         tar::{LayerWriter, StoredLayer},
     },
-    spec::{Digest, GuestPath},
     store::Store,
 };
 use accounts::Accounts;

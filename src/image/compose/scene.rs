@@ -2,8 +2,8 @@
 
 use super::{Bytes, Place};
 use crate::{
+    model::GuestPath,
     rootfs::{Kind, Tree, tar::Contents},
-    spec::GuestPath,
     store::Store,
 };
 use anyhow::{Context as _, Result};

@@ -2,7 +2,7 @@
 //! systemd.unit(5), "Install section options").
 
 use super::scene::Scene;
-use crate::{document::suggest, error::Fault, spec::GuestPath};
+use crate::{document::suggest, error::Fault, model::GuestPath};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,9 +3,9 @@
 use super::{Artifact, OciImage};
 use crate::{
     files::NewFile,
+    model::{GuestPath, Sha256},
     progress::{Progress, Unit, size},
     rootfs::{Entry, tar::encode_header},
-    spec::{GuestPath, Sha256},
 };
 use anyhow::{Context as _, Result};
 use std::{

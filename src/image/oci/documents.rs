@@ -1,7 +1,7 @@
 //! The JSON documents of an image.
 
 use super::{OciSpec, PackedLayer, rfc3339};
-use crate::spec::{Arch, Digest};
+use crate::model::{Arch, Digest};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -20,9 +20,9 @@ use super::{
     rfc3339,
 };
 use crate::{
+    model::{Arch, Digest},
     progress::{Progress, Unit, size},
     rootfs::{Change, Entry, Kind, Layer, tar::StoredLayer},
-    spec::{Arch, Digest},
     store::Store,
 };
 use anyhow::{Context as _, Result, ensure};

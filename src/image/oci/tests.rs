@@ -1,5 +1,5 @@
 use super::*;
-use crate::{error::report, exec::Run, progress::Style, rootfs::tar::LayerWriter, spec::GuestPath};
+use crate::{error::report, exec::Run, model::GuestPath, progress::Style, rootfs::tar::LayerWriter};
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::Path};
 

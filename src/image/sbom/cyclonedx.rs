@@ -1,7 +1,7 @@
 //! CycloneDX 1.6 (ECMA-424, <https://cyclonedx.org/docs/1.6/json/>).
 
 use super::{Materials, OverlayMaterial, PackageMaterial, text};
-use crate::{image::rfc3339, spec::Digest};
+use crate::{image::rfc3339, model::Digest};
 use anyhow::Result;
 use serde::Serialize;
 

@@ -9,7 +9,7 @@ mod spdx;
 pub use cyclonedx::cyclonedx;
 pub use spdx::spdx;
 
-use crate::spec::{Arch, Digest};
+use crate::model::{Arch, Digest};
 use anyhow::Result;
 use serde::Serialize;
 

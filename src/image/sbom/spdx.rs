@@ -1,7 +1,7 @@
 //! SPDX 2.3 (<https://spdx.github.io/spdx-spec/v2.3/>).
 
 use super::{Materials, OverlayMaterial, PackageMaterial, text};
-use crate::{image::rfc3339, spec::Digest};
+use crate::{image::rfc3339, model::Digest};
 use anyhow::Result;
 use serde::Serialize;
 

@@ -1,6 +1,6 @@
 //! `pgha-node confd`: flags in Go's style, with one dash or two.
 
-use crate::node::confd::{self, KEYS, Key, Kind, Layer, Raw, variable_of};
+use crate::confd::{self, KEYS, Key, Kind, Layer, Raw, variable_of};
 use anyhow::Result;
 use clap::{Arg, ArgAction, Command};
 use std::{ffi::OsString, process::ExitCode};

@@ -2,12 +2,12 @@
 
 use crate::{
     error::Fault,
+    model::Time,
     node::{
         check as checks, init as first_boot, leader, leave as leaving, renew as certificates,
         state::{STATE_PATH, State},
         status::Status,
     },
-    spec::Time,
 };
 use anyhow::Result;
 use clap::{Arg, ArgAction, Command, value_parser};

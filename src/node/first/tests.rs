@@ -511,10 +511,10 @@ fn whenever_the_power_fails_there_is_one_database_and_a_way_on() {
             before.entry(next).or_default().push(world.clone());
         }
         for next in world.faults() {
-            if !before.contains_key(&next) {
-                open.push_back(next.clone());
-                before.insert(next, Vec::new());
-            }
+            before.entry(next.clone()).or_insert_with(|| {
+                open.push_back(next);
+                Vec::new()
+            });
         }
     }
     let mut good: BTreeSet<&World> = before.keys().filter(|world| world.is_done()).collect();

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
+    model::samples,
     node::promise::{Promise, answer},
-    spec::samples,
 };
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! What is fuzzed: each target takes any text; it panics where a promise is broken. Used by the fuzzers and, with their
 //! seeds, by the tests.
 
-use pgha_image::node::confd;
+use pgha_image::confd;
 use std::path::Path;
 
 /// A target.

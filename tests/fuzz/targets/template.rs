@@ -20,5 +20,5 @@ fuzz_target!(|source: &str| {
     if is_slow || ["lookup", "include"].iter().any(|word| source.contains(word)) {
         return;
     }
-    let _ = pgha_image::node::confd::render(source, KEYS);
+    let _ = pgha_image::confd::render(source, KEYS);
 });

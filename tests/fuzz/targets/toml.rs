@@ -8,6 +8,6 @@ use std::path::Path;
 
 fuzz_target!(|text: &str| {
     let path = Path::new("fuzz.toml");
-    let _ = pgha_image::node::confd::check_resource(path, text);
-    let _ = pgha_image::node::confd::check_settings(path, text);
+    let _ = pgha_image::confd::check_resource(path, text);
+    let _ = pgha_image::confd::check_settings(path, text);
 });

@@ -2,7 +2,7 @@
 
 use pgha_image::{
     debian::deb::{self, ExpandedDeb, Limits},
-    spec::Digest,
+    model::Digest,
     store::Store,
 };
 use std::{

@@ -3,8 +3,8 @@
 use super::{EPOCH, Kitchen, debs::small, kitchen, only, sandbox, silent, text, tree};
 use pgha_image::{
     base::{self, Place},
+    model::Digest,
     rootfs::{Change, Kind, tar::StoredLayer},
-    spec::Digest,
 };
 
 fn base_tree(kitchen: &Kitchen) -> pgha_image::rootfs::Tree {

@@ -78,7 +78,7 @@ fn etcdv3_shows_the_shared_set_and_follows_changes() {
     let running = confd.start();
     client.put("/upstream/app3", "10.0.1.12:8080", 0).unwrap();
     confd.wait("iteration", |text| text.contains("10.0.1.12"));
-    client.delete(&pgha_image::node::etcd::RangeRequest::key("/upstream/app1")).unwrap();
+    client.delete(&pgha_image::etcd::RangeRequest::key("/upstream/app1")).unwrap();
     confd.wait("iteration", |text| !text.contains("10.0.1.10"));
     drop(running);
     // The prefix of the command line overrides those of resources.
@@ -131,7 +131,7 @@ fn more_keys_than_an_answer_holds_are_read() {
     // Values make the answer larger than the gateway passes on at once, and keys more than a page.
     let value = "x".repeat(1500);
     let operations: Vec<_> = (0..4500)
-        .map(|number| pgha_image::node::etcd::Op::Put(format!("/big/{number:05}").into(), value.clone().into(), 0))
+        .map(|number| pgha_image::etcd::Op::Put(format!("/big/{number:05}").into(), value.clone().into(), 0))
         .collect();
     for operations in operations.chunks(100) {
         client.txn(&[], operations, &[]).unwrap();

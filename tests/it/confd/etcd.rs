@@ -1,7 +1,7 @@
 //! Real etcd processes on loopback, and the client against them.
 
 use super::{free_port, has, kill, relay::Relay, wait_for};
-use pgha_image::node::{
+use pgha_image::{
     etcd::{Client, Compare, Event, Next, Op, RangeRequest, Settings},
     tls::TlsFiles,
 };

@@ -6,7 +6,7 @@ use super::{
     relay::Relay,
     skip, wait_for,
 };
-use pgha_image::node::etcd::{Client, RangeRequest};
+use pgha_image::etcd::{Client, RangeRequest};
 use std::{
     fs,
     path::Path,
@@ -59,7 +59,7 @@ fn a_member_cut_off_from_its_quorum_is_left() {
     all.wait("members", |text| count(text) == 2);
     let sentinel = Sentinel::watch(&all.out("members"));
     cluster.isolate(stale);
-    let majority = Client::new(pgha_image::node::etcd::Settings::new(
+    let majority = Client::new(pgha_image::etcd::Settings::new(
         (0..3).filter(|number| *number != stale).map(|number| cluster.url(number)),
     ))
     .unwrap();
@@ -86,7 +86,7 @@ fn a_frozen_member_is_left() {
     for number in 0..3 {
         cluster.freeze(number);
         let others = (0..3).filter(|other| *other != number).map(|other| cluster.url(other));
-        let others = Client::new(pgha_image::node::etcd::Settings::new(others)).unwrap();
+        let others = Client::new(pgha_image::etcd::Settings::new(others)).unwrap();
         let key = format!("/members/frozen-{number}");
         wait_for("the others to write", || others.put(&key, "10.0.1.1", 0).is_ok());
         becomes_right(&confd, |text| text.contains(&format!("frozen-{number}")));

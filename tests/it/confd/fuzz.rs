@@ -3,7 +3,7 @@
 #[path = "../../fuzz/src/targets.rs"]
 mod targets;
 
-use pgha_image::node::log;
+use pgha_image::log;
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},

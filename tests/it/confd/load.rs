@@ -7,7 +7,7 @@ use super::{
     etcd::{Cluster, as_strs},
     wait_for,
 };
-use pgha_image::node::etcd::Op;
+use pgha_image::etcd::Op;
 use std::{
     collections::VecDeque,
     fs,

@@ -7,12 +7,12 @@ use super::qemu;
 use crate::support::{Ran, builder, has, has_mirror, project, shared_store, wait};
 use ext4_view::{Ext4, Ext4Read};
 use pgha_image::{
-    build::Mirrors,
     machine::{
-        Accel, Agent, Console, DiskBus, DiskFormat, DiskImage, Firmware, Guard, Life, Machine, Net, Order, Probed,
-        Qemu, Seed,
+        Accel, Agent, Console, DiskBus, DiskFormat, DiskImage, Firmware, Machine, Net, Order, Probed, Qemu, Seed,
     },
+    pipeline::Mirrors,
     recipe::Archive,
+    reexec::{Guard, Life},
 };
 use serde_json::Value;
 use std::{

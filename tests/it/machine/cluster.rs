@@ -2,7 +2,7 @@
 
 use super::{processes_in, qemu, write_guest};
 use crate::support::{Ran, builder, wait};
-use pgha_image::machine::switch::Switch;
+use pgha_image::switch::Switch;
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 struct Bench {

@@ -5,8 +5,9 @@ mod boot;
 mod cluster;
 
 use crate::support::{PROGRAM, Ran, builder, has, wait};
-use pgha_image::machine::{
-    Accel, Console, DiskBus, DiskImage, Firmware, Guard, Life, Machine, Net, Order, Qemu,
+use pgha_image::{
+    machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, Net, Order, Qemu},
+    reexec::{Guard, Life},
     switch::{PortSpec, Switch, SwitchSpec},
 };
 use std::{

@@ -4,7 +4,7 @@
 #[path = "../targets.rs"]
 mod targets;
 
-use pgha_image::node::log;
+use pgha_image::log;
 
 libfuzzer_sys::fuzz_target!(
     init: log::set_level(log::Level::Error),

@@ -1,0 +1,207 @@
+//! What a backend holds, kept up to date by one thread and shared by the resources that read from it.
+
+use super::{
+    backend::{Backend, Change, News, Snapshot, Stop},
+    memkv::Store,
+    metrics::Metrics,
+    watch::retry_delay,
+};
+use crate::log;
+use anyhow::Result;
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The longest pause between two tries to read.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Wakes a worker.
+#[derive(Debug, Default)]
+pub struct Bell {
+    rung: Mutex<Rung>,
+    woken: Condvar,
+}
+
+/// Why a worker was woken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rung {
+    /// Its keys changed, or all were read again.
+    pub changed: bool,
+    /// It is to end.
+    pub stop: bool,
+}
+
+impl Bell {
+    /// Wakes the worker.
+    pub fn ring(&self, why: Rung) {
+        let mut rung = lock(&self.rung);
+        rung.changed |= why.changed;
+        rung.stop |= why.stop;
+        self.woken.notify_all();
+    }
+
+    /// Waits until rung, at most `limit`; what was rung is then forgotten, except the end.
+    pub fn wait(&self, limit: Duration) -> Rung {
+        let rung = lock(&self.rung);
+        let waiting = |rung: &mut Rung| *rung == Rung::default();
+        let (mut rung, _) = self.woken.wait_timeout_while(rung, limit, waiting).unwrap_or_else(PoisonError::into_inner);
+        let why = *rung;
+        rung.changed = false;
+        why
+    }
+}
+
+/// What a worker reads.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    /// The resource's keys, without the prefix.
+    pub store: Arc<Store>,
+    /// The store's revision.
+    pub revision: u64,
+    /// Which store it is.
+    pub cluster: u64,
+    /// How long it has answered with a quorum; nothing if it does not now.
+    pub healthy_for: Option<Duration>,
+}
+
+/// A backend's keys.
+#[derive(Debug)]
+pub struct Feed {
+    backend: Arc<dyn Backend>,
+    places: Vec<String>,
+    state: Mutex<State>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    snapshot: Option<Snapshot>,
+    healthy_since: Option<Instant>,
+    bells: Vec<(Vec<String>, Arc<Bell>)>,
+}
+
+impl Feed {
+    /// A feed for what `bells` want: the places of each.
+    pub fn new(backend: Arc<dyn Backend>, bells: Vec<(Vec<String>, Arc<Bell>)>, metrics: Arc<Metrics>) -> Feed {
+        let mut places: Vec<String> = bells.iter().flat_map(|(places, _)| places.clone()).collect();
+        places.sort_unstable();
+        places.dedup();
+        Feed { backend, places, state: Mutex::new(State { bells, ..State::default() }), metrics }
+    }
+
+    /// Reads once and wakes everybody.
+    ///
+    /// # Errors
+    /// When the backend does not answer.
+    pub fn read(&self) -> Result<Snapshot> {
+        match self.backend.read(&self.places) {
+            Ok(snapshot) => {
+                self.metrics.store_answered(snapshot.revision);
+                let mut state = lock(&self.state);
+                state.healthy_since.get_or_insert_with(Instant::now);
+                state.snapshot = Some(snapshot.clone());
+                for (_, bell) in &state.bells {
+                    bell.ring(Rung { changed: true, stop: false });
+                }
+                Ok(snapshot)
+            }
+            Err(error) => {
+                self.lost();
+                Err(error)
+            }
+        }
+    }
+
+    /// What `places` hold, without `prefix`; nothing before the first answer.
+    pub fn reading(&self, places: &[String], prefix: &str) -> Option<Reading> {
+        let state = lock(&self.state);
+        let snapshot = state.snapshot.as_ref()?;
+        let wanted = |key: &str| places.iter().any(|place| self.backend.covers(place, key));
+        let pairs = snapshot.values.iter().filter(|(key, _)| wanted(key));
+        let store = pairs.map(|(key, value)| (relative(key, prefix), Arc::clone(value))).collect();
+        Some(Reading {
+            store: Arc::new(store),
+            revision: snapshot.revision,
+            cluster: snapshot.cluster,
+            healthy_for: state.healthy_since.map(|since| since.elapsed()),
+        })
+    }
+
+    /// Keeps the keys up to date until `stop`: watches, and reads all again every `interval`.
+    pub fn run(&self, is_watching: bool, interval: Duration, stop: &Stop) {
+        let mut failures: u32 = 0;
+        while !stop.is_set() {
+            let until = Instant::now() + interval;
+            let outcome = self.read().and_then(|snapshot| {
+                failures = 0;
+                self.follow(is_watching, &snapshot, until, stop)
+            });
+            if let Err(error) = outcome {
+                self.lost();
+                failures += 1;
+                let pause = retry_delay(failures).min(LONGEST_PAUSE);
+                log::error!("{error:#}; trying again in {} s", pause.as_secs_f64());
+                sleep(pause, stop);
+            }
+        }
+    }
+
+    fn follow(&self, is_watching: bool, snapshot: &Snapshot, until: Instant, stop: &Stop) -> Result<()> {
+        if is_watching {
+            return self.backend.watch(&self.places, snapshot, until, stop, &mut |news| self.take(news));
+        }
+        sleep(until.saturating_duration_since(Instant::now()), stop);
+        Ok(())
+    }
+
+    fn take(&self, news: News) {
+        let mut state = lock(&self.state);
+        state.healthy_since.get_or_insert_with(Instant::now);
+        let News::Changes(revision, changes) = news else {
+            self.metrics.store_alive();
+            return;
+        };
+        self.metrics.store_answered(revision);
+        let State { snapshot: Some(snapshot), bells, .. } = &mut *state else { return };
+        snapshot.revision = snapshot.revision.max(revision);
+        for (places, bell) in bells.iter() {
+            let concerns = |change: &Change| places.iter().any(|place| self.backend.covers(place, &change.key));
+            if changes.iter().any(concerns) {
+                bell.ring(Rung { changed: true, stop: false });
+            }
+        }
+        for Change { key, value } in changes {
+            match value {
+                Some(value) => drop(snapshot.values.insert(key, value)),
+                None => drop(snapshot.values.remove(&key)),
+            }
+        }
+    }
+
+    fn lost(&self) {
+        self.metrics.store_lost();
+        lock(&self.state).healthy_since = None;
+    }
+}
+
+/// The key as templates see it.
+fn relative(key: &Arc<str>, prefix: &str) -> Arc<str> {
+    if prefix == "/" {
+        return Arc::clone(key);
+    }
+    Arc::from(super::path::clean(&format!("/{}", key.strip_prefix(prefix).unwrap_or(key))))
+}
+
+fn sleep(pause: Duration, stop: &Stop) {
+    let end = Instant::now() + pause;
+    while !stop.is_set() && Instant::now() < end {
+        thread::sleep(end.saturating_duration_since(Instant::now()).min(Duration::from_millis(200)));
+    }
+}
+
+/// A poisoned lock guards whole values here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,313 @@
+//! The program: loads, starts feeds and workers, obeys signals.
+
+use super::{
+    apply::Applier,
+    backend::{self, Stop},
+    feed::{Bell, Feed, Rung},
+    metrics::Metrics,
+    notify,
+    resource::{self, Resource},
+    settings::{BackendSettings, Layer, Settings, process_variable},
+    template,
+    worker::{self, Pulse},
+};
+use crate::log;
+use anyhow::{Context as _, Result, bail};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::{
+    collections::HashMap,
+    fs,
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime},
+};
+
+/// A worker's stack: templates nest, and one that includes others nests deeper.
+const STACK: usize = 32 << 20;
+/// How often signals are looked for.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Runs confd with the flags of its command line until it is told to end.
+///
+/// # Errors
+/// When settings or resources are wrong; with `-onetime`, when a file could not be applied.
+pub fn run(flags: Layer) -> Result<()> {
+    // What is said about the settings themselves heeds the level, too.
+    let level = flags.get("log-level").and_then(|raw| raw.texts.last().cloned());
+    if let Some(level) = level.or_else(|| process_variable("CONFD_LOG_LEVEL")).and_then(|level| level.parse().ok()) {
+        log::set_level(level);
+    }
+    let settings = Settings::gather(flags.clone(), process_variable)?;
+    log::set_level(settings.log_level);
+    let resources = resource::load_all(&settings)?;
+    let metrics = Arc::new(Metrics::default());
+    if settings.check_config || settings.preflight || settings.onetime {
+        return thread::scope(|scope| {
+            let work = || {
+                if settings.check_config || settings.preflight {
+                    check(&settings, &resources)?;
+                    return if settings.preflight { ask(&settings, resources, &metrics) } else { Ok(()) };
+                }
+                once(&settings, resources, &metrics)
+            };
+            let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work)?;
+            thread.join().unwrap_or_else(|_| bail!("the work ended unexpectedly"))
+        });
+    }
+    if let Some(address) = settings.metrics {
+        let address = metrics.serve(address)?;
+        log::info!("serving metrics on {address}");
+    }
+    Daemon { flags, settings, metrics, crew: Crew::default() }.run(resources)
+}
+
+/// Checks every template of the resources.
+fn check(settings: &Settings, resources: &[Resource]) -> Result<()> {
+    let mut wrong = 0;
+    for resource in resources {
+        let checked = backend::open(resource.backend.as_ref().unwrap_or(&settings.backend)).map(drop);
+        let checked =
+            checked.and_then(|()| template::load(&settings.confdir.join("templates"), &resource.src).map(drop));
+        if let Err(error) = checked {
+            log::error!("{}: {error:#}", resource.file.display());
+            wrong += 1;
+        }
+    }
+    if wrong > 0 {
+        bail!(crate::error::Fault::request(format!("{wrong} of {} resources are wrong", resources.len())));
+    }
+    log::info!("{} resources are right", resources.len());
+    Ok(())
+}
+
+/// Reads every store once.
+fn ask(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -> Result<()> {
+    for (_, (own, resources)) in by_backend(settings, resources) {
+        let bells = resources.iter().map(|resource| (resource.keys.clone(), Arc::default())).collect();
+        let read = Feed::new(backend::open(&own)?, bells, Arc::clone(metrics)).read()?;
+        log::info!("{} answers with {} keys", own.name, read.values.len());
+    }
+    Ok(())
+}
+
+/// Applies each resource once; as upstream, all are tried and the last failure counts.
+fn once(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -> Result<()> {
+    let mut outcome = Ok(());
+    for (_, resources) in by_backend(settings, resources) {
+        let (backend, resources) = resources;
+        let bell = Arc::new(Bell::default());
+        let bells = resources.iter().map(|resource| (resource.keys.clone(), Arc::clone(&bell))).collect();
+        let feed = Feed::new(backend::open(&backend)?, bells, Arc::clone(metrics));
+        if let Err(error) = feed.read() {
+            if settings.is_fail_fast {
+                return Err(error);
+            }
+            outcome = Err(error);
+            continue;
+        }
+        for resource in resources {
+            let mut applier = Applier::new(resource, settings, Arc::clone(metrics));
+            let (places, prefix) = (applier.resource().keys.clone(), applier.resource().prefix.clone());
+            let reading = feed.reading(&places, &prefix).context("the store has not been read")?;
+            if let Err(error) = applier.pass(&reading) {
+                if settings.is_fail_fast {
+                    return Err(error);
+                }
+                log::error!("{error:#}");
+                outcome = Err(error);
+            }
+        }
+    }
+    outcome
+}
+
+/// The resources that share a backend, under its settings.
+fn by_backend(
+    settings: &Settings,
+    resources: Vec<Resource>,
+) -> HashMap<BackendSettings, (BackendSettings, Vec<Resource>)> {
+    let mut groups: HashMap<BackendSettings, (BackendSettings, Vec<Resource>)> = HashMap::new();
+    for resource in resources {
+        let own = resource.backend.clone().unwrap_or_else(|| settings.backend.clone());
+        groups.entry(own.clone()).or_insert_with(|| (own, Vec::new())).1.push(resource);
+    }
+    groups
+}
+
+/// The long-running program.
+#[derive(Debug)]
+struct Daemon {
+    flags: Layer,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    crew: Crew,
+}
+
+/// The threads that serve one set of resources.
+#[derive(Debug, Default)]
+struct Crew {
+    workers: Vec<(Arc<Bell>, Arc<Pulse>, JoinHandle<()>)>,
+    feeds: Vec<JoinHandle<()>>,
+    stop: Stop,
+}
+
+impl Crew {
+    fn start(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -> Result<Crew> {
+        let mut crew = Crew::default();
+        let opened: Result<Vec<_>> = by_backend(settings, resources)
+            .into_values()
+            .map(|(own, resources)| Ok((backend::open(&own)?, resources)))
+            .collect();
+        for (backend, resources) in opened? {
+            let bells: Vec<_> = resources.iter().map(|_| Arc::new(Bell::default())).collect();
+            let wanted = resources.iter().map(|resource| resource.keys.clone()).zip(bells.iter().cloned()).collect();
+            let feed = Arc::new(Feed::new(backend, wanted, Arc::clone(metrics)));
+            for (resource, bell) in resources.into_iter().zip(bells) {
+                let applier = Applier::new(resource, settings, Arc::clone(metrics));
+                crew.hire(applier, Arc::clone(&feed), bell, settings.interval)?;
+            }
+            let (is_watching, interval, stop) = (settings.watch, settings.interval, crew.stop.clone());
+            let run = move || feed.run(is_watching, interval, &stop);
+            crew.feeds.push(thread::Builder::new().name("feed".into()).spawn(run)?);
+        }
+        Ok(crew)
+    }
+
+    fn hire(&mut self, applier: Applier, feed: Arc<Feed>, bell: Arc<Bell>, interval: Duration) -> Result<()> {
+        let pulse = Arc::new(Pulse::new());
+        let (own_bell, own_pulse) = (Arc::clone(&bell), Arc::clone(&pulse));
+        let work = move || worker::work(applier, &feed, &own_bell, interval, &own_pulse);
+        let thread = thread::Builder::new().name("resource".into()).stack_size(STACK).spawn(work)?;
+        self.workers.push((bell, pulse, thread));
+        Ok(())
+    }
+
+    fn is_well(&self) -> bool {
+        self.workers.iter().all(|(_, pulse, _)| pulse.is_well())
+    }
+
+    /// Whether a thread has ended that nobody asked to end.
+    fn is_broken(&self) -> bool {
+        self.workers.iter().map(|(.., thread)| thread).chain(&self.feeds).any(JoinHandle::is_finished)
+    }
+
+    /// Ends the workers; each finishes its step in hand, if that takes no longer than `limit`.
+    fn end(self, limit: Duration) {
+        self.stop.set();
+        for (bell, ..) in &self.workers {
+            bell.ring(Rung { stop: true, changed: false });
+        }
+        let end = Instant::now() + limit;
+        while self.workers.iter().any(|(.., thread)| !thread.is_finished()) {
+            if Instant::now() >= end {
+                log::warning!("a step in hand is left unfinished after {} s", limit.as_secs_f64());
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Daemon {
+    fn run(mut self, resources: Vec<Resource>) -> Result<()> {
+        let mut signals =
+            signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]).context("listening for signals")?;
+        log::info!("starting with the backend {}", self.settings.backend.name);
+        self.crew = Crew::start(&self.settings, resources, &self.metrics)?;
+        let watchdog = notify::watchdog_interval();
+        let (mut is_ready, mut alive_at) = (false, Instant::now());
+        let mut loaded = stamp(&self.settings.confdir.join("conf.d"));
+        let mut looked_at = Instant::now();
+        loop {
+            for signal in signals.pending() {
+                if signal == SIGHUP {
+                    self.reload();
+                    loaded = stamp(&self.settings.confdir.join("conf.d"));
+                    is_ready = false;
+                } else {
+                    log::info!("ending at signal {signal}");
+                    notify::stopping();
+                    self.crew.end(self.settings.shutdown_timeout);
+                    return Ok(());
+                }
+            }
+            if self.crew.is_broken() {
+                bail!("a part of the program ended unexpectedly");
+            }
+            if !is_ready && self.metrics.is_ready() {
+                notify::ready("every file is in step");
+                is_ready = true;
+            }
+            if watchdog.is_some_and(|interval| alive_at.elapsed() >= interval) && self.crew.is_well() {
+                notify::alive();
+                notify::status(&status(&self.metrics));
+                alive_at = Instant::now();
+            }
+            // As upstream, an interval without watching sees new and changed resources.
+            if !self.settings.watch && looked_at.elapsed() >= self.settings.interval {
+                looked_at = Instant::now();
+                let now = stamp(&self.settings.confdir.join("conf.d"));
+                if now != loaded {
+                    loaded = now;
+                    self.reload();
+                    is_ready = false;
+                }
+            }
+            thread::sleep(TICK);
+        }
+    }
+
+    /// Reads settings and resources again; what cannot be used leaves everything as it was.
+    fn reload(&mut self) {
+        notify::reloading();
+        log::info!("reading settings and resources again");
+        let fresh = Settings::gather(self.flags.clone(), process_variable).and_then(|settings| {
+            let resources = resource::load_all(&settings)?;
+            // What cannot be opened is found before the old threads end.
+            let groups = by_backend(&settings, resources.clone());
+            groups.keys().try_for_each(|own| backend::open(own).map(drop))?;
+            Ok((resources, settings))
+        });
+        match fresh {
+            Ok((resources, settings)) => {
+                log::set_level(settings.log_level);
+                let dests: Vec<String> =
+                    resources.iter().map(|resource| resource.dest.to_string_lossy().into_owned()).collect();
+                std::mem::take(&mut self.crew).end(self.settings.shutdown_timeout);
+                self.metrics.keep_resources(|dest| dests.iter().any(|own| own == dest));
+                self.settings = settings;
+                match Crew::start(&self.settings, resources, &self.metrics) {
+                    Ok(crew) => self.crew = crew,
+                    Err(error) => log::error!("{error:#}"),
+                }
+                self.metrics.config_reloaded(true);
+            }
+            Err(error) => {
+                log::error!("keeping the resources as they were: {error:#}");
+                self.metrics.config_reloaded(false);
+            }
+        }
+    }
+}
+
+fn status(metrics: &Metrics) -> String {
+    let troubles = metrics.troubles();
+    if troubles.is_empty() { "every file is in step".to_owned() } else { troubles.join("; ") }
+}
+
+/// The files below `folder` with the times of their last changes.
+fn stamp(folder: &Path) -> Vec<(std::path::PathBuf, Option<SystemTime>)> {
+    let mut stamps = Vec::new();
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        if path.is_dir() {
+            stamps.extend(stamp(&path));
+        } else {
+            let modified = fs::metadata(&path).and_then(|file| file.modified()).ok();
+            stamps.push((path, modified));
+        }
+    }
+    stamps.sort_unstable();
+    stamps
+}

@@ -1,0 +1,91 @@
+//! One thread per resource: waits for what concerns it, does its passes when they are due.
+
+use super::{
+    apply::Applier,
+    feed::{Bell, Feed},
+    watch::{Outcome, Schedule},
+};
+use crate::log;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// The longest that a worker sleeps without a sign of life.
+const BEAT: Duration = Duration::from_secs(5);
+
+/// When a worker was last seen, for the watchdog.
+#[derive(Debug)]
+pub struct Pulse {
+    start: Instant,
+    /// Milliseconds after `start` until which silence is no cause for worry.
+    until: AtomicU64,
+}
+
+impl Pulse {
+    /// A pulse that beats now.
+    pub fn new() -> Pulse {
+        let pulse = Pulse { start: Instant::now(), until: AtomicU64::new(0) };
+        pulse.beat(BEAT);
+        pulse
+    }
+
+    /// The worker is well, and may be silent for so long.
+    fn beat(&self, silence: Duration) {
+        let until = self.start.elapsed() + silence * 2;
+        self.until.store(until.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether the worker has not been silent for too long.
+    pub fn is_well(&self) -> bool {
+        self.start.elapsed().as_millis() as u64 <= self.until.load(Ordering::Relaxed)
+    }
+}
+
+/// Works until the bell rings for the end; a step in hand is finished.
+pub fn work(mut applier: Applier, feed: &Feed, bell: &Bell, interval: Duration, pulse: &Arc<Pulse>) {
+    let start = Instant::now();
+    let mut schedule = Schedule::new(interval, applier.resource().debounce);
+    let commands = applier.resource().check_timeout + applier.resource().reload_timeout;
+    pulse.beat(commands + BEAT);
+    match applier.wake() {
+        Ok(true) => applier.usable(),
+        Ok(false) => {}
+        Err(error) => log::error!("{error:#}"),
+    }
+    loop {
+        pulse.beat(BEAT);
+        let wait = schedule.due().saturating_sub(start.elapsed());
+        let rung = bell.wait(wait.min(BEAT));
+        if rung.stop {
+            return;
+        }
+        if rung.changed {
+            schedule.changed(start.elapsed());
+        }
+        if schedule.due() > start.elapsed() {
+            continue;
+        }
+        pulse.beat(commands + BEAT);
+        let (places, prefix) = (&applier.resource().keys, &applier.resource().prefix);
+        let Some(reading) = feed.reading(places, prefix) else {
+            // The first answer rings the bell.
+            schedule.begin();
+            schedule.end(start.elapsed(), Duration::ZERO, Outcome::Again(BEAT));
+            continue;
+        };
+        schedule.begin();
+        let begun = Instant::now();
+        let outcome = applier.pass(&reading).unwrap_or_else(|error| {
+            log::error!("{error:#}");
+            Outcome::Failed
+        });
+        schedule.end(start.elapsed(), begun.elapsed(), outcome);
+        if outcome == Outcome::Failed && schedule.failures() == 1 {
+            log::info!("{}: it is tried again until it succeeds", applier.resource().file.display());
+        }
+    }
+}

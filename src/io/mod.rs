@@ -1,0 +1,3 @@
+//! Streams: what goes over sockets.
+
+pub mod socket;

@@ -1,0 +1,117 @@
+//! Starts programs that end with this one, or that go on without it.
+//!
+//! A tied program is killed by the kernel when this one ends, however it ends. The kernel does so at the end of the
+//! thread that started it (prctl(2), PR_SET_PDEATHSIG), so one thread that never ends starts them all. What must happen
+//! in the child before the program begins is done by this program itself, started in a hidden mode.
+
+use anyhow::{Context as _, Result};
+use rustix::process::Signal;
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, ExitCode},
+    sync::{LazyLock, Mutex, mpsc},
+    thread,
+};
+
+/// The first argument of this program when it is started for a machine; `machine::entry` serves it.
+pub(crate) const ARGUMENT: &str = "__machine";
+
+/// How long a program that was started lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// Until it ends or this program does.
+    Tied,
+    /// Until it ends: it has no terminal, and goes on when this program has ended.
+    Detached,
+}
+
+impl Life {
+    fn word(self) -> &'static str {
+        match self {
+            Life::Tied => "tied",
+            Life::Detached => "detached",
+        }
+    }
+}
+
+/// Starts tied and detached programs.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    program: OsString,
+}
+
+impl Default for Guard {
+    fn default() -> Guard {
+        Guard::new()
+    }
+}
+
+impl Guard {
+    /// By the running program itself, whose `main` must call `machine::entry` before anything else.
+    pub fn new() -> Guard {
+        Guard::with_program("/proc/self/exe")
+    }
+
+    /// By `program`, whose `main` must call `machine::entry` before anything else.
+    pub fn with_program(program: impl Into<OsString>) -> Guard {
+        Guard { program: program.into() }
+    }
+
+    /// A command that does `what` in a life of `life`; to be started by [`spawn`].
+    pub(crate) fn command(&self, life: Life, what: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(ARGUMENT).arg(life.word()).arg(std::process::id().to_string()).arg(what);
+        command
+    }
+}
+
+type Order = (Command, mpsc::Sender<io::Result<Child>>);
+
+static STARTER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
+    let (sender, orders) = mpsc::channel::<Order>();
+    thread::spawn(move || {
+        for (mut command, reply) in orders {
+            let _ = reply.send(command.spawn());
+        }
+    });
+    Mutex::new(sender)
+});
+
+/// Starts a command of [`Guard::command`].
+pub(crate) fn spawn(command: Command) -> Result<Child> {
+    let (reply, started) = mpsc::channel();
+    let sender = STARTER.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+    let program = command.get_program().to_owned();
+    // The thread that receives never ends.
+    let _ = sender.send((command, reply));
+    let child = started.recv().context("starting a program")?;
+    child.with_context(|| format!("starting `{}`", program.display()))
+}
+
+/// Makes the process what `life` says, as told by the arguments of [`Guard::command`] without the last.
+pub(crate) fn settle(life: &str, parent: &str) -> Result<()> {
+    if life == Life::Detached.word() {
+        rustix::process::setsid().context("leaving the terminal")?;
+        return Ok(());
+    }
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying a program to its parent")?;
+    let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
+    anyhow::ensure!(now.as_deref() == Some(parent), "the parent ended before");
+    Ok(())
+}
+
+/// Becomes another program.
+pub(crate) fn become_program(arguments: &[OsString]) -> ExitCode {
+    let Some((program, arguments)) = arguments.split_first() else { return ExitCode::from(2) };
+    let error = Command::new(program).args(arguments).exec();
+    complain(&anyhow::Error::new(error).context(format!("starting `{}`", program.display())))
+}
+
+/// Tells what went wrong on standard error, which the one who started this process reads.
+pub(crate) fn complain(error: &anyhow::Error) -> ExitCode {
+    use io::Write as _;
+    let _ = writeln!(io::stderr(), "{error:#}");
+    ExitCode::FAILURE
+}
