@@ -18,10 +18,10 @@ use super::{
 use crate::{
     error::Fault,
     files::{NewFile, Presence, sync_folder},
+    log,
     node::{
         bootstrap,
         database::{Database, Facts, ServerState},
-        log,
     },
 };
 use anyhow::{Context as _, Result, bail};

@@ -2,7 +2,7 @@
 
 pub mod account;
 pub mod branch;
-pub mod etcd;
+pub mod incarnation;
 pub mod keys;
 #[cfg(test)]
 mod lab;

@@ -10,7 +10,7 @@
 //! this node's as soon as it sees the new cluster, and what they have more would be overwritten rather than set aside.
 
 use super::timeline::{Parting, Place, Reach, Relation, relation};
-use crate::node::{clock, database::Lsn};
+use crate::{clock, node::database::Lsn};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 

@@ -7,12 +7,10 @@
 
 use super::timeline::{History, Place, parse_position};
 use crate::{
+    clock,
     exec::{ExecError, Run},
     files::Presence,
-    node::{
-        clock,
-        database::{Facts, Lsn},
-    },
+    node::database::{Facts, Lsn},
 };
 use anyhow::{Context as _, Result, bail};
 use std::{

@@ -10,17 +10,17 @@ use super::{
     keys::{Contents, Entry},
 };
 use crate::{
+    clock,
     error::Fault,
+    etcd::{Client, EtcdError, KeyValue, RangeRequest, Settings},
     exec::Running,
+    log,
     node::{
         aside::Size,
-        clock,
-        etcd::{Client, EtcdError, RangeRequest, Settings},
         etcd_data::{self, EtcdData},
-        log,
         pki::AUTHORITY_FILE,
-        tls::TlsFiles,
     },
+    tls::TlsFiles,
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
@@ -219,7 +219,7 @@ impl Private {
 }
 
 /// A key as it is kept; what is not text is none of ours.
-fn entry(found: crate::node::etcd::KeyValue) -> Option<Entry> {
+fn entry(found: KeyValue) -> Option<Entry> {
     let name = String::from_utf8_lossy(&found.key).into_owned();
     match (String::from_utf8(found.key), String::from_utf8(found.value)) {
         (Ok(key), Ok(value)) => Some(Entry { key, value, leased: found.lease != 0 }),
