@@ -1,7 +1,7 @@
 //! YAML documents that people write: read into typed values, with errors that show the line.
 
 use crate::{
-    error::Fault,
+    error::UserError,
     model::{ClusterSpec, Finding},
 };
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::IgnoredAny};
@@ -28,20 +28,20 @@ impl Document {
     /// # Errors
     /// A wrong request whose message is `NAME:LINE:COLUMN: what is wrong`, the line, and a caret below it; the hint
     /// offers the likeliest key or value where one is misspelt.
-    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, UserError> {
         let options = serde_saphyr::options! {
             duplicate_keys: DuplicateKeyPolicy::Error,
             strict_booleans: true,
             with_snippet: false,
         };
-        serde_saphyr::from_str_with_options(&self.text, options).map_err(|error| self.fault(&error))
+        serde_saphyr::from_str_with_options(&self.text, options).map_err(|error| self.error(&error))
     }
 
     /// A wrong request about what stands at `location`.
-    pub fn fault_at(&self, location: Location, message: &str) -> Fault {
+    pub fn error_at(&self, location: Location, message: &str) -> UserError {
         let (line, column) = (location.line() as usize, location.column() as usize);
         let Some(text) = line.checked_sub(1).and_then(|index| self.text.lines().nth(index)) else {
-            return Fault::request(format!("{}: {message}", self.name));
+            return UserError::usage(format!("{}: {message}", self.name));
         };
         let number = line.to_string();
         let margin = " ".repeat(number.len());
@@ -49,7 +49,7 @@ impl Document {
         let mut shown = format!("{}:{line}:{column}: {message}\n", self.name);
         let text = veil(text);
         let _ = write!(shown, "{margin} |\n{number} | {text}\n{margin} | {indent}^");
-        Fault::request(shown)
+        UserError::usage(shown)
     }
 
     /// Reads the document as a cluster's, and checks it whole. Returns it with the warnings about it.
@@ -57,7 +57,7 @@ impl Document {
     /// # Errors
     /// As [`Document::parse`]; and a wrong request with every fault that [`ClusterSpec::check`] found, each with its
     /// line.
-    pub fn cluster(&self) -> Result<(ClusterSpec, Vec<String>), Fault> {
+    pub fn cluster(&self) -> Result<(ClusterSpec, Vec<String>), UserError> {
         let spec: ClusterSpec = self.parse()?;
         let findings = spec.check();
         let told = |fatal: bool| {
@@ -65,19 +65,19 @@ impl Document {
             chosen.map(|finding| self.tell(finding)).collect::<Vec<_>>()
         };
         let faults = told(true);
-        if faults.is_empty() { Ok((spec, told(false))) } else { Err(Fault::request(faults.join("\n"))) }
+        if faults.is_empty() { Ok((spec, told(false))) } else { Err(UserError::usage(faults.join("\n"))) }
     }
 
     /// A finding with the line that it is about, or the nearest thing around it that the document has.
     fn tell(&self, finding: &Finding) -> String {
         let tree = serde_saphyr::from_str::<Spanned<Tree>>(&self.text).ok();
         match tree.as_ref().and_then(|tree| locate(tree, &finding.pointer)) {
-            Some(location) => self.fault_at(location, &finding.message).message,
+            Some(location) => self.error_at(location, &finding.message).message,
             None => format!("{}: {}", self.name, finding.message),
         }
     }
 
-    fn fault(&self, error: &Error) -> Fault {
+    fn error(&self, error: &Error) -> UserError {
         let error = error.without_snippet();
         let (message, hint) = match error {
             Error::SerdeUnknownField { field, expected, .. } => {
@@ -95,11 +95,11 @@ impl Document {
             Error::DuplicateMappingKey { key: Some(key), .. } => (format!("the key `{key}` stands here twice"), None),
             other => (plain_message(other), None),
         };
-        let fault = match error.location() {
-            Some(location) => self.fault_at(location, &message),
-            None => Fault::request(format!("{}: {message}", self.name)),
+        let problem = match error.location() {
+            Some(location) => self.error_at(location, &message),
+            None => UserError::usage(format!("{}: {message}", self.name)),
         };
-        Fault { hint, ..fault }
+        UserError { hint, ..problem }
     }
 }
 
@@ -261,7 +261,7 @@ mod tests {
 
     fn error(text: &str) -> String {
         let error = Document::new("demo.yaml", text).parse::<Sample>().unwrap_err();
-        assert_eq!(error.blame, crate::error::Blame::Request);
+        assert_eq!(error.kind, crate::error::ErrorKind::Usage);
         crate::error::report(&error.into())
     }
 
@@ -270,7 +270,7 @@ mod tests {
         let text = "schema: 1\ncluster: demo\nsecret: c2hvcnQ=\nmembers:\n  - {name: pg-1, address: 10.0.0.11}\n  \
                     - name: pg-1\n    address: 10.0.0.12\nvip: {address: 10.0.1.10/24}\ntiming: {ttl: 10s}\n";
         let error = Document::new("cluster.yaml", text).cluster().unwrap_err();
-        assert_eq!(error.blame, crate::error::Blame::Request);
+        assert_eq!(error.kind, crate::error::ErrorKind::Usage);
         insta::assert_snapshot!(error.message);
         let unknown = Document::new("cluster.yaml", text.replace("timing:", "timings:")).cluster().unwrap_err();
         insta::assert_snapshot!(crate::error::report(&unknown.into()));

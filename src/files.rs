@@ -1,6 +1,6 @@
 //! Files that appear whole or not at all, and what is known of a file: that it is there, that it is not, or neither.
 
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeSet,
@@ -226,9 +226,10 @@ impl fmt::Display for Doubt {
     }
 }
 
-impl From<Doubt> for Fault {
-    fn from(doubt: Doubt) -> Fault {
-        Fault::work(doubt.0).hint("nothing is done while it is not known what is there: it is looked at again later")
+impl From<Doubt> for UserError {
+    fn from(doubt: Doubt) -> UserError {
+        UserError::runtime(doubt.0)
+            .hint("nothing is done while it is not known what is there: it is looked at again later")
     }
 }
 
@@ -338,7 +339,7 @@ impl<T> Presence<T> {
     ///
     /// # Errors
     /// Failed work, to be tried later, when that is not known.
-    pub fn known(self) -> Result<Option<T>, Fault> {
+    pub fn known(self) -> Result<Option<T>, UserError> {
         match self {
             Presence::Present(value) => Ok(Some(value)),
             Presence::Absent => Ok(None),
@@ -426,8 +427,8 @@ mod tests {
         for name in ["away", "away/below", "away/below/it", "loop", "loop/below"] {
             assert!(matches!(look(name), Presence::Unknown(_)), "{name}");
         }
-        let Err(fault) = look("loop/below").known() else { panic!("known") };
-        assert_eq!(crate::error::blame(&fault.into()), crate::error::Blame::Work);
+        let Err(problem) = look("loop/below").known() else { panic!("known") };
+        assert_eq!(crate::error::kind_of(&problem.into()), crate::error::ErrorKind::Runtime);
     }
 
     #[test]

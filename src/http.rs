@@ -7,7 +7,7 @@
 
 mod names;
 
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::{Context as _, Result};
 use names::Names;
 use std::{
@@ -291,12 +291,12 @@ fn failure(fetch: &Fetch<'_>, mirrors: &[Tried<'_>]) -> anyhow::Error {
         let trouble = mirror.last.as_ref().map_or_else(|| "was not tried".to_owned(), ToString::to_string);
         message += &format!("\n  {}: {trouble}", base(mirror.uri));
     }
-    let fault = Fault::work(message);
+    let problem = UserError::runtime(message);
     // Of several, the one that might yet pass tells best what to do.
     let told = mirrors.iter().filter_map(|mirror| mirror.last.as_ref());
     match told.min_by_key(|trouble| !trouble.may_pass()) {
-        Some(trouble) => fault.hint(trouble.hint()).into(),
-        None => fault.hint("name a mirror in the recipe's sources").into(),
+        Some(trouble) => problem.hint(trouble.hint()).into(),
+        None => problem.hint("name a mirror in the recipe's sources").into(),
     }
 }
 

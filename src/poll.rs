@@ -8,19 +8,19 @@ use std::{
 /// Looks at something again and again, at most a third of the time: looking must not keep a slow machine from what is
 /// waited for.
 #[derive(Debug)]
-pub struct Pace {
+pub struct PollInterval {
     least: Duration,
     began: Instant,
 }
 
-impl Pace {
+impl PollInterval {
     /// The first look begins. Between two looks lies `least` at least.
-    pub fn new(least: Duration) -> Pace {
-        Pace { least, began: Instant::now() }
+    pub fn new(least: Duration) -> PollInterval {
+        PollInterval { least, began: Instant::now() }
     }
 
     /// Rests until the next look.
-    pub fn rest(&mut self) {
+    pub fn wait(&mut self) {
         thread::sleep(pause(self.least, self.began.elapsed()));
         self.began = Instant::now();
     }

@@ -20,66 +20,66 @@ pub(crate) const ARGUMENT: &str = "__machine";
 
 /// How long a program that was started lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Life {
+pub enum Lifetime {
     /// Until it ends or this program does.
     Tied,
     /// Until it ends: it has no terminal, and goes on when this program has ended.
     Detached,
 }
 
-impl Life {
+impl Lifetime {
     fn word(self) -> &'static str {
         match self {
-            Life::Tied => "tied",
-            Life::Detached => "detached",
+            Lifetime::Tied => "tied",
+            Lifetime::Detached => "detached",
         }
     }
 }
 
 /// Starts tied and detached programs.
 #[derive(Debug, Clone)]
-pub struct Guard {
+pub struct Launcher {
     program: OsString,
 }
 
-impl Default for Guard {
-    fn default() -> Guard {
-        Guard::new()
+impl Default for Launcher {
+    fn default() -> Launcher {
+        Launcher::new()
     }
 }
 
-impl Guard {
+impl Launcher {
     /// By the running program itself, whose `main` must call `machine::entry` before anything else.
-    pub fn new() -> Guard {
-        Guard::with_program("/proc/self/exe")
+    pub fn new() -> Launcher {
+        Launcher::with_program("/proc/self/exe")
     }
 
     /// By `program`, whose `main` must call `machine::entry` before anything else.
-    pub fn with_program(program: impl Into<OsString>) -> Guard {
-        Guard { program: program.into() }
+    pub fn with_program(program: impl Into<OsString>) -> Launcher {
+        Launcher { program: program.into() }
     }
 
-    /// A command that does `what` in a life of `life`; to be started by [`spawn`].
-    pub(crate) fn command(&self, life: Life, what: &str) -> Command {
+    /// A command that does `what` in a life of `lifetime`; to be started by [`spawn`].
+    pub(crate) fn command(&self, lifetime: Lifetime, what: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg(ARGUMENT).arg(life.word()).arg(std::process::id().to_string()).arg(what);
+        command.arg(ARGUMENT).arg(lifetime.word()).arg(std::process::id().to_string()).arg(what);
         command
     }
 }
 
-type Order = (Command, mpsc::Sender<io::Result<Child>>);
+type StartRequest = (Command, mpsc::Sender<io::Result<Child>>);
 
-static STARTER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
-    let (sender, orders) = mpsc::channel::<Order>();
+static STARTER: LazyLock<Mutex<mpsc::Sender<StartRequest>>> = LazyLock::new(|| {
+    let (sender, requests) = mpsc::channel::<StartRequest>();
     thread::spawn(move || {
-        for (mut command, reply) in orders {
+        for (mut command, reply) in requests {
             let _ = reply.send(command.spawn());
         }
     });
     Mutex::new(sender)
 });
 
-/// Starts a command of [`Guard::command`].
+/// Starts a command of [`Launcher::command`].
 pub(crate) fn spawn(command: Command) -> Result<Child> {
     let (reply, started) = mpsc::channel();
     let sender = STARTER.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
@@ -90,9 +90,9 @@ pub(crate) fn spawn(command: Command) -> Result<Child> {
     child.with_context(|| format!("starting `{}`", program.display()))
 }
 
-/// Makes the process what `life` says, as told by the arguments of [`Guard::command`] without the last.
-pub(crate) fn settle(life: &str, parent: &str) -> Result<()> {
-    if life == Life::Detached.word() {
+/// Makes the process what `lifetime` says, as told by the arguments of [`Launcher::command`] without the last.
+pub(crate) fn settle(lifetime: &str, parent: &str) -> Result<()> {
+    if lifetime == Lifetime::Detached.word() {
         rustix::process::setsid().context("leaving the terminal")?;
         return Ok(());
     }

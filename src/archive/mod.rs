@@ -6,7 +6,7 @@
 mod packages;
 mod releases;
 
-pub use packages::{Wanted, packages};
+pub use packages::{DownloadRequest, packages};
 pub use releases::{Policy, Releases, releases};
 
 use crate::{

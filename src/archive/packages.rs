@@ -3,11 +3,11 @@
 use super::BlobSink;
 use crate::{
     debian::deb::{self, ExpandedDeb, Limits},
-    error::Fault,
+    error::UserError,
     http::{Client, Fetch},
     model::Digest,
     progress::{Progress, Step, Unit, size},
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -26,7 +26,7 @@ const CONNECTIONS: usize = 8;
 
 /// A package that is to be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct DownloadRequest {
     /// Its name.
     pub name: String,
     /// Its version.
@@ -43,7 +43,7 @@ pub struct Wanted {
     pub mirrors: Vec<String>,
 }
 
-impl Wanted {
+impl DownloadRequest {
     /// As people know it.
     fn label(&self) -> String {
         format!("{}_{}_{}.deb", self.name, self.version, self.architecture)
@@ -55,7 +55,7 @@ impl Wanted {
     }
 }
 
-impl Outcome for ExpandedDeb {
+impl CachedResult for ExpandedDeb {
     const KIND: &'static str = "deb";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -70,7 +70,7 @@ impl Outcome for ExpandedDeb {
 pub fn packages(
     store: &Store,
     http: &Client,
-    wanted: &[Wanted],
+    wanted: &[DownloadRequest],
     offline: bool,
     jobs: usize,
     progress: &Progress,
@@ -89,7 +89,7 @@ pub fn packages(
 fn get(
     store: &Store,
     http: &Client,
-    wanted: &[Wanted],
+    wanted: &[DownloadRequest],
     missing: &[usize],
     offline: bool,
     jobs: usize,
@@ -143,7 +143,7 @@ fn get(
     Ok(state.done)
 }
 
-fn not_in_store(wanted: &[Wanted], remote: &[usize]) -> anyhow::Error {
+fn not_in_store(wanted: &[DownloadRequest], remote: &[usize]) -> anyhow::Error {
     let mut names: Vec<String> = remote.iter().map(|&at| wanted[at].label()).collect();
     names.sort();
     let more = names.len().saturating_sub(5);
@@ -151,7 +151,7 @@ fn not_in_store(wanted: &[Wanted], remote: &[usize]) -> anyhow::Error {
     if more > 0 {
         names.push(format!("and {more} more"));
     }
-    Fault::work(format!("the store lacks packages, and the network must not be used:\n  {}", names.join("\n  ")))
+    UserError::runtime(format!("the store lacks packages, and the network must not be used:\n  {}", names.join("\n  ")))
         .hint("build once without --offline")
         .into()
 }
@@ -160,7 +160,7 @@ fn not_in_store(wanted: &[Wanted], remote: &[usize]) -> anyhow::Error {
 struct Line<'a> {
     store: &'a Store,
     http: &'a Client,
-    wanted: &'a [Wanted],
+    wanted: &'a [DownloadRequest],
     offline: bool,
     download: Option<&'a Step>,
     /// Something failed, so that all stop.
@@ -208,7 +208,7 @@ impl Line<'_> {
         }
     }
 
-    fn fetch(&self, package: &Wanted) -> Result<()> {
+    fn fetch(&self, package: &DownloadRequest) -> Result<()> {
         let mut sink = BlobSink::new(self.store, package.sha256, &self.stop)?;
         let fetch =
             Fetch { mirrors: &package.mirrors, path: &package.path, size: Some(package.size), limit: package.size };
@@ -246,7 +246,7 @@ impl Line<'_> {
         }
     }
 
-    fn expand_one(&self, package: &Wanted) -> Result<ExpandedDeb> {
+    fn expand_one(&self, package: &DownloadRequest) -> Result<ExpandedDeb> {
         match self.try_expand(package) {
             // The store's copy was damaged and is dropped by now: nothing is wrong with the package itself.
             Err(_) if self.store.blob_size(&package.sha256).is_none() && !self.offline => {
@@ -257,7 +257,7 @@ impl Line<'_> {
         }
     }
 
-    fn try_expand(&self, package: &Wanted) -> Result<ExpandedDeb> {
+    fn try_expand(&self, package: &DownloadRequest) -> Result<ExpandedDeb> {
         let mut blob = self.store.read_blob(&package.sha256)?.context("the store lost the package; build again")?;
         let mut out = io::BufWriter::with_capacity(256 << 10, self.store.write_blob()?);
         let expanded = deb::expand(&mut blob, &Limits::default(), &self.store.scratch_root(), &mut out);
@@ -269,7 +269,7 @@ impl Line<'_> {
         {
             if expanded.control.get(field) != Some(value) {
                 let found = expanded.control.get(field).map_or("nothing", String::as_str);
-                return Err(Fault::work(format!("its field `{field}` says `{found}`, the index `{value}`"))
+                return Err(UserError::runtime(format!("its field `{field}` says `{found}`, the index `{value}`"))
                     .hint("the archive contradicts itself; tell those who keep it")
                     .into());
             }

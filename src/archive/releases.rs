@@ -3,11 +3,11 @@
 use super::BlobSink;
 use crate::{
     debian::{Source, index::Index, release::Release, signature::Keyring},
-    error::Fault,
+    error::UserError,
     http::{Client, Fetch},
     model::Digest,
     progress::{Progress, Step, Unit},
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,7 @@ struct Kept {
     fetched: i64,
 }
 
-impl Outcome for Kept {
+impl CachedResult for Kept {
     const KIND: &'static str = "release";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -68,7 +68,7 @@ struct Seen {
     date: i64,
 }
 
-impl Outcome for Seen {
+impl CachedResult for Seen {
     const KIND: &'static str = "release-seen";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -82,7 +82,7 @@ struct Expanded {
     text: Digest,
 }
 
-impl Outcome for Expanded {
+impl CachedResult for Expanded {
     const KIND: &'static str = "index";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -167,7 +167,7 @@ pub(super) fn releases_at(
 }
 
 fn not_offline(source: &Source) -> anyhow::Error {
-    Fault::work(format!("the store knows nothing of {source}, and the network must not be used"))
+    UserError::runtime(format!("the store knows nothing of {source}, and the network must not be used"))
         .hint("build once without --offline")
         .into()
 }
@@ -273,15 +273,17 @@ impl Releases {
             let arch = source.arch.debian();
             if !release.architectures.iter().any(|known| known == arch) {
                 let known = release.architectures.join(", ");
-                return Err(Fault::request(format!("{source} has no packages for {arch}, only for {known}")).into());
+                return Err(UserError::usage(format!("{source} has no packages for {arch}, only for {known}")).into());
             }
             for component in &source.components {
                 if !release.components.contains(component) {
                     let known = release.components.join(", ");
-                    return Err(Fault::request(format!("{source} has no component `{component}`, only {known}")).into());
+                    return Err(
+                        UserError::usage(format!("{source} has no component `{component}`, only {known}")).into()
+                    );
                 }
                 files.push(index_file(release, (number, source), component, arch).with_context(|| {
-                    Fault::work(format!("the release of {source} names no index of `{component}` for {arch}"))
+                    UserError::runtime(format!("the release of {source} names no index of `{component}` for {arch}"))
                 })?);
                 if release.all_apart {
                     files.extend(index_file(release, (number, source), component, "all"));
@@ -303,11 +305,11 @@ impl Releases {
         for _ in 0..2 {
             let (expanded, _) = store.memoise(&file.digest, || self.fetch_index(store, http, source, file, step))?;
             if let Some(text) = store.get_blob(&expanded.text)? {
-                let text = String::from_utf8(text).map_err(|_| Fault::work("it is no UTF-8"))?;
+                let text = String::from_utf8(text).map_err(|_| UserError::runtime("it is no UTF-8"))?;
                 return Index::parse(text, source.arch, file.source);
             }
         }
-        Err(Fault::work("the store does not keep it").hint("check the disk that the store lies on").into())
+        Err(UserError::runtime("the store does not keep it").hint("check the disk that the store lies on").into())
     }
 
     fn fetch_index(

@@ -123,8 +123,8 @@ impl World {
         self.indices_of(self.source(), policy, NOW)
     }
 
-    fn wanted(&self) -> Wanted {
-        Wanted {
+    fn wanted(&self) -> DownloadRequest {
+        DownloadRequest {
             name: "demo".into(),
             version: "1.0".into(),
             architecture: "all".into(),
@@ -135,7 +135,7 @@ impl World {
         }
     }
 
-    fn packages(&self, wanted: &[Wanted], offline: bool) -> Result<Vec<ExpandedDeb>> {
+    fn packages(&self, wanted: &[DownloadRequest], offline: bool) -> Result<Vec<ExpandedDeb>> {
         packages(&self.store, &self.http, wanted, offline, 2, &self.progress)
     }
 
@@ -263,7 +263,7 @@ fn many_packages_come_in_the_order_in_which_they_are_wanted() {
         world.deb = debs::deb_of(&[debs::file("./usr", &content)]);
         let path = format!("pool/demo{number}.deb");
         world.put(&path, world.deb.clone());
-        wanted.push(Wanted { path, ..world.wanted() });
+        wanted.push(DownloadRequest { path, ..world.wanted() });
     }
     let expanded = world.packages(&wanted, false).unwrap();
     assert!(expanded.iter().map(|deb| deb.original).eq(wanted.iter().map(|wanted| wanted.sha256)));
@@ -272,8 +272,8 @@ fn many_packages_come_in_the_order_in_which_they_are_wanted() {
 #[test]
 fn without_network_missing_packages_are_named() {
     let world = World::new();
-    let wanted: Vec<Wanted> = (0..7)
-        .map(|number| Wanted { name: format!("p{number}"), sha256: Digest::of([number]), ..world.wanted() })
+    let wanted: Vec<DownloadRequest> = (0..7)
+        .map(|number| DownloadRequest { name: format!("p{number}"), sha256: Digest::of([number]), ..world.wanted() })
         .collect();
     insta::assert_snapshot!(world.told(world.packages(&wanted, true)));
     assert_eq!(world.requests(), 0);
@@ -314,7 +314,7 @@ fn a_hostile_package_is_refused_by_name() {
 #[test]
 fn a_package_that_is_another_one_is_refused() {
     let world = World::new();
-    let wanted = Wanted { version: "2.0".into(), ..world.wanted() };
+    let wanted = DownloadRequest { version: "2.0".into(), ..world.wanted() };
     insta::assert_snapshot!(world.told(world.packages(&[wanted], false)));
 }
 

@@ -2,7 +2,7 @@
 //! ones.
 
 use super::root::Root;
-use crate::{error::Fault, model::GuestPath};
+use crate::{error::UserError, model::GuestPath};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -92,17 +92,17 @@ fn extend(files: &mut Files, users: &[User], groups: &[Group], epoch: i64) -> Re
         check_name(&user.name)?;
         free(&files.passwd, "user", &user.name, user.uid)?;
         let gid = number(&files.group, &user.group).with_context(|| {
-            Fault::request(format!("the user `{}` is in the group `{}`, which is not there", user.name, user.group))
+            UserError::usage(format!("the user `{}` is in the group `{}`, which is not there", user.name, user.group))
         })?;
         let User { name, uid, home, shell, comment, .. } = user;
         if comment.contains([':', '\n']) || shell.as_str().contains(':') || home.as_str().contains(':') {
-            return Err(Fault::request(format!("the user `{name}` has a colon in a field")).into());
+            return Err(UserError::usage(format!("the user `{name}` has a colon in a field")).into());
         }
         files.passwd.push_str(&format!("{name}:x:{uid}:{gid}:{comment}:{home}:{shell}\n"));
         files.shadow.push_str(&format!("{name}:!:{}::::::\n", epoch / 86400));
         for group in &user.groups {
             number(&files.group, group).with_context(|| {
-                Fault::request(format!("the user `{name}` is in the group `{group}`, which is not there"))
+                UserError::usage(format!("the user `{name}` is in the group `{group}`, which is not there"))
             })?;
             members.entry(group).or_default().push(name);
         }
@@ -119,7 +119,7 @@ fn check_name(name: &str) -> Result<()> {
     if name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_') && name.chars().all(plain) && name.len() <= 32 {
         return Ok(());
     }
-    Err(Fault::request(format!("`{name}` is no name for a user or group"))
+    Err(UserError::usage(format!("`{name}` is no name for a user or group"))
         .hint("use lower-case letters, digits, `_` and `-`, at most 32")
         .into())
 }
@@ -139,7 +139,7 @@ fn free(text: &str, what: &str, name: &str, id: u32) -> Result<()> {
         if other == name || other_id == Some(id) {
             let taken = format!("the {what} `{name}` cannot have the number {id}: `{other}` is there already");
             let number = other_id.map_or(String::new(), |id: u32| format!(" and has the number {id}"));
-            return Err(Fault::request(taken + &number).into());
+            return Err(UserError::usage(taken + &number).into());
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 
 use super::root::{Attributes, Root};
 use crate::{
-    error::Fault,
+    error::UserError,
     model::GuestPath,
     rootfs::{Entry, Kind, Tree},
 };
@@ -200,7 +200,7 @@ pub fn check(tree: &Tree) -> Result<()> {
         return Ok(());
     }
     let message = format!("the configured packages left what has no place in an image:\n  {}", found.join("\n  "));
-    Err(Fault::work(message).into())
+    Err(UserError::runtime(message).into())
 }
 
 impl Place {

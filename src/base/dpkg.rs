@@ -1,8 +1,8 @@
 //! Runs of dpkg, the root's own, inside the root.
 
 use crate::{
-    error::Fault,
-    sandbox::{Ending, Room},
+    error::UserError,
+    sandbox::{Ending, SandboxRoot},
 };
 use anyhow::Result;
 use std::collections::VecDeque;
@@ -47,7 +47,7 @@ pub const DEFER_COMPILING: &str = "#!/bin/sh\n[ ! -x /usr/bin/py3compile ] || ec
 
 /// Runs programs of the root and remembers what they were at.
 pub struct Dpkg<'a> {
-    room: &'a Room,
+    sandbox_root: &'a SandboxRoot,
     on_progress: &'a dyn Fn(Progress<'_>),
     tail: VecDeque<String>,
     at: Option<String>,
@@ -64,9 +64,9 @@ pub enum Progress<'a> {
 }
 
 impl<'a> Dpkg<'a> {
-    /// Runs in `room`; `on_progress` hears how it goes on.
-    pub fn new(room: &'a Room, on_progress: &'a dyn Fn(Progress<'_>)) -> Dpkg<'a> {
-        Dpkg { room, on_progress, tail: VecDeque::new(), at: None, errors: Vec::new() }
+    /// Runs in `sandbox_root`; `on_progress` hears how it goes on.
+    pub fn new(sandbox_root: &'a SandboxRoot, on_progress: &'a dyn Fn(Progress<'_>)) -> Dpkg<'a> {
+        Dpkg { sandbox_root, on_progress, tail: VecDeque::new(), at: None, errors: Vec::new() }
     }
 
     /// Runs dpkg with `arguments` besides what it is always told.
@@ -93,15 +93,15 @@ impl<'a> Dpkg<'a> {
         self.tail.clear();
         self.errors.clear();
         self.at = None;
-        let room = self.room;
-        match room.run(arguments, &mut |line| self.hear(line))? {
+        let sandbox_root = self.sandbox_root;
+        match sandbox_root.run(arguments, &mut |line| self.on_line(line))? {
             Ending::Status(0) => Ok(()),
             ending => Err(self.failure(name, ending)),
         }
     }
 
     /// Takes in a line: a report (dpkg(1), `--status-fd`) or something said.
-    fn hear(&mut self, line: &str) {
+    fn on_line(&mut self, line: &str) {
         let report = match line.split_once(": ") {
             Some(("processing", rest)) => {
                 let (action, package) = rest.split_once(": ").unwrap_or((rest, ""));
@@ -137,7 +137,7 @@ impl<'a> Dpkg<'a> {
         let mut message = match ending {
             Ending::OutOfTime => format!(
                 "`{program}` was killed{at}: it had not ended after {} s, the longest it may run",
-                self.room.limit.as_secs_f64()
+                self.sandbox_root.limit.as_secs_f64()
             ),
             ending => format!("`{program}` {ending}{at}"),
         };
@@ -152,7 +152,7 @@ impl<'a> Dpkg<'a> {
                 message.push_str(&format!("\n  | {line}"));
             }
         }
-        Fault::work(message).into()
+        UserError::runtime(message).into()
     }
 }
 
@@ -167,8 +167,8 @@ mod tests {
     use super::*;
     use std::{cell::RefCell, path::PathBuf, time::Duration};
 
-    fn room() -> Room {
-        Room {
+    fn sandbox_root() -> SandboxRoot {
+        SandboxRoot {
             root: PathBuf::from("/nowhere"),
             binds: Vec::new(),
             environment: Vec::new(),
@@ -179,10 +179,10 @@ mod tests {
 
     #[test]
     fn reports_are_told_apart_from_words() {
-        let room = room();
+        let sandbox_root = sandbox_root();
         let seen = RefCell::new(Vec::new());
         let on_progress = |progress: Progress<'_>| seen.borrow_mut().push(format!("{progress:?}"));
-        let mut dpkg = Dpkg::new(&room, &on_progress);
+        let mut dpkg = Dpkg::new(&sandbox_root, &on_progress);
         for line in [
             "processing: install: libc6:amd64",
             "status: libc6:amd64: half-installed",
@@ -191,7 +191,7 @@ mod tests {
             "processing: configure: libc6:amd64",
             "status: libc6:amd64: installed",
         ] {
-            dpkg.hear(line);
+            dpkg.on_line(line);
         }
         assert_eq!(
             *seen.borrow(),
@@ -207,13 +207,13 @@ mod tests {
 
     #[test]
     fn a_failure_names_the_package_the_reason_and_the_last_words() {
-        let room = room();
-        let mut dpkg = Dpkg::new(&room, &|_| {});
-        dpkg.hear("processing: configure: app");
+        let sandbox_root = sandbox_root();
+        let mut dpkg = Dpkg::new(&sandbox_root, &|_| {});
+        dpkg.on_line("processing: configure: app");
         for number in 1..=40 {
-            dpkg.hear(&format!("line {number}"));
+            dpkg.on_line(&format!("line {number}"));
         }
-        dpkg.hear("status: app : error : installed app package post-installation script subprocess returned error exit status 3");
+        dpkg.on_line("status: app : error : installed app package post-installation script subprocess returned error exit status 3");
         let text = dpkg.failure("dpkg", Ending::Status(1)).to_string();
         assert!(text.starts_with(
             "`dpkg` ended with status 1 at configure of `app`\napp: installed app package post-installation script \

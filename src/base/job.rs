@@ -14,7 +14,7 @@ use crate::{
     model::{Digest, GuestPath},
     progress,
     rootfs::tar::StoredLayer,
-    sandbox::{Bind, Room, Teller},
+    sandbox::{Bind, Reporter, SandboxRoot},
     store::Store,
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -70,7 +70,7 @@ impl StepName {
 /// What the job tells while it works.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Told {
+pub enum JobReport {
     Begin { step: StepName, total: u64 },
     Advance { count: u64, detail: String },
     End { outcome: String },
@@ -86,10 +86,10 @@ const DPKG_SETTINGS: &str = "/etc/dpkg/dpkg.cfg.d/pgha-image";
 const PROCESSES: usize = 500;
 
 /// Makes a base layer: [`super::JOB`].
-pub fn work(request: serde_json::Value, teller: &Teller) -> Result<serde_json::Value> {
+pub fn work(request: serde_json::Value, reporter: &Reporter) -> Result<serde_json::Value> {
     let request: Request = serde_json::from_value(request).context("reading what base is to be built")?;
     let root = request.scratch.join("root");
-    let layer = make(&request, &root, teller);
+    let layer = make(&request, &root, reporter);
     // Whoever asked cannot remove files of other ids.
     let _ = rustix::mount::unmount(&root, UnmountFlags::DETACH);
     let removed = fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()));
@@ -98,7 +98,7 @@ pub fn work(request: serde_json::Value, teller: &Teller) -> Result<serde_json::V
     Ok(serde_json::to_value(layer)?)
 }
 
-fn make(request: &Request, folder: &Path, teller: &Teller) -> Result<StoredLayer> {
+fn make(request: &Request, folder: &Path, reporter: &Reporter) -> Result<StoredLayer> {
     let began = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())?;
     check_epoch(request.spec.epoch, began)?;
     let store = Store::open(&request.store)?;
@@ -107,7 +107,7 @@ fn make(request: &Request, folder: &Path, teller: &Teller) -> Result<StoredLayer
     root.set_top(Attributes::root(0o755))?;
     let material = request.scratch.join("material");
     lay_out(&material, &request.spec)?;
-    let room = Room {
+    let sandbox_root = SandboxRoot {
         root: folder.to_owned(),
         binds: vec![Bind { host: material.clone(), guest: MATERIAL.parse()? }],
         environment: environment(&request.spec),
@@ -121,10 +121,10 @@ fn make(request: &Request, folder: &Path, teller: &Teller) -> Result<StoredLayer
         spec: &request.spec,
         store: &store,
         root: &root,
-        room: &room,
+        sandbox_root: &sandbox_root,
         material: &material,
         checks,
-        teller,
+        reporter,
         reached: RefCell::default(),
         counted: Cell::new(""),
     };
@@ -243,10 +243,10 @@ struct Worker<'a> {
     spec: &'a BaseSpec,
     store: &'a Store,
     root: &'a Root,
-    room: &'a Room,
+    sandbox_root: &'a SandboxRoot,
     material: &'a Path,
     checks: mpsc::Sender<(String, Digest)>,
-    teller: &'a Teller,
+    reporter: &'a Reporter,
     /// What packages have reached.
     reached: RefCell<BTreeSet<String>>,
     /// The state that counts for the step at hand.
@@ -254,22 +254,22 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    fn tell(&self, told: &Told) {
-        self.teller.tell(serde_json::to_value(told).unwrap_or_default());
+    fn report(&self, report: &JobReport) {
+        self.reporter.report(serde_json::to_value(report).unwrap_or_default());
     }
 
     fn begin(&self, step: StepName, total: usize) {
-        self.tell(&Told::Begin { step, total: total as u64 });
+        self.report(&JobReport::Begin { step, total: total as u64 });
     }
 
     fn end(&self, outcome: impl Into<String>) {
-        self.tell(&Told::End { outcome: outcome.into() });
+        self.report(&JobReport::End { outcome: outcome.into() });
     }
 
     fn install(&self, into_nothing: bool) -> Result<()> {
         let plan = order::plan(&self.spec.packages, into_nothing)?;
         let on_progress = |progress: Progress<'_>| self.on_progress(progress);
-        let mut dpkg = Dpkg::new(self.room, &on_progress);
+        let mut dpkg = Dpkg::new(self.sandbox_root, &on_progress);
         if into_nothing {
             self.begin(StepName::Bootstrap, plan.essential.len());
             self.bootstrap(&plan.essential)?;
@@ -315,7 +315,7 @@ impl Worker<'_> {
 
     /// Waits for packages, and lays them out; returns the blobs of them.
     fn supply(&self, packages: &[usize]) -> Result<Vec<Digest>> {
-        let reply = self.teller.ask(serde_json::to_value(packages)?)?;
+        let reply = self.reporter.ask(serde_json::to_value(packages)?)?;
         let blobs: Vec<Digest> = serde_json::from_value(reply).context("reading which packages there are")?;
         ensure!(blobs.len() == packages.len(), "{} packages were asked for, {} came", packages.len(), blobs.len());
         for (&at, blob) in packages.iter().zip(&blobs) {
@@ -329,12 +329,12 @@ impl Worker<'_> {
     fn on_progress(&self, progress: Progress<'_>) {
         match progress {
             Progress::Begins(action, package) => {
-                self.tell(&Told::Advance { count: 0, detail: format!("{action} {package}") });
+                self.report(&JobReport::Advance { count: 0, detail: format!("{action} {package}") });
             }
             // Essential packages are unpacked twice, and triggers bring packages back to where they were.
             Progress::Reached(package, state) => {
                 if self.reached.borrow_mut().insert(format!("{package} {state}")) && self.counted.get() == state {
-                    self.tell(&Told::Advance { count: 1, detail: String::new() });
+                    self.report(&JobReport::Advance { count: 1, detail: String::new() });
                 }
             }
         }
@@ -348,7 +348,7 @@ impl Worker<'_> {
         blobs.sort_by_key(|(name, _)| *name != "base-files");
         for (name, blob) in blobs {
             bootstrap::unpack(self.store, self.root, &blob, patterns).with_context(|| format!("unpacking `{name}`"))?;
-            self.tell(&Told::Advance { count: 1, detail: name.to_owned() });
+            self.report(&JobReport::Advance { count: 1, detail: name.to_owned() });
         }
         for file in ["/var/lib/dpkg/status", "/var/lib/dpkg/available"] {
             let path: GuestPath = file.parse()?;
@@ -399,17 +399,17 @@ impl Worker<'_> {
         self.begin(StepName::Initramfs, kernels.len());
         for kernel in &kernels {
             let action = if self.root.exists(&format!("/boot/initrd.img-{kernel}").parse()?)? { "-u" } else { "-c" };
-            Dpkg::new(self.room, &|_| {})
+            Dpkg::new(self.sandbox_root, &|_| {})
                 .program(&[update, action, "-k", kernel])
                 .with_context(|| format!("making the initramfs of Linux {kernel}"))?;
             // The kernel's package could not link to an initramfs that was not there.
             let link = "/usr/bin/linux-update-symlinks";
             if self.root.exists(&link.parse()?)? {
-                Dpkg::new(self.room, &|_| {})
+                Dpkg::new(self.sandbox_root, &|_| {})
                     .program(&["env", "--unset=INITRD", link, "install", kernel, &format!("/boot/vmlinuz-{kernel}")])
                     .with_context(|| format!("linking to Linux {kernel}"))?;
             }
-            self.tell(&Told::Advance { count: 1, detail: kernel.clone() });
+            self.report(&JobReport::Advance { count: 1, detail: kernel.clone() });
         }
         self.end(kernels.join(", "));
         Ok(())
@@ -418,7 +418,9 @@ impl Worker<'_> {
     fn run_programs(&self) -> Result<()> {
         for program in &self.spec.programs {
             let words: Vec<&str> = program.iter().map(String::as_str).collect();
-            Dpkg::new(self.room, &|_| {}).program(&words).with_context(|| format!("running {}", program.join(" ")))?;
+            Dpkg::new(self.sandbox_root, &|_| {})
+                .program(&words)
+                .with_context(|| format!("running {}", program.join(" ")))?;
         }
         Ok(())
     }

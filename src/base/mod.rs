@@ -28,7 +28,7 @@ pub use clean::lint;
 
 use crate::{
     debian::deb::ExpandedDeb,
-    error::Fault,
+    error::UserError,
     model::{Digest, GuestPath},
     progress::{Progress, Step, Unit},
     rootfs::tar::StoredLayer,
@@ -250,19 +250,19 @@ struct Listener<'a, 'b> {
 }
 
 impl sandbox::Listener for Listener<'_, '_> {
-    fn hear(&mut self, event: serde_json::Value) {
-        let Ok(told) = serde_json::from_value::<job::Told>(event) else { return };
+    fn on_event(&mut self, event: serde_json::Value) {
+        let Ok(told) = serde_json::from_value::<job::JobReport>(event) else { return };
         match told {
-            job::Told::Begin { step, total } => {
+            job::JobReport::Begin { step, total } => {
                 self.current = Some(self.progress.step(step.name(), total, Unit::Items));
             }
-            job::Told::Advance { count, detail } => {
+            job::JobReport::Advance { count, detail } => {
                 if let Some(step) = &self.current {
                     step.advance(count);
                     step.detail(detail);
                 }
             }
-            job::Told::End { outcome } => {
+            job::JobReport::End { outcome } => {
                 if let Some(step) = self.current.take() {
                     step.finish(outcome);
                 }
@@ -280,10 +280,12 @@ impl sandbox::Listener for Listener<'_, '_> {
 /// Refuses a clock that would date files before the packages they came with.
 fn check_epoch(epoch: i64, now: i64) -> Result<()> {
     if epoch < 0 {
-        return Err(Fault::request(format!("the time {epoch}, which no file may be later than, is before 1970")).into());
+        return Err(
+            UserError::usage(format!("the time {epoch}, which no file may be later than, is before 1970")).into()
+        );
     }
     if epoch > now {
-        return Err(Fault::request(format!("the time {epoch}, which no file may be later than, is in the future"))
+        return Err(UserError::usage(format!("the time {epoch}, which no file may be later than, is in the future"))
             .hint("check the machine's clock and SOURCE_DATE_EPOCH")
             .into());
     }

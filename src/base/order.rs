@@ -1,7 +1,7 @@
 //! In which order packages are put in: what dpkg itself needs first, and as few runs of dpkg as Pre-Depends allow.
 
 use super::Package;
-use crate::{debian::depends, error::Fault};
+use crate::{debian::depends, error::UserError};
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeSet, HashMap};
 
@@ -125,7 +125,7 @@ impl<'a> Graph<'a> {
     /// When there is no essential package.
     fn essential(&self) -> Result<BTreeSet<usize>> {
         if self.essential.is_empty() {
-            return Err(Fault::request("no package is essential: these packages are no base system")
+            return Err(UserError::usage("no package is essential: these packages are no base system")
                 .hint("a base needs at least base-files, dpkg and the other packages marked `Essential: yes`")
                 .into());
         }
@@ -179,9 +179,11 @@ impl<'a> Graph<'a> {
                 .collect();
             if wanted.is_empty() {
                 let names: Vec<&str> = waiting.iter().map(|&at| self.nodes[at].name).collect();
-                return Err(
-                    Fault::work(format!("these packages pre-depend on each other: {}", names.join(", "))).into()
-                );
+                return Err(UserError::runtime(format!(
+                    "these packages pre-depend on each other: {}",
+                    names.join(", ")
+                ))
+                .into());
             }
             configured.extend(wanted.iter().copied());
             rounds.push(Round::Configure(wanted.into_iter().collect()));

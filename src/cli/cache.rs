@@ -1,7 +1,7 @@
 //! `pgha-image cache`: what the store holds, and making it smaller.
 
 use super::{print, project::StoreArgs};
-use crate::{error::Fault, model::Time, progress::size, recipe::Size, store::Store};
+use crate::{error::UserError, model::Time, progress::size, recipe::Size, store::Store};
 use anyhow::Result;
 use clap::Subcommand;
 use serde_json::json;
@@ -57,7 +57,7 @@ impl Args {
                 drop(Store::open(&folder)?);
                 let Some(collected) = Store::collect(&folder, Some(max_age.0), max_size.map(|size| size.0))? else {
                     let message = format!("a build is using the store {}", folder.display());
-                    return Err(Fault::work(message).hint("try again when it is done").into());
+                    return Err(UserError::runtime(message).hint("try again when it is done").into());
                 };
                 if self.json {
                     return print(&format!("{}\n", json!(collected)));

@@ -5,7 +5,7 @@ use super::{
     project::{ArchiveArgs, ProjectArgs, StoreArgs},
 };
 use crate::{
-    error::Fault,
+    error::UserError,
     model::GuestPath,
     pipeline::{self, Access},
     plan::{Explanation, explain},
@@ -61,8 +61,8 @@ impl Args {
                 let _ = writeln!(text, "{:<8} {owner}, which has it too", "package");
             }
             (None, true) => {
-                let fault = Fault::work(format!("no overlay of `{}` has {}", self.recipe, self.path));
-                return Err(fault
+                let problem = UserError::runtime(format!("no overlay of `{}` has {}", self.recipe, self.path));
+                return Err(problem
                     .hint("packages are known once the image was built here: build it, then ask again")
                     .into());
             }

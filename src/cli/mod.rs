@@ -19,7 +19,7 @@ mod shell;
 
 use crate::{
     base,
-    error::{self, Blame},
+    error::{self, ErrorKind},
     interrupt, machine, sandbox,
 };
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -79,9 +79,9 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
-            match error::blame(&error) {
-                Blame::Work => ExitCode::from(1),
-                Blame::Request => ExitCode::from(2),
+            match error::kind_of(&error) {
+                ErrorKind::Runtime => ExitCode::from(1),
+                ErrorKind::Usage => ExitCode::from(2),
             }
         }
     }

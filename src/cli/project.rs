@@ -1,7 +1,7 @@
 //! What several verbs need to know of the user's project and machine.
 
 use crate::{
-    error::Fault,
+    error::UserError,
     files,
     pipeline::{Access, Mirrors},
     plan::Draft,
@@ -100,7 +100,7 @@ impl StoreArgs {
             return Ok(folder);
         }
         files::user_folder("XDG_CACHE_HOME", ".cache").ok_or_else(|| {
-            Fault::request("neither XDG_CACHE_HOME nor HOME is set, so there is no place for the store")
+            UserError::usage("neither XDG_CACHE_HOME nor HOME is set, so there is no place for the store")
                 .hint("name one with --cache-dir")
                 .into()
         })
@@ -120,7 +120,7 @@ fn source_date_epoch() -> Result<Option<i64>> {
     match text.parse::<i64>() {
         Ok(seconds) if seconds >= 0 => Ok(Some(seconds)),
         _ => {
-            Err(Fault::request(format!("SOURCE_DATE_EPOCH is `{text}`, which is no number of seconds since 1970"))
+            Err(UserError::usage(format!("SOURCE_DATE_EPOCH is `{text}`, which is no number of seconds since 1970"))
                 .into())
         }
     }

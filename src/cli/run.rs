@@ -1,13 +1,13 @@
 //! `pgha-image run`.
 
 use crate::{
-    error::Fault,
+    error::UserError,
     files, interrupt,
-    machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, Net, Order, PortForward, Qemu, Seed},
+    machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, MachineConfig, Net, PortForward, Qemu, Seed},
     model::Arch,
     progress::Progress,
     recipe::Size,
-    reexec::{Guard, Life},
+    reexec::{Launcher, Lifetime},
 };
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
@@ -137,7 +137,7 @@ impl Args {
         let ports: Vec<PortForward> = self.ports.iter().map(|port| port.0).collect();
         ports.iter().try_for_each(require_free)?;
         let host_cpus = thread::available_parallelism().map_or(1, |count| count.get() as u32);
-        let order = Order {
+        let config = MachineConfig {
             name: "run".to_owned(),
             image,
             firmware: self.firmware.into(),
@@ -163,9 +163,9 @@ impl Args {
         if let Some(warning) = &probed.warning {
             progress.warn(warning);
         }
-        order.prepare(probed.accel, folder.path())?;
+        config.prepare(probed.accel, folder.path())?;
         progress.note("booting; Ctrl-A x ends the machine, Ctrl-A h tells more");
-        let machine = Machine::start(&qemu, folder.path(), Life::Tied, &Guard::new())?;
+        let machine = Machine::start(&qemu, folder.path(), Lifetime::Tied, &Launcher::new())?;
         while !machine.wait(Duration::from_secs(3600))? {}
         terminal.restore();
         Ok(())
@@ -199,7 +199,7 @@ fn find_image(wanted: &Path) -> Result<PathBuf> {
     let found = places.iter().find(|path| path.exists()).cloned();
     found.ok_or_else(|| {
         let [first, second] = places.map(|path| path.display().to_string());
-        Fault::request(format!("there is no image {name}, {first} or {second}"))
+        UserError::usage(format!("there is no image {name}, {first} or {second}"))
             .hint(format!("make one: pgha-image build {name} --format qcow2"))
             .into()
     })
@@ -210,7 +210,7 @@ fn require_free(port: &PortForward) -> Result<()> {
     match TcpListener::bind(port.host) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             let hint = "end what listens there (ss -ltnp shows it), or choose another port";
-            Err(Fault::request(format!("the port {} is taken", port.host)).hint(hint).into())
+            Err(UserError::usage(format!("the port {} is taken", port.host)).hint(hint).into())
         }
         Err(error) => Err(error).with_context(|| format!("listening on {}", port.host)),
         Ok(_) => Ok(()),

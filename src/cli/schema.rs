@@ -121,8 +121,8 @@ mod tests {
         for (at, keys) in found {
             let mut with_stranger = full.clone();
             with_stranger.pointer_mut(&at).unwrap()["zzzzzzzzzzzzzzzz"] = json!(1);
-            let Err(fault) = parse(&with_stranger) else { panic!("{at} takes any key") };
-            let hint = fault.hint.unwrap_or_default();
+            let Err(problem) = parse(&with_stranger) else { panic!("{at} takes any key") };
+            let hint = problem.hint.unwrap_or_default();
             let taken: BTreeSet<String> = hint.split('`').skip(1).step_by(2).map(str::to_owned).collect();
             assert_eq!(taken, keys, "at `{at}`, the parser takes one, the schema has the other");
         }

@@ -3,7 +3,7 @@
 use super::{print, project::ProjectArgs, recovery};
 use crate::{
     document::Document,
-    error::Fault,
+    error::UserError,
     files::{NewFile, read_text},
     model::scope::Machine,
     progress::{Progress, Style},
@@ -113,7 +113,7 @@ impl Args {
             let keys = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
             ssh_keys.extend(keys.map(ToOwned::to_owned));
             if text.contains("PRIVATE KEY") {
-                return Err(Fault::request(format!("{} is a private key", path.display()))
+                return Err(UserError::usage(format!("{} is a private key", path.display()))
                     .hint("give the file with the public one, mostly of the same name with .pub")
                     .into());
             }
@@ -136,7 +136,7 @@ impl Args {
             && !members.iter().any(|member| member.name == *name)
         {
             let known: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
-            return Err(Fault::request(format!("the document has no member `{name}`"))
+            return Err(UserError::usage(format!("the document has no member `{name}`"))
                 .hint(format!("its members are {}", known.join(", ")))
                 .into());
         }

@@ -1,7 +1,7 @@
 //! `pgha-image completions` and `pgha-image man`.
 
 use super::print;
-use crate::{document::suggest, error::Fault};
+use crate::{document::suggest, error::UserError};
 use anyhow::Result;
 use clap::Command;
 use clap_complete::Shell;
@@ -36,7 +36,7 @@ impl Man {
                 let names: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
                 let Some(found) = command.find_subcommand(verb) else {
                     let hint = suggest(verb, names.iter().map(String::as_str), "verbs are");
-                    return Err(Fault { hint, ..Fault::request(format!("there is no verb `{verb}`")) }.into());
+                    return Err(UserError { hint, ..UserError::usage(format!("there is no verb `{verb}`")) }.into());
                 };
                 found.clone().bin_name(format!("pgha-image {verb}")).display_name(format!("pgha-image-{verb}"))
             }

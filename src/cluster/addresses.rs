@@ -1,9 +1,9 @@
 //! Which addresses a cluster on this machine has.
 
-use super::driver::Ground;
+use super::driver::ClusterNetwork;
 use crate::{
     document::Document,
-    error::Fault,
+    error::UserError,
     model::{ClusterSpec, Network},
     seed::compose::subnet,
 };
@@ -15,11 +15,11 @@ const RANGE: [u8; 2] = [10, 213];
 /// The length of a network's prefix where the document does not tell it.
 const PREFIX: u8 = 24;
 
-/// The ground of the cluster `spec`: the network of its virtual address, or the smallest usual one of its members.
+/// The network of the cluster `spec`: the network of its virtual address, or the smallest usual one of its members.
 ///
 /// # Errors
 /// A wrong request when a member lies outside it, or no address is left for the host.
-pub fn ground(spec: &ClusterSpec) -> Result<Ground, Fault> {
+pub fn cluster_network(spec: &ClusterSpec) -> Result<ClusterNetwork, UserError> {
     let first = spec.members[0].address;
     let prefix = match &spec.vip {
         Some(vip) => vip.address.prefix,
@@ -28,7 +28,7 @@ pub fn ground(spec: &ClusterSpec) -> Result<Ground, Fault> {
     };
     let network = Network { address: first, prefix };
     if let Some(member) = spec.members.iter().find(|member| !network.contains(member.address)) {
-        return Err(Fault::request(format!(
+        return Err(UserError::usage(format!(
             "the member {} at {} is outside the network {}, which all nodes on one machine share",
             member.name,
             member.address,
@@ -41,10 +41,10 @@ pub fn ground(spec: &ClusterSpec) -> Result<Ground, Fault> {
     let gateway =
         (1..250).map(|number| plus(base, number)).find(|address| !taken(*address) && network.contains(*address));
     let gateway = gateway.ok_or_else(|| {
-        Fault::request(format!("the network {} has no address left for the host", subnet(&network)))
+        UserError::usage(format!("the network {} has no address left for the host", subnet(&network)))
             .hint("give the virtual address a shorter prefix")
     })?;
-    Ok(Ground { cluster: spec.cluster.clone(), subnet: subnet(&network), gateway, vip })
+    Ok(ClusterNetwork { cluster: spec.cluster.clone(), subnet: subnet(&network), gateway, vip })
 }
 
 fn plus(address: IpAddr, number: u32) -> IpAddr {
@@ -54,22 +54,27 @@ fn plus(address: IpAddr, number: u32) -> IpAddr {
     }
 }
 
+/// Whether two networks share an address; a text that is not a network shares none.
+pub fn overlap(one: &str, other: &str) -> bool {
+    let (Ok(one), Ok(other)) = (one.parse::<Network>(), other.parse::<Network>()) else { return false };
+    one.contains(other.address) || other.contains(one.address)
+}
+
 /// A document for a cluster `name` of `nodes` nodes, in a network that is none of `taken`.
 ///
 /// # Errors
 /// A wrong request when the number of nodes is none that a network has room for; failed work when no network is free.
 pub fn document(name: &str, nodes: usize, timing: &str, taken: &[String]) -> Result<Document> {
     if !(1..=9).contains(&nodes) {
-        return Err(Fault::request(format!("a cluster of {nodes} nodes cannot be made")).hint("give 1 to 9").into());
+        return Err(UserError::usage(format!("a cluster of {nodes} nodes cannot be made")).hint("give 1 to 9").into());
     }
     let [a, b] = RANGE;
-    // Other networks may be larger or smaller: neither may hold the other's first address.
-    let taken: Vec<Network> = taken.iter().filter_map(|network| network.parse().ok()).collect();
+    // Other networks may be larger or smaller.
     let free = (0..=255u8)
-        .map(|c| Network { address: Ipv4Addr::new(a, b, c, 0).into(), prefix: PREFIX })
-        .find(|own| taken.iter().all(|other| !other.contains(own.address) && !own.contains(other.address)));
-    let Some(Network { address: IpAddr::V4(base), .. }) = free else {
-        return Err(Fault::work(format!("no network {a}.{b}.x.0/{PREFIX} is free"))
+        .map(|c| Ipv4Addr::new(a, b, c, 0))
+        .find(|base| taken.iter().all(|other| !overlap(other, &format!("{base}/{PREFIX}"))));
+    let Some(base) = free else {
+        return Err(UserError::runtime(format!("no network {a}.{b}.x.0/{PREFIX} is free"))
             .hint("remove a cluster that is not needed: pgha-image cluster down NAME")
             .into());
     };
@@ -105,9 +110,9 @@ mod tests {
             );
             Document::new("demo", text).cluster().unwrap().0
         };
-        let one = ground(&spec("{name: a, address: 10.0.0.1}", "vip: {address: 10.0.0.2/24}\n")).unwrap();
+        let one = cluster_network(&spec("{name: a, address: 10.0.0.1}", "vip: {address: 10.0.0.2/24}\n")).unwrap();
         assert_eq!((one.subnet.as_str(), one.gateway.to_string().as_str()), ("10.0.0.0/24", "10.0.0.3"));
-        let far = ground(&spec("{name: a, address: 10.0.0.1}, {name: b, address: 10.0.9.1}", "")).unwrap_err();
+        let far = cluster_network(&spec("{name: a, address: 10.0.0.1}, {name: b, address: 10.0.9.1}", "")).unwrap_err();
         assert!(far.message.starts_with("the member b at 10.0.9.1 is outside the network 10.0.0.0/24"), "{far}");
     }
 }

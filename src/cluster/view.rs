@@ -1,6 +1,6 @@
 //! How a cluster's nodes stand, as each of them says.
 
-use super::driver::Power;
+use super::driver::PowerState;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ const STATE_WIDTH: usize = 60;
 
 /// What `pgha-node status --json` says, as far as clusters are concerned.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Said {
+pub struct NodeStatus {
     /// `unknown`, `working`, `waiting`, `ready`, `failed`, `refused`.
     pub phase: String,
     /// What is being done.
@@ -69,14 +69,14 @@ pub struct View {
     /// Its address.
     pub address: String,
     /// Whether it runs.
-    pub power: Power,
+    pub power: PowerState,
     /// What it says of itself, if it says something.
-    pub said: Option<Said>,
+    pub status: Option<NodeStatus>,
 }
 
 impl View {
     fn postgresql(&self) -> Option<&Postgresql> {
-        self.said.as_ref()?.postgresql.as_ref()
+        self.status.as_ref()?.postgresql.as_ref()
     }
 
     /// Whether its server takes writes.
@@ -94,23 +94,43 @@ impl View {
         self.postgresql().is_some_and(|postgresql| postgresql.synchronous)
     }
 
+    /// How far its server is behind the primary, in bytes.
+    pub fn lag(&self) -> Option<u64> {
+        self.postgresql()?.lag
+    }
+
+    /// The timeline of its server.
+    pub fn timeline(&self) -> Option<u64> {
+        self.postgresql()?.timeline
+    }
+
+    /// Who leads etcd, as its own member knows.
+    pub fn etcd_leader(&self) -> Option<&str> {
+        self.status.as_ref()?.etcd.as_ref()?.leader.as_deref()
+    }
+
+    /// How many members etcd has, as its own member knows.
+    pub fn etcd_members(&self) -> Option<usize> {
+        Some(self.status.as_ref()?.etcd.as_ref()?.members.1)
+    }
+
     /// Whether it holds the virtual address.
     pub fn holds_vip(&self) -> bool {
-        self.said.as_ref().is_some_and(|said| said.vip == Some(true))
+        self.status.as_ref().is_some_and(|status| status.vip == Some(true))
     }
 
     /// What keeps it from being well; `None` if nothing does.
-    pub fn ailment(&self) -> Option<String> {
-        let Some(said) = &self.said else { return Some(self.power.to_string()) };
-        if said.phase != "ready" {
-            let step = [said.step.as_str(), said.reason.as_str()];
+    pub fn problem(&self) -> Option<String> {
+        let Some(status) = &self.status else { return Some(self.power.to_string()) };
+        if status.phase != "ready" {
+            let step = [status.step.as_str(), status.reason.as_str()];
             let step: Vec<_> = step.into_iter().filter(|text| !text.is_empty()).collect();
-            return Some(format!("{}: {}", said.phase, step.join(": ").replace('\n', " ")));
+            return Some(format!("{}: {}", status.phase, step.join(": ").replace('\n', " ")));
         }
-        if let Some(service) = said.services.iter().find(|service| !service.settled) {
+        if let Some(service) = status.services.iter().find(|service| !service.settled) {
             return Some(format!("{} is {}", service.name, service.state));
         }
-        match &said.postgresql {
+        match &status.postgresql {
             None => Some("Patroni does not answer".to_owned()),
             Some(_) if self.is_primary() || self.is_streaming() => None,
             Some(postgresql) => Some(format!("{} is {}", postgresql.role, postgresql.state)),
@@ -119,11 +139,11 @@ impl View {
 }
 
 /// What keeps the cluster from being well; `None` if nothing does.
-pub fn ailment(views: &[View], has_vip: bool) -> Option<String> {
-    let ailing = views.iter().find_map(|view| Some(format!("{}: {}", view.node, view.ailment()?)));
+pub fn problem(views: &[View], has_vip: bool) -> Option<String> {
+    let unhealthy = views.iter().find_map(|view| Some(format!("{}: {}", view.node, view.problem()?)));
     let count = |is: fn(&View) -> bool| views.iter().filter(|view| is(view)).count();
     let holders = count(View::holds_vip);
-    ailing.or_else(|| match count(View::is_primary) {
+    unhealthy.or_else(|| match count(View::is_primary) {
         1 if !has_vip || holders == 1 => None,
         1 => Some(format!("the virtual address is on {holders} nodes")),
         primaries => Some(format!("there are {primaries} primaries")),
@@ -157,14 +177,14 @@ pub fn table(views: &[View]) -> String {
                 postgresql.lag.map_or_else(dash, |lag| format!("{lag} B")),
             ),
         };
-        let etcd = view.said.as_ref().and_then(|said| said.etcd.as_ref()).map_or_else(dash, |etcd| {
+        let etcd = view.status.as_ref().and_then(|status| status.etcd.as_ref()).map_or_else(dash, |etcd| {
             let leads = if etcd.leader.as_deref() == Some(&view.node) { " leads" } else { "" };
             format!("{}/{}{leads}", etcd.members.0, etcd.members.1)
         });
-        let state = match (&view.said, view.ailment()) {
+        let state = match (&view.status, view.problem()) {
             (None, _) => dash(),
             (_, None) => "ready".to_owned(),
-            (_, Some(ailment)) => shortened(&ailment),
+            (_, Some(problem)) => shortened(&problem),
         };
         let vip = if view.holds_vip() { "here".to_owned() } else { dash() };
         rows.push([
@@ -211,13 +231,13 @@ mod tests {
         View {
             node: node.into(),
             address: "10.0.0.11".into(),
-            power: Power::On,
-            said: Some(Said {
+            power: PowerState::On,
+            status: Some(NodeStatus {
                 phase: "ready".into(),
                 postgresql: Some(postgresql),
                 etcd: Some(Etcd { leader: Some("pg-2".into()), members: (3, 3) }),
                 vip: Some(node == "pg-1"),
-                ..Said::default()
+                ..NodeStatus::default()
             }),
         }
     }
@@ -233,24 +253,24 @@ mod tests {
     #[test]
     fn a_table_shows_who_does_what() {
         let mut views = three();
-        views[2].said = None;
-        views[2].power = Power::Off;
+        views[2].status = None;
+        views[2].power = PowerState::Off;
         insta::assert_snapshot!(table(&views));
     }
 
     #[test]
     fn one_primary_and_one_holder_make_a_cluster_well() {
-        assert_eq!(ailment(&three(), true), None);
+        assert_eq!(problem(&three(), true), None);
         let change = |change: fn(&mut Vec<View>)| {
             let mut views = three();
             change(&mut views);
-            ailment(&views, true).unwrap()
+            problem(&views, true).unwrap()
         };
-        assert_eq!(change(|views| views[1].said = None), "pg-2: on");
+        assert_eq!(change(|views| views[1].status = None), "pg-2: on");
         assert_eq!(change(|views| views[1] = view("pg-2", "primary", "running")), "there are 2 primaries");
         assert_eq!(change(|views| views[1] = view("pg-2", "replica", "starting")), "pg-2: replica is starting");
         assert_eq!(
-            change(|views| views[0].said.as_mut().unwrap().vip = Some(false)),
+            change(|views| views[0].status.as_mut().unwrap().vip = Some(false)),
             "the virtual address is on 0 nodes"
         );
     }
@@ -262,10 +282,10 @@ mod tests {
             "../node/snapshots/pgha_image__node__status__tests__a_person_reads_where_the_node_stands-2.snap"
         );
         let json = text.split("---\n").nth(2).unwrap();
-        let said: Said = serde_json::from_str(json).unwrap();
-        assert_eq!(said.phase, "waiting");
-        assert_eq!(said.etcd.unwrap().members, (2, 3));
-        assert_eq!(said.vip, Some(false));
-        assert!(said.postgresql.unwrap().synchronous);
+        let status: NodeStatus = serde_json::from_str(json).unwrap();
+        assert_eq!(status.phase, "waiting");
+        assert_eq!(status.etcd.unwrap().members, (2, 3));
+        assert_eq!(status.vip, Some(false));
+        assert!(status.postgresql.unwrap().synchronous);
     }
 }

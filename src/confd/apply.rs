@@ -1,15 +1,15 @@
 //! One pass over a resource: judge, render, stage, compare, check, replace, tell its reader; and remember durably.
 
 use super::{
-    feed::Reading,
-    guard::{self, Case, Reason, Verdict},
     haproxy,
     metrics::{self, Metrics},
-    record::{Keeper, Record, hash},
     resource::{Reload, Resource},
+    schedule::Outcome,
     settings::Settings,
+    shrink_policy::{self, Case, Reason, Verdict},
+    state_file::{Record, StateFile, hash},
     template, validate,
-    watch::Outcome,
+    watcher::StoreView,
 };
 use crate::{exec::Run, files::NewFile, log};
 use anyhow::{Context as _, Result};
@@ -31,7 +31,7 @@ pub struct Applier {
     resource: Resource,
     templates: PathBuf,
     options: Options,
-    keeper: Keeper,
+    state_file: StateFile,
     record: Option<Record>,
     recorded_at: Option<Instant>,
     reloaded_at: Option<Instant>,
@@ -73,8 +73,8 @@ impl Current {
 impl Applier {
     /// An applier of `resource`, which remembers what it applied before.
     pub fn new(resource: Resource, settings: &Settings, metrics: Arc<Metrics>) -> Applier {
-        let keeper = Keeper::new(&settings.state_dir, &resource.file);
-        let record = keeper.load().filter(|record| record.dest == resource.dest);
+        let state_file = StateFile::new(&settings.state_dir, &resource.file);
+        let record = state_file.load().filter(|record| record.dest == resource.dest);
         let options = Options {
             is_noop: settings.noop,
             is_sync_only: settings.sync_only,
@@ -86,7 +86,7 @@ impl Applier {
             resource,
             templates: settings.confdir.join("templates"),
             options,
-            keeper,
+            state_file,
             record,
             recorded_at: None,
             reloaded_at: None,
@@ -120,7 +120,9 @@ impl Applier {
                 self.tell_reader(None)?;
             }
         } else {
-            let (Some(good), Some(record)) = (self.keeper.load_good(), self.record.clone()) else { return Ok(false) };
+            let (Some(good), Some(record)) = (self.state_file.load_good(), self.record.clone()) else {
+                return Ok(false);
+            };
             log::warning!("{} is missing or empty: putting the last good content back", self.resource.dest.display());
             self.replace(&good, None, Record { content: hash(&good), ..record })?;
             if self.has_reader() {
@@ -135,13 +137,13 @@ impl Applier {
         self.count(|counters| counters.is_ready = true);
     }
 
-    /// Brings the file in step with `reading`.
+    /// Brings the file in step with `view`.
     ///
     /// # Errors
     /// When any step fails; the file is then as it was before that step, and the pass is to be repeated.
-    pub fn pass(&mut self, reading: &Reading) -> Result<Outcome> {
+    pub fn pass(&mut self, view: &StoreView) -> Result<Outcome> {
         let started = Instant::now();
-        let outcome = self.bring_in_step(reading);
+        let outcome = self.bring_in_step(view);
         let took = started.elapsed().as_secs_f64();
         let owed = self.record.as_ref().is_some_and(|record| record.reload_owed);
         self.count(|counters| {
@@ -154,12 +156,12 @@ impl Applier {
         outcome.with_context(|| format!("{}: rendering {}", self.resource.file.display(), self.resource.dest.display()))
     }
 
-    fn bring_in_step(&mut self, reading: &Reading) -> Result<Outcome> {
-        let items = reading.store.count(self.resource.items.as_deref())?;
-        if let Some(wait) = self.hold(items, reading)? {
+    fn bring_in_step(&mut self, view: &StoreView) -> Result<Outcome> {
+        let items = view.store.count(self.resource.items.as_deref())?;
+        if let Some(wait) = self.hold(items, view)? {
             return Ok(Outcome::Again(wait));
         }
-        let rendered = template::load(&self.templates, &self.resource.src)?.render(&reading.store)?;
+        let rendered = template::load(&self.templates, &self.resource.src)?.render(&view.store)?;
         if let Some(format) = self.resource.output_format {
             validate::check(format, &rendered)?;
         }
@@ -169,8 +171,8 @@ impl Applier {
             schema: 1,
             dest: self.resource.dest.clone(),
             content: hash(&wanted.content),
-            revision: reading.revision,
-            cluster: reading.cluster,
+            revision: view.revision,
+            cluster: view.cluster,
             items,
             reload_owed: self.has_reader(),
         };
@@ -200,7 +202,7 @@ impl Applier {
         {
             return Ok(Outcome::Again(wait));
         }
-        if let Err(error) = self.keeper.save_good(&wanted.content) {
+        if let Err(error) = self.state_file.save_good(&wanted.content) {
             self.complain(&error);
         }
         Ok(self.ready())
@@ -212,7 +214,7 @@ impl Applier {
     }
 
     /// How long to keep the file as it is, if the set of keys is not to be used.
-    fn hold(&mut self, items: usize, reading: &Reading) -> Result<Option<Duration>> {
+    fn hold(&mut self, items: usize, view: &StoreView) -> Result<Option<Duration>> {
         let applied = self.applied_items();
         if applied.is_some_and(|applied| items < applied) {
             self.smaller_since.get_or_insert_with(Instant::now);
@@ -222,13 +224,13 @@ impl Applier {
         let is_other_store = self
             .record
             .as_ref()
-            .is_some_and(|record| record.cluster != reading.cluster || reading.revision < record.revision);
-        let verdict = guard::judge(&Case {
+            .is_some_and(|record| record.cluster != view.cluster || view.revision < record.revision);
+        let verdict = shrink_policy::judge(&Case {
             items,
             applied,
             min_items: self.resource.min_items,
             is_other_store,
-            healthy_for: reading.healthy_for.unwrap_or_default(),
+            healthy_for: view.healthy_for.unwrap_or_default(),
             smaller_for: self.smaller_since.map_or(Duration::ZERO, |since| since.elapsed()),
             hold: self.options.shrink_hold,
         });
@@ -246,7 +248,7 @@ impl Applier {
             Reason::Wiped => "they come from another or an older store".to_owned(),
         };
         let before = match applied {
-            Some(guard::UNKNOWN) => "an unknown number".to_owned(),
+            Some(shrink_policy::UNKNOWN) => "an unknown number".to_owned(),
             applied => applied.unwrap_or(0).to_string(),
         };
         let message = format!("{} is kept: {items} items instead of {before}, {why}", self.resource.dest.display());
@@ -261,7 +263,9 @@ impl Applier {
     fn applied_items(&self) -> Option<usize> {
         match &self.record {
             Some(record) => Some(record.items),
-            None => fs::metadata(&self.resource.dest).is_ok_and(|file| file.len() > 0).then_some(guard::UNKNOWN),
+            None => {
+                fs::metadata(&self.resource.dest).is_ok_and(|file| file.len() > 0).then_some(shrink_policy::UNKNOWN)
+            }
         }
     }
 
@@ -390,7 +394,7 @@ impl Applier {
             counters.items = record.items;
             counters.is_reload_owed = record.reload_owed;
         });
-        if let Err(error) = self.keeper.save(&record) {
+        if let Err(error) = self.state_file.save(&record) {
             self.complain(&error);
         }
         self.recorded_at = Some(Instant::now());

@@ -1,6 +1,6 @@
 //! TOML documents whose values know their lines.
 
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::Result;
 use std::{path::Path, time::Duration};
 use toml::{
@@ -43,7 +43,7 @@ pub fn parse<'a>(path: &'a Path, text: &'a str) -> Result<Table<'a>> {
     let place = Place { path, text };
     let document = DeTable::parse(text).map_err(|error| {
         let at = error.span().map_or_else(|| path.display().to_string(), |span| place.at(span.start));
-        Fault::request(format!("{at}: {}", error.message()))
+        UserError::usage(format!("{at}: {}", error.message()))
     })?;
     Ok(Table { place, entries: document.into_inner().into_iter().collect() })
 }
@@ -61,7 +61,7 @@ impl<'a> Table<'a> {
         let line = self.place.at(value.span().start);
         match value.into_inner() {
             DeValue::Table(table) => Ok(Some(Table { place: self.place, entries: table.into_iter().collect() })),
-            _ => Err(Fault::request(format!("{line}: `{key}` must be a table")).into()),
+            _ => Err(UserError::usage(format!("{line}: `{key}` must be a table")).into()),
         }
     }
 
@@ -88,7 +88,7 @@ impl Entry<'_> {
 
     /// The error that this value is wrong.
     pub fn wrong(&self, message: impl std::fmt::Display) -> anyhow::Error {
-        Fault::request(format!("{}: `{}` {message}", self.at(), self.key)).into()
+        UserError::usage(format!("{}: `{}` {message}", self.at(), self.key)).into()
     }
 
     /// A text.
@@ -141,7 +141,7 @@ impl Entry<'_> {
 /// # Errors
 /// When it is none, or negative.
 pub fn duration(text: &str) -> Result<Duration> {
-    let wrong = || Fault::request(format!("`{text}` is no time such as 500ms, 30s or 1m30s"));
+    let wrong = || UserError::usage(format!("`{text}` is no time such as 500ms, 30s or 1m30s"));
     if text == "0" {
         return Ok(Duration::ZERO);
     }

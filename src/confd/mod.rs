@@ -79,20 +79,20 @@
 mod apply;
 mod backend;
 mod document;
-mod feed;
-mod guard;
 mod haproxy;
 mod memkv;
 mod metrics;
 mod notify;
 mod path;
-mod record;
 mod resource;
 mod run;
+mod schedule;
 mod settings;
+mod shrink_policy;
+mod state_file;
 mod template;
 mod validate;
-mod watch;
+mod watcher;
 mod worker;
 
 pub use run::run;

@@ -6,7 +6,7 @@ use super::{
     settings::{BackendSettings, Settings},
     template,
 };
-use crate::{error::Fault, files, log};
+use crate::{error::UserError, files, log};
 use anyhow::{Context as _, Result};
 use std::{
     fs,
@@ -128,7 +128,7 @@ pub fn load(path: &Path, settings: &Settings) -> Result<Resource> {
 pub fn parse(path: &Path, text: &str, settings: &Settings) -> Result<Resource> {
     let mut document = document::parse(path, text)?;
     let table = document.take_table("template")?;
-    let table = table.ok_or_else(|| Fault::request(format!("{}: there is no table [template]", path.display())))?;
+    let table = table.ok_or_else(|| UserError::usage(format!("{}: there is no table [template]", path.display())))?;
     let backend = document.take_table("backend")?;
     for entry in document.entries() {
         log::warning!("{}: the key `{}` is not known and does nothing", entry.at(), entry.key());
@@ -216,7 +216,7 @@ impl Draft {
 
     fn finish(self, settings: &Settings) -> Result<Resource> {
         let mut resource = self.resource;
-        let missing = |key: &str| Fault::request(format!("{}: `{key}` is missing", resource.file.display()));
+        let missing = |key: &str| UserError::usage(format!("{}: `{key}` is missing", resource.file.display()));
         if resource.src.is_empty() {
             return Err(missing("src").into());
         }
@@ -225,7 +225,7 @@ impl Draft {
         }
         if resource.haproxy_socket.is_some() && resource.reload_cmd.is_none() {
             let message = format!("{}: `haproxy_socket` needs a `reload_cmd`", resource.file.display());
-            return Err(Fault::request(message)
+            return Err(UserError::usage(message)
                 .hint("changes of structure are not possible through the socket")
                 .into());
         }

@@ -3,13 +3,13 @@
 use super::{
     apply::Applier,
     backend::{self, Stop},
-    feed::{Bell, Feed, Rung},
     metrics::Metrics,
     notify,
     resource::{self, Resource},
     settings::{BackendSettings, Layer, Settings, process_variable},
     template,
-    worker::{self, Pulse},
+    watcher::{WakeReason, Waker, Watcher},
+    worker::{self, Heartbeat},
 };
 use crate::log;
 use anyhow::{Context as _, Result, bail};
@@ -59,7 +59,7 @@ pub fn run(flags: Layer) -> Result<()> {
         let address = metrics.serve(address)?;
         log::info!("serving metrics on {address}");
     }
-    Daemon { flags, settings, metrics, crew: Crew::default() }.run(resources)
+    Daemon { flags, settings, metrics, threads: Threads::default() }.run(resources)
 }
 
 /// Checks every template of the resources.
@@ -75,7 +75,7 @@ fn check(settings: &Settings, resources: &[Resource]) -> Result<()> {
         }
     }
     if wrong > 0 {
-        bail!(crate::error::Fault::request(format!("{wrong} of {} resources are wrong", resources.len())));
+        bail!(crate::error::UserError::usage(format!("{wrong} of {} resources are wrong", resources.len())));
     }
     log::info!("{} resources are right", resources.len());
     Ok(())
@@ -84,8 +84,8 @@ fn check(settings: &Settings, resources: &[Resource]) -> Result<()> {
 /// Reads every store once.
 fn ask(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -> Result<()> {
     for (_, (own, resources)) in by_backend(settings, resources) {
-        let bells = resources.iter().map(|resource| (resource.keys.clone(), Arc::default())).collect();
-        let read = Feed::new(backend::open(&own)?, bells, Arc::clone(metrics)).read()?;
+        let wakers = resources.iter().map(|resource| (resource.keys.clone(), Arc::default())).collect();
+        let read = Watcher::new(backend::open(&own)?, wakers, Arc::clone(metrics)).read()?;
         log::info!("{} answers with {} keys", own.name, read.values.len());
     }
     Ok(())
@@ -96,10 +96,10 @@ fn once(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -
     let mut outcome = Ok(());
     for (_, resources) in by_backend(settings, resources) {
         let (backend, resources) = resources;
-        let bell = Arc::new(Bell::default());
-        let bells = resources.iter().map(|resource| (resource.keys.clone(), Arc::clone(&bell))).collect();
-        let feed = Feed::new(backend::open(&backend)?, bells, Arc::clone(metrics));
-        if let Err(error) = feed.read() {
+        let waker = Arc::new(Waker::default());
+        let wakers = resources.iter().map(|resource| (resource.keys.clone(), Arc::clone(&waker))).collect();
+        let watcher = Watcher::new(backend::open(&backend)?, wakers, Arc::clone(metrics));
+        if let Err(error) = watcher.read() {
             if settings.is_fail_fast {
                 return Err(error);
             }
@@ -109,8 +109,8 @@ fn once(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -
         for resource in resources {
             let mut applier = Applier::new(resource, settings, Arc::clone(metrics));
             let (places, prefix) = (applier.resource().keys.clone(), applier.resource().prefix.clone());
-            let reading = feed.reading(&places, &prefix).context("the store has not been read")?;
-            if let Err(error) = applier.pass(&reading) {
+            let view = watcher.view(&places, &prefix).context("the store has not been read")?;
+            if let Err(error) = applier.pass(&view) {
                 if settings.is_fail_fast {
                     return Err(error);
                 }
@@ -141,62 +141,68 @@ struct Daemon {
     flags: Layer,
     settings: Settings,
     metrics: Arc<Metrics>,
-    crew: Crew,
+    threads: Threads,
 }
 
 /// The threads that serve one set of resources.
 #[derive(Debug, Default)]
-struct Crew {
-    workers: Vec<(Arc<Bell>, Arc<Pulse>, JoinHandle<()>)>,
-    feeds: Vec<JoinHandle<()>>,
+struct Threads {
+    workers: Vec<(Arc<Waker>, Arc<Heartbeat>, JoinHandle<()>)>,
+    watchers: Vec<JoinHandle<()>>,
     stop: Stop,
 }
 
-impl Crew {
-    fn start(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -> Result<Crew> {
-        let mut crew = Crew::default();
+impl Threads {
+    fn start(settings: &Settings, resources: Vec<Resource>, metrics: &Arc<Metrics>) -> Result<Threads> {
+        let mut threads = Threads::default();
         let opened: Result<Vec<_>> = by_backend(settings, resources)
             .into_values()
             .map(|(own, resources)| Ok((backend::open(&own)?, resources)))
             .collect();
         for (backend, resources) in opened? {
-            let bells: Vec<_> = resources.iter().map(|_| Arc::new(Bell::default())).collect();
-            let wanted = resources.iter().map(|resource| resource.keys.clone()).zip(bells.iter().cloned()).collect();
-            let feed = Arc::new(Feed::new(backend, wanted, Arc::clone(metrics)));
-            for (resource, bell) in resources.into_iter().zip(bells) {
+            let wakers: Vec<_> = resources.iter().map(|_| Arc::new(Waker::default())).collect();
+            let wanted = resources.iter().map(|resource| resource.keys.clone()).zip(wakers.iter().cloned()).collect();
+            let watcher = Arc::new(Watcher::new(backend, wanted, Arc::clone(metrics)));
+            for (resource, waker) in resources.into_iter().zip(wakers) {
                 let applier = Applier::new(resource, settings, Arc::clone(metrics));
-                crew.hire(applier, Arc::clone(&feed), bell, settings.interval)?;
+                threads.spawn_worker(applier, Arc::clone(&watcher), waker, settings.interval)?;
             }
-            let (is_watching, interval, stop) = (settings.watch, settings.interval, crew.stop.clone());
-            let run = move || feed.run(is_watching, interval, &stop);
-            crew.feeds.push(thread::Builder::new().name("feed".into()).spawn(run)?);
+            let (is_watching, interval, stop) = (settings.watch, settings.interval, threads.stop.clone());
+            let run = move || watcher.run(is_watching, interval, &stop);
+            threads.watchers.push(thread::Builder::new().name("watcher".into()).spawn(run)?);
         }
-        Ok(crew)
+        Ok(threads)
     }
 
-    fn hire(&mut self, applier: Applier, feed: Arc<Feed>, bell: Arc<Bell>, interval: Duration) -> Result<()> {
-        let pulse = Arc::new(Pulse::new());
-        let (own_bell, own_pulse) = (Arc::clone(&bell), Arc::clone(&pulse));
-        let work = move || worker::work(applier, &feed, &own_bell, interval, &own_pulse);
+    fn spawn_worker(
+        &mut self,
+        applier: Applier,
+        watcher: Arc<Watcher>,
+        waker: Arc<Waker>,
+        interval: Duration,
+    ) -> Result<()> {
+        let heartbeat = Arc::new(Heartbeat::new());
+        let (own_waker, own_heartbeat) = (Arc::clone(&waker), Arc::clone(&heartbeat));
+        let work = move || worker::work(applier, &watcher, &own_waker, interval, &own_heartbeat);
         let thread = thread::Builder::new().name("resource".into()).stack_size(STACK).spawn(work)?;
-        self.workers.push((bell, pulse, thread));
+        self.workers.push((waker, heartbeat, thread));
         Ok(())
     }
 
     fn is_well(&self) -> bool {
-        self.workers.iter().all(|(_, pulse, _)| pulse.is_well())
+        self.workers.iter().all(|(_, heartbeat, _)| heartbeat.is_well())
     }
 
     /// Whether a thread has ended that nobody asked to end.
     fn is_broken(&self) -> bool {
-        self.workers.iter().map(|(.., thread)| thread).chain(&self.feeds).any(JoinHandle::is_finished)
+        self.workers.iter().map(|(.., thread)| thread).chain(&self.watchers).any(JoinHandle::is_finished)
     }
 
     /// Ends the workers; each finishes its step in hand, if that takes no longer than `limit`.
     fn end(self, limit: Duration) {
         self.stop.set();
-        for (bell, ..) in &self.workers {
-            bell.ring(Rung { stop: true, changed: false });
+        for (waker, ..) in &self.workers {
+            waker.wake(WakeReason { stop: true, changed: false });
         }
         let end = Instant::now() + limit;
         while self.workers.iter().any(|(.., thread)| !thread.is_finished()) {
@@ -214,7 +220,7 @@ impl Daemon {
         let mut signals =
             signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]).context("listening for signals")?;
         log::info!("starting with the backend {}", self.settings.backend.name);
-        self.crew = Crew::start(&self.settings, resources, &self.metrics)?;
+        self.threads = Threads::start(&self.settings, resources, &self.metrics)?;
         let watchdog = notify::watchdog_interval();
         let (mut is_ready, mut alive_at) = (false, Instant::now());
         let mut loaded = stamp(&self.settings.confdir.join("conf.d"));
@@ -228,18 +234,18 @@ impl Daemon {
                 } else {
                     log::info!("ending at signal {signal}");
                     notify::stopping();
-                    self.crew.end(self.settings.shutdown_timeout);
+                    self.threads.end(self.settings.shutdown_timeout);
                     return Ok(());
                 }
             }
-            if self.crew.is_broken() {
+            if self.threads.is_broken() {
                 bail!("a part of the program ended unexpectedly");
             }
             if !is_ready && self.metrics.is_ready() {
                 notify::ready("every file is in step");
                 is_ready = true;
             }
-            if watchdog.is_some_and(|interval| alive_at.elapsed() >= interval) && self.crew.is_well() {
+            if watchdog.is_some_and(|interval| alive_at.elapsed() >= interval) && self.threads.is_well() {
                 notify::alive();
                 notify::status(&status(&self.metrics));
                 alive_at = Instant::now();
@@ -274,11 +280,11 @@ impl Daemon {
                 log::set_level(settings.log_level);
                 let dests: Vec<String> =
                     resources.iter().map(|resource| resource.dest.to_string_lossy().into_owned()).collect();
-                std::mem::take(&mut self.crew).end(self.settings.shutdown_timeout);
+                std::mem::take(&mut self.threads).end(self.settings.shutdown_timeout);
                 self.metrics.keep_resources(|dest| dests.iter().any(|own| own == dest));
                 self.settings = settings;
-                match Crew::start(&self.settings, resources, &self.metrics) {
-                    Ok(crew) => self.crew = crew,
+                match Threads::start(&self.settings, resources, &self.metrics) {
+                    Ok(threads) => self.threads = threads,
                     Err(error) => log::error!("{error:#}"),
                 }
                 self.metrics.config_reloaded(true);

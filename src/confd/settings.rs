@@ -4,7 +4,7 @@
 //! is `CONFD_` and the flag's name in capitals (`CONFD_CLIENT_CAKEYS` for `-client-ca-keys`, as upstream).
 
 use super::document::{self, Entry};
-use crate::{error::Fault, files, log};
+use crate::{error::UserError, files, log};
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeMap,
@@ -254,12 +254,14 @@ impl Settings {
 
     fn read(reader: &Reader, variable: impl Fn(&str) -> Option<String>) -> Result<Settings> {
         if reader.bool("client-insecure")? == Some(true) {
-            return Err(Fault::request("-client-insecure cannot be had: the backend's certificate is always verified")
-                .hint("give the certificates to trust with -client-ca-keys")
-                .into());
+            return Err(UserError::usage(
+                "-client-insecure cannot be had: the backend's certificate is always verified",
+            )
+            .hint("give the certificates to trust with -client-ca-keys")
+            .into());
         }
         if reader.text("secret-keyring").is_some() {
-            return Err(Fault::request("-secret-keyring cannot be had: encrypted values are not supported").into());
+            return Err(UserError::usage("-secret-keyring cannot be had: encrypted values are not supported").into());
         }
         for key in KEYS.iter().filter(|key| key.kind == Kind::Unused) {
             if let Some(raw) = reader.0.get(key.flag) {
@@ -322,7 +324,7 @@ impl BackendSettings {
             "etcd" | "etcdv3" => "etcdv3",
             name @ ("consul" | "file" | "env") => name,
             name => {
-                return Err(Fault::request(format!("the backend `{name}` cannot be had"))
+                return Err(UserError::usage(format!("the backend `{name}` cannot be had"))
                     .hint("backends: etcdv3, consul, file, env")
                     .into());
             }
@@ -331,8 +333,8 @@ impl BackendSettings {
         let certificate = match (path("client-cert"), path("client-key")) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
-            (Some(_), None) => return Err(Fault::request("client_cert is given without client_key").into()),
-            (None, Some(_)) => return Err(Fault::request("client_key is given without client_cert").into()),
+            (Some(_), None) => return Err(UserError::usage("client_cert is given without client_key").into()),
+            (None, Some(_)) => return Err(UserError::usage("client_key is given without client_cert").into()),
         };
         let scheme = reader.text("scheme").filter(|scheme| !scheme.is_empty());
         if let Some(scheme) = scheme.filter(|scheme| !matches!(*scheme, "http" | "https")) {
@@ -421,7 +423,7 @@ impl Reader {
 
     fn wrong(&self, flag: &str, message: impl std::fmt::Display) -> anyhow::Error {
         let source = self.0.get(flag).map_or(flag, |raw| &raw.source);
-        Fault::request(format!("{source}: {message}")).into()
+        UserError::usage(format!("{source}: {message}")).into()
     }
 }
 

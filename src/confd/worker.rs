@@ -2,8 +2,8 @@
 
 use super::{
     apply::Applier,
-    feed::{Bell, Feed},
-    watch::{Outcome, Schedule},
+    schedule::{Outcome, Schedule},
+    watcher::{Waker, Watcher},
 };
 use crate::log;
 use std::{
@@ -19,18 +19,18 @@ const BEAT: Duration = Duration::from_secs(5);
 
 /// When a worker was last seen, for the watchdog.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct Heartbeat {
     start: Instant,
     /// Milliseconds after `start` until which silence is no cause for worry.
     until: AtomicU64,
 }
 
-impl Pulse {
+impl Heartbeat {
     /// A pulse that beats now.
-    pub fn new() -> Pulse {
-        let pulse = Pulse { start: Instant::now(), until: AtomicU64::new(0) };
-        pulse.beat(BEAT);
-        pulse
+    pub fn new() -> Heartbeat {
+        let heartbeat = Heartbeat { start: Instant::now(), until: AtomicU64::new(0) };
+        heartbeat.beat(BEAT);
+        heartbeat
     }
 
     /// The worker is well, and may be silent for so long.
@@ -46,32 +46,32 @@ impl Pulse {
 }
 
 /// Works until the bell rings for the end; a step in hand is finished.
-pub fn work(mut applier: Applier, feed: &Feed, bell: &Bell, interval: Duration, pulse: &Arc<Pulse>) {
+pub fn work(mut applier: Applier, watcher: &Watcher, waker: &Waker, interval: Duration, heartbeat: &Arc<Heartbeat>) {
     let start = Instant::now();
     let mut schedule = Schedule::new(interval, applier.resource().debounce);
     let commands = applier.resource().check_timeout + applier.resource().reload_timeout;
-    pulse.beat(commands + BEAT);
+    heartbeat.beat(commands + BEAT);
     match applier.wake() {
         Ok(true) => applier.usable(),
         Ok(false) => {}
         Err(error) => log::error!("{error:#}"),
     }
     loop {
-        pulse.beat(BEAT);
+        heartbeat.beat(BEAT);
         let wait = schedule.due().saturating_sub(start.elapsed());
-        let rung = bell.wait(wait.min(BEAT));
-        if rung.stop {
+        let reason = waker.wait(wait.min(BEAT));
+        if reason.stop {
             return;
         }
-        if rung.changed {
+        if reason.changed {
             schedule.changed(start.elapsed());
         }
         if schedule.due() > start.elapsed() {
             continue;
         }
-        pulse.beat(commands + BEAT);
+        heartbeat.beat(commands + BEAT);
         let (places, prefix) = (&applier.resource().keys, &applier.resource().prefix);
-        let Some(reading) = feed.reading(places, prefix) else {
+        let Some(view) = watcher.view(places, prefix) else {
             // The first answer rings the bell.
             schedule.begin();
             schedule.end(start.elapsed(), Duration::ZERO, Outcome::Again(BEAT));
@@ -79,7 +79,7 @@ pub fn work(mut applier: Applier, feed: &Feed, bell: &Bell, interval: Duration, 
         };
         schedule.begin();
         let begun = Instant::now();
-        let outcome = applier.pass(&reading).unwrap_or_else(|error| {
+        let outcome = applier.pass(&view).unwrap_or_else(|error| {
             log::error!("{error:#}");
             Outcome::Failed
         });

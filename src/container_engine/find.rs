@@ -1,6 +1,6 @@
 //! Where engines listen.
 
-use crate::error::Fault;
+use crate::error::UserError;
 use std::{
     env, fmt, io,
     path::{Path, PathBuf},
@@ -63,7 +63,7 @@ impl Surroundings {
     }
 
     /// Docker's own, then that of rootless Docker, then that of Docker Desktop.
-    fn docker(&self) -> Result<Vec<Address>, Fault> {
+    fn docker(&self) -> Result<Vec<Address>, UserError> {
         if let Some(host) = &self.docker_host {
             return Ok(vec![address("DOCKER_HOST", host)?]);
         }
@@ -73,7 +73,7 @@ impl Surroundings {
     }
 
     /// The user's own, then the system's.
-    fn podman(&self) -> Result<Vec<Address>, Fault> {
+    fn podman(&self) -> Result<Vec<Address>, UserError> {
         if let Some(host) = &self.container_host {
             return Ok(vec![address("CONTAINER_HOST", host)?]);
         }
@@ -83,7 +83,7 @@ impl Surroundings {
 }
 
 /// The places to try, in order.
-pub(super) fn addresses(which: Which, around: &Surroundings) -> Result<Vec<Address>, Fault> {
+pub(super) fn addresses(which: Which, around: &Surroundings) -> Result<Vec<Address>, UserError> {
     match which {
         Which::Docker => around.docker(),
         Which::Podman => around.podman(),
@@ -94,17 +94,17 @@ pub(super) fn addresses(which: Which, around: &Surroundings) -> Result<Vec<Addre
     }
 }
 
-fn address(variable: &str, host: &str) -> Result<Address, Fault> {
+fn address(variable: &str, host: &str) -> Result<Address, UserError> {
     match host.split_once("://") {
         Some(("unix", path)) if path.starts_with('/') => Ok(Address::Unix(path.into())),
         Some(("tcp", rest)) if !rest.is_empty() => Ok(Address::Tcp(host.to_owned())),
-        _ => Err(Fault::request(format!("{variable} is `{host}`, which cannot be used"))
+        _ => Err(UserError::usage(format!("{variable} is `{host}`, which cannot be used"))
             .hint("it must be unix:///PATH or tcp://HOST:PORT; forward a remote engine's socket with `ssh -L`")),
     }
 }
 
 /// The error that names what was tried, and the way out that fits it best.
-pub(super) fn none_answers(tried: &[(Address, io::Error)]) -> Fault {
+pub(super) fn none_answers(tried: &[(Address, io::Error)]) -> UserError {
     let mut message = "no container engine answers".to_owned();
     for (address, why) in tried {
         let why = match why.kind() {
@@ -119,7 +119,7 @@ pub(super) fn none_answers(tried: &[(Address, io::Error)]) -> Fault {
         Address::Unix(path) if why.kind() == io::ErrorKind::PermissionDenied => Some(path),
         _ => None,
     });
-    Fault::work(message).hint(match denied {
+    UserError::runtime(message).hint(match denied {
         Some(path) => denied_hint(path),
         None => {
             "start one: `systemctl start docker`, or `systemctl --user start podman.socket`; or name its socket in \
@@ -179,8 +179,8 @@ mod tests {
     fn a_host_of_another_kind_is_refused() {
         for host in ["ssh://root@host", "unix://relative", "/run/docker.sock", "tcp://"] {
             let around = Surroundings { docker_host: Some(host.to_owned()), ..around() };
-            let fault = addresses(Which::Auto, &around).unwrap_err();
-            assert_eq!(fault.message, format!("DOCKER_HOST is `{host}`, which cannot be used"));
+            let problem = addresses(Which::Auto, &around).unwrap_err();
+            assert_eq!(problem.message, format!("DOCKER_HOST is `{host}`, which cannot be used"));
         }
     }
 }

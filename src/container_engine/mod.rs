@@ -6,11 +6,11 @@
 mod containers;
 mod find;
 
-pub use containers::{Container, ContainerSpec, ContainerState, Executed, NetworkSpec};
+pub use containers::{Container, ContainerFile, ContainerSpec, ContainerState, Executed, Network, NetworkSpec};
 pub use find::Which;
 
 use crate::{
-    error::Fault,
+    error::UserError,
     progress::{Progress, Step, Unit, size},
 };
 use anyhow::{Context as _, Result};
@@ -138,7 +138,9 @@ impl Engine {
         match self.runtime.block_on(self.docker.inspect_image(reference)) {
             Ok(image) => Ok(image.id),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-            Err(error) => Err(self.told(error)).with_context(|| format!("asking {self} for the image {reference}")),
+            Err(error) => {
+                Err(self.explained(error)).with_context(|| format!("asking {self} for the image {reference}"))
+            }
         }
     }
 
@@ -211,19 +213,19 @@ impl Engine {
     }
 
     fn wait<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T> {
-        self.runtime.block_on(work).map_err(|error| self.told(error))
+        self.runtime.block_on(work).map_err(|error| self.explained(error))
     }
 
     /// What went wrong, in our words where the client's do not help.
-    fn told(&self, error: Error) -> anyhow::Error {
+    fn explained(&self, error: Error) -> anyhow::Error {
         match error {
             Error::DockerResponseServerError { message, .. } | Error::DockerStreamError { error: message } => {
-                Fault::work(format!("{} refused: {}", self.kind, message.trim())).into()
+                UserError::runtime(format!("{} refused: {}", self.kind, message.trim())).into()
             }
-            Error::RequestTimeoutError => Fault::work(format!("{} does not answer", self.kind)).into(),
+            Error::RequestTimeoutError => UserError::runtime(format!("{} does not answer", self.kind)).into(),
             error if is_local(&error) => anyhow::Error::msg(said(&error)),
             error => anyhow::Error::msg(said(&error)).context(
-                Fault::work(format!("{} cut the connection off", self.kind))
+                UserError::runtime(format!("{} cut the connection off", self.kind))
                     .hint(format!("see whether it still runs, and what its log says ({})", self.address)),
             ),
         }

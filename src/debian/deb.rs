@@ -7,7 +7,7 @@ mod ar;
 mod tar;
 
 use super::deb822;
-use crate::{error::Fault, model::Digest};
+use crate::{error::UserError, model::Digest};
 use anyhow::{Context as _, Result};
 use ar::{Ar, Member};
 use serde::{Deserialize, Serialize};
@@ -127,7 +127,7 @@ pub fn expand(deb: impl Read, limits: &Limits, scratch: &Path, out: &mut impl Wr
 
 /// The fault of a package that nobody should install.
 fn hostile(what: impl Into<String>) -> anyhow::Error {
-    Fault::work(what)
+    UserError::runtime(what)
         .hint("the package is damaged or hostile, and was not used; tell those who keep the archive")
         .into()
 }

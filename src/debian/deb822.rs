@@ -3,7 +3,7 @@
 //! Nothing is copied: paragraphs and values are slices of the text. A value is given as it stands, continuation lines
 //! with their leading blank included, but without white space around the whole.
 
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::Result;
 use std::ops::Range;
 
@@ -49,7 +49,7 @@ impl<'a> Paragraph<'a> {
             at = range.end;
             let name = &self.text[range.start..colon];
             if fields.iter().any(|field| field.name.eq_ignore_ascii_case(name)) {
-                return Err(self.fault(range.start, &format!("the field `{name}` is there twice")));
+                return Err(self.error(range.start, &format!("the field `{name}` is there twice")));
             }
             fields.push(Field { name, value: self.text[colon + 1..range.end].trim() });
         }
@@ -60,14 +60,14 @@ impl<'a> Paragraph<'a> {
     fn refuse_stray(&self, range: Range<usize>) -> Result<()> {
         let stray = &self.text[range.clone()];
         match stray.lines().find(|line| !line.starts_with('#')) {
-            Some(line) => Err(self.fault(range.start, &format!("`{}` is no field", shorten(line)))),
+            Some(line) => Err(self.error(range.start, &format!("`{}` is no field", shorten(line)))),
             None => Ok(()),
         }
     }
 
-    fn fault(&self, at: usize, what: &str) -> anyhow::Error {
+    fn error(&self, at: usize, what: &str) -> anyhow::Error {
         let line = self.line + self.text[..at].matches('\n').count();
-        Fault::work(format!("line {line}: {what}")).into()
+        UserError::runtime(format!("line {line}: {what}")).into()
     }
 }
 
@@ -101,9 +101,9 @@ pub fn paragraphs(text: &str) -> impl Iterator<Item = Paragraph<'_>> {
 /// When there is none or another one, and as [`Paragraph::fields`].
 pub fn single(text: &str) -> Result<Vec<Field<'_>>> {
     let mut paragraphs = paragraphs(text);
-    let Some(paragraph) = paragraphs.next() else { return Err(Fault::work("there is no field in it").into()) };
+    let Some(paragraph) = paragraphs.next() else { return Err(UserError::runtime("there is no field in it").into()) };
     if let Some(second) = paragraphs.next() {
-        return Err(Fault::work(format!("line {}: a second paragraph", second.line)).into());
+        return Err(UserError::runtime(format!("line {}: a second paragraph", second.line)).into());
     }
     paragraph.fields()
 }

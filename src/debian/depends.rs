@@ -1,7 +1,7 @@
 //! Relationship fields: `Depends`, `Conflicts`, `Provides` and their kin (Debian policy 7.1).
 
 use super::version::{self, Relation, Version};
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::{Context as _, Result};
 use std::fmt;
 
@@ -22,7 +22,7 @@ impl<'a> Dependency<'a> {
     /// # Errors
     /// When it is nothing of the kind.
     pub fn parse(text: &'a str) -> Result<Dependency<'a>> {
-        Dependency::read(text.trim()).with_context(|| Fault::work(format!("`{}` is no dependency", text.trim())))
+        Dependency::read(text.trim()).with_context(|| UserError::runtime(format!("`{}` is no dependency", text.trim())))
     }
 
     fn read(text: &'a str) -> Option<Dependency<'a>> {

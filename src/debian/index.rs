@@ -5,7 +5,7 @@
 
 use super::deb822::{self, Paragraph};
 use crate::{
-    error::Fault,
+    error::UserError,
     model::{Arch, Digest},
 };
 use anyhow::{Context as _, Result};
@@ -102,7 +102,7 @@ impl Index {
     /// When a paragraph has no name or version.
     pub fn parse(text: String, arch: Arch, origin: usize) -> Result<Index> {
         if u32::try_from(text.len()).is_err() {
-            return Err(Fault::work("the index has more than 4 GiB").into());
+            return Err(UserError::runtime("the index has more than 4 GiB").into());
         }
         let mut slots = Vec::with_capacity(text.len() / 700);
         let mut at = 0;
@@ -194,10 +194,11 @@ impl<'a> Entry<'a> {
     /// When a field is missing or wrong.
     pub fn package(&self) -> Result<Package> {
         let needed = |field: &str| {
-            self.get(field).ok_or_else(|| Fault::work(format!("`{}` has no field `{field}` in the index", self.name())))
+            self.get(field)
+                .ok_or_else(|| UserError::runtime(format!("`{}` has no field `{field}` in the index", self.name())))
         };
         let wrong =
-            |field: &str| Fault::work(format!("the field `{field}` of `{}` is wrong in the index", self.name()));
+            |field: &str| UserError::runtime(format!("the field `{field}` of `{}` is wrong in the index", self.name()));
         // `Source: name (version)`, each part only where it differs.
         let source = self.get("Source").unwrap_or(self.name());
         let (source, source_version) = match source.split_once(" (") {
@@ -273,7 +274,7 @@ fn read_paragraph(text: &str, start: usize, arch: Arch, slots: &mut Vec<Slot>) -
     if at > start && fits {
         if slot.name.is_empty() || slot.version.is_empty() {
             let line = text[..start].matches('\n').count() + 1;
-            return Err(Fault::work(format!("the paragraph at line {line} has no name or no version")).into());
+            return Err(UserError::runtime(format!("the paragraph at line {line} has no name or no version")).into());
         }
         slot.paragraph = start as u32..at as u32;
         slots.push(slot);

@@ -1,7 +1,7 @@
 //! `Release` files: what a suite of an archive holds (Debian wiki, "DebianRepository/Format").
 
 use super::deb822;
-use crate::{error::Fault, model::Digest};
+use crate::{error::UserError, model::Digest};
 use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
 
@@ -46,11 +46,11 @@ impl Release {
         let time = |name: &str| -> Result<Option<i64>> {
             get(name).map(|text| parse_time(text).with_context(|| format!("the field `{name}`"))).transpose()
         };
-        let sums = get("SHA256").context(Fault::work("there are no SHA-256 sums in it"))?;
+        let sums = get("SHA256").context(UserError::runtime("there are no SHA-256 sums in it"))?;
         Ok(Release {
             suite: get("Suite").map(str::to_owned),
             codename: get("Codename").map(str::to_owned),
-            date: time("Date")?.context(Fault::work("the field `Date` is missing"))?,
+            date: time("Date")?.context(UserError::runtime("the field `Date` is missing"))?,
             valid_until: time("Valid-Until")?,
             architectures: words("Architectures"),
             all_apart: words("Architectures").iter().any(|arch| arch == "all")
@@ -74,17 +74,24 @@ impl Release {
         if !names.contains(&folder)
             && !names.iter().any(|name| folder.strip_prefix(name).is_some_and(|rest| rest.starts_with('/')))
         {
-            return Err(Fault::work(format!("`{asked}` was asked for, but it is of the suite {}", quoted(&names)))
-                .hint("check the suite's name, and that the mirror has it")
-                .into());
+            return Err(UserError::runtime(format!(
+                "`{asked}` was asked for, but it is of the suite {}",
+                quoted(&names)
+            ))
+            .hint("check the suite's name, and that the mirror has it")
+            .into());
         }
         if self.date > now + CLOCK_SKEW {
-            return Err(Fault::work(format!("it is of {}, but here it is {}", show_time(self.date), show_time(now)))
-                .hint("set this machine's clock")
-                .into());
+            return Err(UserError::runtime(format!(
+                "it is of {}, but here it is {}",
+                show_time(self.date),
+                show_time(now)
+            ))
+            .hint("set this machine's clock")
+            .into());
         }
         if let Some(end) = self.valid_until.filter(|&end| end < now && !may_be_old) {
-            return Err(Fault::work(format!("it is outdated: it was valid until {}", show_time(end)))
+            return Err(UserError::runtime(format!("it is outdated: it was valid until {}", show_time(end)))
                 .hint("the mirror is no longer updated, so take another; if the clock here is wrong, set it")
                 .into());
         }
@@ -97,7 +104,7 @@ impl Release {
     /// When it did.
     pub fn check_order(&self, last: i64) -> Result<()> {
         if self.date < last {
-            return Err(Fault::work(format!(
+            return Err(UserError::runtime(format!(
                 "it goes back in time: it is of {}, but one of {} has been seen",
                 show_time(self.date),
                 show_time(last)
@@ -128,7 +135,7 @@ fn parse_sum(line: &str) -> Result<(String, (Digest, u64))> {
         let path = words.next().filter(|path| !path.starts_with('/') && !path.split('/').any(|part| part == ".."))?;
         words.next().is_none().then(|| (path.to_owned(), (digest, size)))
     };
-    read().ok_or_else(|| Fault::work(format!("`{}` is no SHA-256 sum", line.trim())).into())
+    read().ok_or_else(|| UserError::runtime(format!("`{}` is no SHA-256 sum", line.trim())).into())
 }
 
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
@@ -149,7 +156,9 @@ pub fn parse_time(text: &str) -> Result<i64> {
         matches!(words.next()?, "UTC" | "GMT" | "Z" | "+0000")
             .then(|| days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
     };
-    read().ok_or_else(|| Fault::work(format!("`{text}` is no time, such as `Sat, 12 Sep 2026 07:55:41 UTC`")).into())
+    read().ok_or_else(|| {
+        UserError::runtime(format!("`{text}` is no time, such as `Sat, 12 Sep 2026 07:55:41 UTC`")).into()
+    })
 }
 
 /// A time as people read it, such as `2026-09-12 07:55:41 UTC`.

@@ -4,7 +4,7 @@
 //! certificate by a valid self-signature, must be allowed to sign, not expired, not revoked; a signature must not rest
 //! on a broken hash, nor be dated before its key or in the future. One good signature suffices, as for apt.
 
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::{Context as _, Result};
 use pgp::{
     composed::{CleartextSignedMessage, Deserializable as _, SignedPublicKey, SignedPublicSubKey},
@@ -55,7 +55,7 @@ impl Keyring {
                 keys.extend(keys_of(&certificate));
             }
             if keys.len() == before {
-                return Err(Fault::work("there is no OpenPGP key in it").into());
+                return Err(UserError::runtime("there is no OpenPGP key in it").into());
             }
         }
         Ok(Keyring { keys })
@@ -69,16 +69,16 @@ impl Keyring {
     pub fn verify(&self, document: &[u8], now: i64) -> Result<String> {
         let text = std::str::from_utf8(document).ok().filter(|text| text.starts_with("-----BEGIN PGP SIGNED MESSAGE"));
         let Some(text) = text else {
-            return Err(Fault::work("it is not signed")
+            return Err(UserError::runtime("it is not signed")
                 .hint("an archive without signatures cannot be trusted; is the mirror's URI right?")
                 .into());
         };
         let (message, _) = CleartextSignedMessage::from_string(text).map_err(|error| {
-            Fault::work(format!("its signature cannot be read: {error}"))
+            UserError::runtime(format!("its signature cannot be read: {error}"))
                 .hint("it was damaged on its way or changed by somebody; try another mirror")
         })?;
         if message.signatures().is_empty() {
-            return Err(Fault::work("it is not signed").hint("try another mirror").into());
+            return Err(UserError::runtime("it is not signed").hint("try another mirror").into());
         }
         let signed = message.signed_text();
         let mut worst: Option<Verdict> = None;
@@ -92,7 +92,7 @@ impl Keyring {
             }
         }
         let signers: Vec<String> = message.signatures().iter().map(signer).collect();
-        Err(worst.unwrap_or(Verdict::Unknown).fault(&signers, self).into())
+        Err(worst.unwrap_or(Verdict::Unknown).error(&signers, self).into())
     }
 
     fn judge(&self, signature: &Signature, text: &[u8], now: i64) -> Verdict {
@@ -154,13 +154,13 @@ impl Verdict {
         }
     }
 
-    fn fault(self, signers: &[String], keyring: &Keyring) -> Fault {
+    fn error(self, signers: &[String], keyring: &Keyring) -> UserError {
         match self {
-            Verdict::Bad(key) => Fault::work(format!("the signature by {key} is bad: the text is not what was signed"))
+            Verdict::Bad(key) => UserError::runtime(format!("the signature by {key} is bad: the text is not what was signed"))
                 .hint("it was changed on its way, or the mirror is being updated; try again, or another mirror"),
-            Verdict::Expired(key, expiry) => Fault::work(format!("the key {key} expired on {}", date(expiry)))
+            Verdict::Expired(key, expiry) => UserError::runtime(format!("the key {key} expired on {}", date(expiry)))
                 .hint("take the archive's present key into `signed-by`; if the key should still be good, check this machine's clock"),
-            Verdict::Refused(key, reason) => Fault::work(format!("the signature by {key} is not accepted: {reason}"))
+            Verdict::Refused(key, reason) => UserError::runtime(format!("the signature by {key} is not accepted: {reason}"))
                 .hint("take the archive's present key into `signed-by`, or try another mirror"),
             Verdict::Unknown | Verdict::Good => {
                 let mut known = String::new();
@@ -168,7 +168,7 @@ impl Verdict {
                     let _ = write!(known, "\n  {}", key.describe());
                 }
                 let plural = if signers.len() == 1 { "the key" } else { "the keys" };
-                Fault::work(format!("it is signed by {plural} {}, known are only{known}", signers.join(" and ")))
+                UserError::runtime(format!("it is signed by {plural} {}, known are only{known}", signers.join(" and ")))
                     .hint("if that key is the archive's own, add its file to `signed-by`; else the mirror is not what it seems")
             }
         }
@@ -212,7 +212,9 @@ fn read_certificates(file: &[u8]) -> Result<Vec<SignedPublicKey>> {
             SignedPublicKey::from_bytes_many(BufReader::new(file))?.collect()
         }
     };
-    read().map_err(|error| Fault::work(format!("it is no OpenPGP keyring: {error}"))).context("reading a key file")
+    read()
+        .map_err(|error| UserError::runtime(format!("it is no OpenPGP keyring: {error}")))
+        .context("reading a key file")
 }
 
 /// The keys of a certificate that may have signed text, with what is to be held against them.

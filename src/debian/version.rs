@@ -2,7 +2,7 @@
 
 pub use debversion::Version;
 
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::Result;
 use std::{cmp::Ordering, fmt};
 
@@ -64,7 +64,7 @@ impl fmt::Display for Relation {
 /// # Errors
 /// When it is none.
 pub fn parse(text: &str) -> Result<Version> {
-    text.parse().map_err(|_| Fault::work(format!("`{text}` is no version number")).into())
+    text.parse().map_err(|_| UserError::runtime(format!("`{text}` is no version number")).into())
 }
 
 #[cfg(test)]

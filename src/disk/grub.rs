@@ -6,7 +6,7 @@
 //! go on with `/boot/grub/grub.cfg` of the root file system.
 
 use super::{Identity, bytes::Fields as _, gpt::SECTOR, map::Data};
-use crate::{error::Fault, model::Arch, rootfs::Tree};
+use crate::{error::UserError, model::Arch, rootfs::Tree};
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
 
@@ -128,7 +128,7 @@ pub fn esp_files(tree: &Tree, arch: Arch, identity: &Identity) -> Result<BTreeMa
     let mut files = BTreeMap::new();
     for (name, path, package) in programs {
         let content = tree.content(&path).ok_or_else(|| {
-            Fault::request(format!("the image has no `{path}` to boot with"))
+            UserError::usage(format!("the image has no `{path}` to boot with"))
                 .hint(format!("add the package `{package}` to the recipe"))
         })?;
         files.insert(format!("EFI/BOOT/{name}"), Data::Content(*content));

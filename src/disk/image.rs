@@ -7,7 +7,7 @@ use super::{
     map::{Data, Map},
 };
 use crate::{
-    error::Fault,
+    error::UserError,
     model::{Arch, Digest},
     rootfs::Tree,
 };
@@ -126,12 +126,12 @@ impl Disk {
     /// Lays out the disk with `tree` as its root file system.
     ///
     /// # Errors
-    /// [`Fault`] when the disk is too small, with the size that is enough; when the tree lacks what it boots with, or
+    /// [`UserError`] when the disk is too small, with the size that is enough; when the tree lacks what it boots with, or
     /// holds what ext4 cannot.
     pub fn layout(&self, tree: &Tree) -> Result<Map> {
         if !self.size.is_multiple_of(MIB) {
             let message = format!("a disk of {} bytes cannot be made", self.size);
-            return Err(Fault::request(message).hint("give `disk.size` in whole MiB").into());
+            return Err(UserError::usage(message).hint("give `disk.size` in whole MiB").into());
         }
         let root = self.root_file_system(tree)?;
         let esp = self.esp(tree)?;
@@ -177,7 +177,7 @@ impl Disk {
                 let needed = disk_mib(small.needed);
                 let message =
                     format!("a disk of {} MiB is too small for the image: it needs {needed} MiB", self.size / MIB);
-                Fault::request(message).hint(format!("set `disk.size` to {needed}MiB or more")).into()
+                UserError::usage(message).hint(format!("set `disk.size` to {needed}MiB or more")).into()
             }
         })
     }

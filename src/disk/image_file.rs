@@ -1,7 +1,7 @@
 //! Reads a disk from the file that it was written to, raw or qcow2, without mounting or converting it.
 
 use super::bytes::Fields as _;
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::{Context as _, Result, bail, ensure};
 use flate2::{Decompress, FlushDecompress};
 use std::{
@@ -108,8 +108,8 @@ impl Qcow2 {
     fn open(file: &File, header: &mut [u8; 112], length: u64) -> Result<(Qcow2, u64)> {
         let version = u32::from_be_bytes(header.field(4));
         ensure!(matches!(version, 2 | 3), "a qcow2 image of version {version}, which nobody here knows");
-        ensure!(u64::from_be_bytes(header.field(8)) == 0, Fault::request("the image is an overlay of another one"));
-        ensure!(u32::from_be_bytes(header.field(32)) == 0, Fault::request("the image is encrypted"));
+        ensure!(u64::from_be_bytes(header.field(8)) == 0, UserError::usage("the image is an overlay of another one"));
+        ensure!(u32::from_be_bytes(header.field(32)) == 0, UserError::usage("the image is encrypted"));
         let mut zstd = false;
         if version == 3 {
             let features = u64::from_be_bytes(header.field(72));

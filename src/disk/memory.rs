@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     model::{Digest, Sha256},
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ struct Clusters {
     blob: Digest,
 }
 
-impl Outcome for Clusters {
+impl CachedResult for Clusters {
     const KIND: &'static str = "clusters";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -44,7 +44,7 @@ struct Checked {
     xxh3: [u64; 2],
 }
 
-impl Outcome for Checked {
+impl CachedResult for Checked {
     const KIND: &'static str = "checked";
 
     fn blobs(&self) -> Vec<Digest> {

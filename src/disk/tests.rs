@@ -5,7 +5,7 @@ use super::{
     *,
 };
 use crate::{
-    error::{Blame, blame, report},
+    error::{ErrorKind, kind_of, report},
     model::{Arch, Digest},
     rootfs::{Entry, Tree},
 };
@@ -224,7 +224,7 @@ fn a_disk_that_is_too_small_is_told_what_is_enough() {
     let tree = tree(&bench);
     for mib in [0, 1, 100, 140] {
         let error = disk(mib).layout(&tree).unwrap_err();
-        assert_eq!(blame(&error), Blame::Request);
+        assert_eq!(kind_of(&error), ErrorKind::Usage);
         let text = report(&error);
         let needed: u64 = text.rsplit("it needs ").next().unwrap().split(' ').next().unwrap().parse().unwrap();
         assert!(text.contains(&format!("hint: set `disk.size` to {needed}MiB")), "{text}");
@@ -251,7 +251,7 @@ fn a_disk_that_nobody_gave_a_size_fits_and_keeps_its_size() {
 fn a_disk_of_odd_size_is_refused() {
     let bench = Bench::new();
     let odd = Disk { size: 300 * MIB + 512, ..disk(300) };
-    assert_eq!(blame(&odd.layout(&tree(&bench)).unwrap_err()), Blame::Request);
+    assert_eq!(kind_of(&odd.layout(&tree(&bench)).unwrap_err()), ErrorKind::Usage);
 }
 
 #[test]

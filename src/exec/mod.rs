@@ -60,7 +60,7 @@ pub enum ExecError {
 
 /// What a program that ended well said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Said {
+pub struct Captured {
     /// Its standard output.
     pub stdout: Vec<u8>,
     /// Its standard error.
@@ -116,7 +116,7 @@ impl Run {
     ///
     /// # Errors
     /// When it cannot be started, ends with another status than 0, or does not end in time.
-    pub fn capture(mut self) -> Result<Said, ExecError> {
+    pub fn capture(mut self) -> Result<Captured, ExecError> {
         let command = self.command_line();
         let start = |source| ExecError::Start { command: command.clone(), source };
         // A group of its own, so that a time-out reaches its children too.
@@ -130,11 +130,11 @@ impl Run {
             thread::spawn(move || stdin.write_all(&input));
         }
         let status = wait(&mut child, self.limit).map_err(start)?;
-        let said = Said { stdout: take(stdout), stderr: take(stderr) };
+        let output = Captured { stdout: take(stdout), stderr: take(stderr) };
         match status {
-            Some(status) if status.success() => Ok(said),
-            Some(status) => Err(ExecError::Failed { command, status, tail: said.tail() }),
-            None => Err(ExecError::TimedOut { command, limit: self.limit.unwrap_or_default(), tail: said.tail() }),
+            Some(status) if status.success() => Ok(output),
+            Some(status) => Err(ExecError::Failed { command, status, tail: output.tail() }),
+            None => Err(ExecError::TimedOut { command, limit: self.limit.unwrap_or_default(), tail: output.tail() }),
         }
     }
 
@@ -201,7 +201,7 @@ impl Running {
     pub fn finish(mut self, limit: Duration) -> Result<String, ExecError> {
         let status = wait(&mut self.child, Some(limit));
         let stderr = self.stderr.take().map(take).unwrap_or_default();
-        let tail = Said { stdout: Vec::new(), stderr }.tail();
+        let tail = Captured { stdout: Vec::new(), stderr }.tail();
         let command = self.command.clone();
         match status.map_err(|source| ExecError::Start { command: command.clone(), source })? {
             Some(status) if status.success() => Ok(tail),
@@ -220,7 +220,7 @@ impl Drop for Running {
     }
 }
 
-impl Said {
+impl Captured {
     /// The end of the standard error, or of the output if that is empty.
     fn tail(&self) -> String {
         let bytes = if self.stderr.iter().all(u8::is_ascii_whitespace) { &self.stdout } else { &self.stderr };

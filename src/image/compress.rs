@@ -5,11 +5,11 @@
 //! of threads nor their speed shows in the result. A layer is compressed once: the store remembers what came of it.
 
 use crate::{
-    error::Fault,
+    error::UserError,
     model::Digest,
     progress::Step,
     rootfs::tar::StoredLayer,
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result, ensure};
 use flate2::{Compress, Crc, FlushCompress, Status};
@@ -86,20 +86,20 @@ impl From<Compression> for String {
 }
 
 impl TryFrom<String> for Compression {
-    type Error = Fault;
+    type Error = UserError;
 
-    fn try_from(text: String) -> Result<Compression, Fault> {
+    fn try_from(text: String) -> Result<Compression, UserError> {
         text.parse()
     }
 }
 
 impl FromStr for Compression {
-    type Err = Fault;
+    type Err = UserError;
 
     /// Reads `none`, `gzip`, `zstd`, `gzip:LEVEL` or `zstd:LEVEL`.
-    fn from_str(text: &str) -> Result<Compression, Fault> {
+    fn from_str(text: &str) -> Result<Compression, UserError> {
         let wrong = || {
-            Fault::request(format!("`{text}` is no compression"))
+            UserError::usage(format!("`{text}` is no compression"))
                 .hint("one of: none, gzip, gzip:1 to gzip:9, zstd, zstd:1 to zstd:19")
         };
         let (codec, level) = match text.split_once(':') {
@@ -130,7 +130,7 @@ pub struct PackedLayer {
     pub compression: Compression,
 }
 
-impl Outcome for PackedLayer {
+impl CachedResult for PackedLayer {
     const KIND: &'static str = "packed-layer";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -170,8 +170,9 @@ pub fn pack_layer(store: &Store, layer: &StoredLayer, compression: Compression, 
 }
 
 /// A blob that should be in the store is not there, or not what it was.
-pub(super) fn lost(blob: &Digest) -> Fault {
-    Fault::work(format!("the store no longer has the blob {blob} whole")).hint("build again: what is lost is made anew")
+pub(super) fn lost(blob: &Digest) -> UserError {
+    UserError::runtime(format!("the store no longer has the blob {blob} whole"))
+        .hint("build again: what is lost is made anew")
 }
 
 struct Advancing<'a, R> {

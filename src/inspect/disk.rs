@@ -6,7 +6,7 @@ use crate::{
         ImageFile, ext4,
         gpt::{Table, kinds},
     },
-    error::Fault,
+    error::UserError,
     model::Digest,
 };
 use anyhow::{Context as _, Result, anyhow};
@@ -22,7 +22,7 @@ pub(super) fn read(path: &Path, digests: bool) -> Result<(&'static str, Found)> 
     let mut disk = ImageFile::open(path)?;
     let format = disk.format();
     let table = Table::read(&mut disk).map_err(|error| {
-        Fault::request(format!("{error:#}")).hint("an image is raw, qcow2, or an OCI archive or layout")
+        UserError::usage(format!("{error:#}")).hint("an image is raw, qcow2, or an OCI archive or layout")
     })?;
     let mut found = Found { disk_size: Some(disk.size()), ..Found::default() };
     let mut root = None;

@@ -8,7 +8,7 @@ pub use difference::{Change, Difference};
 
 use crate::{
     debian::deb822,
-    error::Fault,
+    error::UserError,
     model::{Digest, MANIFEST_PATH},
 };
 use anyhow::{Context as _, Result};
@@ -132,7 +132,7 @@ impl Image {
     pub fn open(path: &Path, digests: bool) -> Result<Image> {
         let reading = || format!("reading {}", path.display());
         if !path.exists() {
-            return Err(Fault::request(format!("there is no image {}", path.display())).into());
+            return Err(UserError::usage(format!("there is no image {}", path.display())).into());
         }
         let (format, found, sha256, file_size) = if path.is_dir() {
             let (found, manifest, size) = oci::read(&oci::Blobs::Folder(path.to_owned())).with_context(reading)?;

@@ -81,8 +81,8 @@ fn kvm_fault(qemu: &Qemu) -> Result<Option<String>> {
             if error.kind() == std::io::ErrorKind::PermissionDenied { " (the group kvm may use it)" } else { "" };
         return Ok(Some(format!("opening /dev/kvm: {error}{group}")));
     }
-    let fault = run_guest(qemu, Accel::Kvm, PATIENCE)?;
-    Ok(fault.map(|fault| format!("/dev/kvm is there, but {fault}")))
+    let problem = run_guest(qemu, Accel::Kvm, PATIENCE)?;
+    Ok(problem.map(|problem| format!("/dev/kvm is there, but {problem}")))
 }
 
 /// Runs the small guest; how that went wrong, if it did.

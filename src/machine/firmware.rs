@@ -1,6 +1,6 @@
 //! Firmware that machines boot with; `qemu/firmware.yaml` knows where it lies.
 
-use crate::{document::Document, error::Fault};
+use crate::{document::Document, error::UserError};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -71,7 +71,7 @@ impl Firmware {
             }
         }
         let hint = format!("install the package: {}; or boot with --firmware bios", table.packages);
-        Err(Fault::request(format!("no {name} is installed here")).hint(hint).into())
+        Err(UserError::usage(format!("no {name} is installed here")).hint(hint).into())
     }
 }
 
@@ -85,7 +85,7 @@ mod tests {
     fn the_first_place_with_both_files_is_taken() {
         let root = tempfile::tempdir().unwrap();
         let error = Firmware::Uefi.find_below(root.path()).unwrap_err();
-        assert_eq!(error::blame(&error), error::Blame::Request);
+        assert_eq!(error::kind_of(&error), error::ErrorKind::Usage);
         assert!(error::report(&error).contains("hint: install the package: ovmf (Debian, Ubuntu)"));
         let folder = root.path().join("usr/share/OVMF");
         fs::create_dir_all(&folder).unwrap();

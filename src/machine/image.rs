@@ -4,7 +4,7 @@
 //! (QEMU, docs/interop/qcow2.rst). QEMU then puts there what the guest writes. An overlay may be larger than the image
 //! below it; the rest reads as zero.
 
-use crate::{error::Fault, files::NewFile};
+use crate::{error::UserError, files::NewFile};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -68,19 +68,19 @@ impl DiskImage {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let hint = "make one: pgha-image build RECIPE --format qcow2";
-                return Err(Fault::request(format!("there is no image {shown}")).hint(hint).into());
+                return Err(UserError::usage(format!("there is no image {shown}")).hint(hint).into());
             }
             Err(error) => return Err(error).with_context(|| format!("opening the image {shown}")),
         };
         let reading = || format!("reading the image {shown}");
         if file.metadata().with_context(reading)?.is_dir() {
-            return Err(Fault::request(format!("{shown} is a folder, no image")).into());
+            return Err(UserError::usage(format!("{shown} is a folder, no image")).into());
         }
         let path = path.canonicalize().with_context(reading)?;
         let mut start = Vec::new();
         file.by_ref().take(SECTOR).read_to_end(&mut start).with_context(reading)?;
         let size = file.seek(SeekFrom::End(0)).with_context(reading)?;
-        let wrong = |what: String| Err(Fault::request(format!("{shown} {what}")).into());
+        let wrong = |what: String| Err(UserError::usage(format!("{shown} {what}")).into());
         if start.starts_with(&MAGIC) {
             if start.len() < HEADER {
                 return wrong("is a qcow2 image that was cut off".to_owned());
@@ -126,7 +126,7 @@ impl DiskImage {
             let shown = self.path.display();
             let least = self.size;
             let message = format!("a disk of {size} bytes cannot hold {shown}, which is a disk of {least} bytes");
-            return Err(Fault::request(message)
+            return Err(UserError::usage(message)
                 .hint("give a larger --disk-size, in whole sectors of 512 bytes")
                 .into());
         }

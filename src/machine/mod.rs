@@ -1,7 +1,7 @@
 //! Machines in QEMU: from an image to a guest that runs, with consoles, commands, faults, and an end.
 //!
 //! ```text
-//! Firmware, DiskImage, Seed ──Order::prepare──▶ a folder with machine.json ──Machine::start──▶ QEMU in that folder
+//! Firmware, DiskImage, Seed ──MachineConfig::prepare──▶ a folder with machine.json ──Machine::start──▶ QEMU in that folder
 //!                                                disk.qcow2  overlay of the image       monitor.sock  [`Qmp`]
 //!                                                seed.img    for cloud-init             agent.sock    [`Agent`]
 //!                                                                                       console.log, console.sock
@@ -28,7 +28,7 @@ pub use firmware::{Firmware, UefiFiles};
 pub use image::{DiskFormat, DiskImage};
 pub use qemu::{Qemu, Version};
 pub use qmp::{Event, Qmp};
-pub use running::{Machine, Order};
+pub use running::{Machine, MachineConfig};
 pub use seed::Seed;
 
 use crate::{reexec, switch};
@@ -43,8 +43,8 @@ pub fn entry() -> Option<ExitCode> {
         return None;
     }
     let mut word = || arguments.next().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
-    let (life, parent, what) = (word(), word(), word());
-    if let Err(error) = reexec::settle(&life, &parent) {
+    let (lifetime, parent, what) = (word(), word(), word());
+    if let Err(error) = reexec::settle(&lifetime, &parent) {
         return Some(reexec::complain(&error));
     }
     Some(match what.as_str() {

@@ -1,7 +1,7 @@
 //! QEMU on this host: where it is, and whether it is new enough.
 
 use crate::{
-    error::Fault,
+    error::UserError,
     exec::{ExecError, Run},
     model::Arch,
 };
@@ -45,7 +45,7 @@ impl Qemu {
     pub fn find() -> Result<Qemu> {
         if Arch::HOST != Arch::Amd64 {
             let message = format!("machines are amd64 so far, and images built here are {}", Arch::HOST);
-            return Err(Fault::request(message).into());
+            return Err(UserError::usage(message).into());
         }
         Qemu::with_program(PROGRAM)
     }
@@ -61,7 +61,7 @@ impl Qemu {
             Ok(text) => text,
             Err(ExecError::Start { source, .. }) if source.kind() == ErrorKind::NotFound => {
                 let message = format!("QEMU ({}) is not installed here", program.display());
-                return Err(Fault::request(message).hint(format!("install the package {PACKAGES}")).into());
+                return Err(UserError::usage(message).hint(format!("install the package {PACKAGES}")).into());
             }
             Err(error) => return Err(error).context("asking QEMU for its version"),
         };
@@ -85,7 +85,7 @@ impl Qemu {
         }
         let message = format!("QEMU {} is too old: {purpose} needs {oldest} or newer", self.version);
         let hint = format!("install a newer {PACKAGES}; Debian 12 has one in its suite bookworm-backports");
-        Err(Fault::request(message).hint(hint).into())
+        Err(UserError::usage(message).hint(hint).into())
     }
 }
 
@@ -117,7 +117,7 @@ mod tests {
         assert!(error::report(&error).starts_with(told), "{}", error::report(&error));
         let old = Qemu { program: "qemu".into(), version: Version(7, 2) };
         let error = old.require_emulator().unwrap_err();
-        assert_eq!(error::blame(&error), error::Blame::Request);
+        assert_eq!(error::kind_of(&error), error::ErrorKind::Usage);
         assert!(error.to_string().starts_with("QEMU 7.2 is too old: running machines without KVM"), "{error}");
         assert!(error::report(&error).contains("bookworm-backports"));
     }

@@ -6,7 +6,7 @@ use super::{
 use crate::{
     files::NewFile,
     io::socket,
-    reexec::{self, Guard, Life},
+    reexec::{self, Launcher, Lifetime},
 };
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::{
@@ -34,7 +34,7 @@ const TAIL: usize = 2048;
 
 /// A machine to be prepared.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct MachineConfig {
     /// Its name.
     pub name: String,
     /// What it boots.
@@ -59,7 +59,7 @@ pub struct Order {
     pub console: Console,
 }
 
-impl Order {
+impl MachineConfig {
     /// Makes the machine's files in `folder`, which is made if it is not there: an overlay of the image as its disk, its
     /// seed, the variables of its firmware, and the machine itself as `machine.json`.
     ///
@@ -126,7 +126,7 @@ impl Machine {
     ///
     /// # Errors
     /// When there is none, it runs already, or QEMU does not start; the error then has QEMU's words.
-    pub fn start(qemu: &Qemu, folder: &Path, life: Life, guard: &Guard) -> Result<Machine> {
+    pub fn start(qemu: &Qemu, folder: &Path, lifetime: Lifetime, launcher: &Launcher) -> Result<Machine> {
         let spec = MachineSpec::load(folder)?;
         let starting = || format!("starting the machine {}", spec.name);
         if Machine::open(folder)?.is_some() {
@@ -134,7 +134,7 @@ impl Machine {
         }
         let log = folder.join(files::QEMU_LOG);
         let words = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
-        let mut command = guard.command(life, "program");
+        let mut command = launcher.command(lifetime, "program");
         command.arg(&qemu.program).args(spec.argv()).current_dir(folder);
         match spec.console {
             Console::Log => command.stdin(Stdio::null()).stdout(words.try_clone()?),
@@ -159,9 +159,9 @@ impl Machine {
                 Err(_) => thread::sleep(Duration::from_millis(5)),
             }
         };
-        let tied = match life {
-            Life::Tied => Some(child),
-            Life::Detached => {
+        let tied = match lifetime {
+            Lifetime::Tied => Some(child),
+            Lifetime::Detached => {
                 // It outlives this program mostly; if not, somebody must bury it.
                 thread::spawn(move || child.wait());
                 None

@@ -2,7 +2,7 @@
 
 use crate::{
     disk::{Data, fat},
-    error::Fault,
+    error::UserError,
     files::{NewFile, read_text},
 };
 use anyhow::{Context as _, Result};
@@ -31,7 +31,7 @@ impl Seed {
     pub fn read(folder: &Path) -> Result<Seed> {
         let shown = folder.display();
         if !folder.is_dir() {
-            return Err(Fault::request(format!("there is no seed folder {shown}")).into());
+            return Err(UserError::usage(format!("there is no seed folder {shown}")).into());
         }
         let mut files = BTreeMap::new();
         for (index, name) in NAMES.iter().enumerate() {
@@ -41,7 +41,7 @@ impl Seed {
             } else if index < 2 {
                 let hint =
                     "a seed has the files user-data and meta-data, and network-config if the network has no DHCP";
-                return Err(Fault::request(format!("the seed {shown} has no file `{name}`")).hint(hint).into());
+                return Err(UserError::usage(format!("the seed {shown} has no file `{name}`")).hint(hint).into());
             }
         }
         Ok(Seed { files })
@@ -89,7 +89,7 @@ mod tests {
         assert!(missing.to_string().starts_with("there is no seed folder "), "{missing}");
         fs::write(folder.path().join("meta-data"), "instance-id: i-1\n").unwrap();
         let error = Seed::read(folder.path()).unwrap_err();
-        assert_eq!(error::blame(&error), error::Blame::Request);
+        assert_eq!(error::kind_of(&error), error::ErrorKind::Usage);
         assert!(error.to_string().ends_with("has no file `user-data`"), "{error}");
         fs::write(folder.path().join("user-data"), "#cloud-config\n").unwrap();
         let seed = Seed::read(folder.path()).unwrap();

@@ -12,7 +12,7 @@
 use super::database::Database;
 use crate::{
     clock,
-    error::Fault,
+    error::UserError,
     files::{Presence, sync_folder},
     log,
 };
@@ -127,7 +127,7 @@ pub fn set_aside(folder: &Path, why: &str) -> Result<PathBuf> {
     let doing = || format!("setting {} aside", folder.display());
     let found = fs::symlink_metadata(folder).with_context(doing)?;
     if !found.is_dir() {
-        return Err(Fault::work(format!("{} is not a folder", folder.display()))
+        return Err(UserError::runtime(format!("{} is not a folder", folder.display()))
             .hint("what a symbolic link leads to is set aside by a person, where it lies")
             .into());
     }
@@ -142,7 +142,7 @@ pub fn set_aside(folder: &Path, why: &str) -> Result<PathBuf> {
 /// Renames `folder` to `wanted`, or to `wanted` with a number where that is taken.
 fn rename_free(folder: &Path, wanted: &str) -> Result<PathBuf> {
     for number in 1..100 {
-        let path = PathBuf::from(if number == 1 { wanted.to_owned() } else { format!("{wanted}-{number}") });
+        let path = PathBuf::from(if number == 1 { wanted.to_owned() } else { format!("{wanted}.{number}") });
         let renamed = match renameat_with(CWD, folder, CWD, &path, RenameFlags::NOREPLACE) {
             // Not every file system knows the flag. A folder never replaces another that has something in it.
             Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::rename(folder, &path),
@@ -155,11 +155,11 @@ fn rename_free(folder: &Path, wanted: &str) -> Result<PathBuf> {
             Err(error) => return Err(error).with_context(|| format!("setting {} aside", folder.display())),
         }
     }
-    Err(Fault::work(format!("{wanted} and 99 names like it are taken")).into())
+    Err(UserError::runtime(format!("{wanted} and 99 names like it are taken")).into())
 }
 
-fn mount_point(folder: &Path) -> Fault {
-    Fault::work(format!("{} is a mount point: it cannot be set aside", folder.display())).hint(format!(
+fn mount_point(folder: &Path) -> UserError {
+    UserError::runtime(format!("{} is a mount point: it cannot be set aside", folder.display())).hint(format!(
         "mount the volume at {} with {} as a folder in it; PostgreSQL's manual advises against a mount point as data \
          folder, too",
         above(folder).display(),
@@ -250,6 +250,8 @@ struct Name<'a> {
 fn parse(name: &str) -> Option<Name<'_>> {
     if let Some((was, rest)) = name.split_once(MARK) {
         let (since, why) = rest.split_once('-')?;
+        // Where a name was taken, a number follows.
+        let why = why.split('.').next().unwrap_or(why);
         return (!was.is_empty()).then_some(Name { was, since: Some(clock::from_stamp(since)?), why });
     }
     let earlier =
@@ -269,8 +271,8 @@ pub fn find(root: &Path, wanted: &str) -> Result<Aside> {
     let hint = "pgha-node aside list";
     match fitting.len() {
         1 => Ok(fitting.remove(0)),
-        0 => Err(Fault::request(format!("nothing that was set aside is called `{wanted}`")).hint(hint).into()),
-        _ => Err(Fault::request(format!("`{wanted}` is the name of more than one: give the whole path"))
+        0 => Err(UserError::usage(format!("nothing that was set aside is called `{wanted}`")).hint(hint).into()),
+        _ => Err(UserError::usage(format!("`{wanted}` is the name of more than one: give the whole path"))
             .hint(hint)
             .into()),
     }
@@ -283,7 +285,7 @@ pub fn find(root: &Path, wanted: &str) -> Result<Aside> {
 pub fn restore(aside: &Aside) -> Result<()> {
     let (from, to) = (aside.path.display(), aside.was.display());
     if Presence::of_folder(&aside.was).known()?.is_some() {
-        return Err(Fault::request(format!("there is something at {to}"))
+        return Err(UserError::usage(format!("there is something at {to}"))
             .hint(format!("set it aside first: pgha-node aside make {to}"))
             .into());
     }
@@ -415,8 +417,8 @@ mod tests {
     fn names_and_sizes_are_written_and_read() {
         assert_eq!(slug("WAL gone: slot `lost`"), "wal-gone-slot-lost");
         assert_eq!(slug("//"), "unnamed");
-        let name = parse("main.aside-20261127T010909Z-wal-gone-2").unwrap();
-        assert_eq!((name.was, name.since, name.why), ("main", Some(1_795_741_749), "wal-gone-2"));
+        let name = parse("main.aside-20261127T010909Z-wal-gone.2").unwrap();
+        assert_eq!((name.was, name.since, name.why), ("main", Some(1_795_741_749), "wal-gone"));
         assert_eq!(parse("main.aside-x-y"), None);
         assert_eq!(parse(".aside-20261127T010909Z-y"), None);
         let text = |bytes| Size { bytes, more: false }.to_string();

@@ -11,11 +11,10 @@ use super::{
     first::{self, Step, Store, System, View},
     state::POSTGRESQL_DATA,
 };
-use crate::{error::Fault, etcd::Client, files::Presence, log};
+use crate::{error::UserError, etcd::Client, log};
 use anyhow::{Context as _, Result};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use std::{
-    fs,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -27,8 +26,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// How many files are counted to learn how large a copy is.
 const COUNTED: u64 = 1_000_000;
-/// More than a server's lock file has.
-const LONGEST: u64 = 64 * 1024;
 
 /// The gate of one node.
 #[derive(Debug)]
@@ -51,7 +48,7 @@ pub struct Gate<'a> {
 #[derive(Debug)]
 pub enum Closed {
     /// A person must do something first.
-    Refused(Fault),
+    Refused(UserError),
     /// Something failed, and may go better later.
     Failed(anyhow::Error),
 }
@@ -96,7 +93,7 @@ impl Gate<'_> {
                 Ok(view) => match first::may_start(&view) {
                     Step::Start(what) => return Ok(self.write_down(what, view.keys.revision)?),
                     Step::Wait(why) => why,
-                    Step::Refuse(what, way_out) => return Err(Closed::Refused(Fault::request(what).hint(way_out))),
+                    Step::Refuse(what, way_out) => return Err(Closed::Refused(UserError::usage(what).hint(way_out))),
                     step => match self.act(&view, step) {
                         Ok(()) => continue,
                         Err(error) => match error.downcast::<first::StoreError>() {
@@ -199,30 +196,16 @@ fn has_room(folder: &Path) -> bool {
 /// Shuts down the server that runs with the data in `folder`, if one does: Patroni can end without it.
 pub(super) fn stop_server(folder: &Path) -> Result<()> {
     for signal in [Signal::INT, Signal::QUIT] {
-        let Some(server) = server(folder)? else { return Ok(()) };
+        let Some(server) = database::server(folder)? else { return Ok(()) };
         log::warning!("stopping the server in {}", folder.display());
         kill_process(server, signal).with_context(|| format!("stopping the server in {}", folder.display()))?;
         let deadline = Instant::now() + STOP_WITHIN;
         while Instant::now() < deadline {
-            if self::server(folder)?.is_none() {
+            if database::server(folder)?.is_none() {
                 return Ok(());
             }
             thread::sleep(PAUSE / 10);
         }
     }
-    Err(Fault::work(format!("the server in {} does not stop", folder.display())).into())
-}
-
-/// The process that runs a server in `folder`: the one that its lock file names, if it works in that folder.
-pub(super) fn server(folder: &Path) -> Result<Option<Pid>> {
-    let Some(text) = Presence::of_text(&folder.join("postmaster.pid"), LONGEST).known()? else { return Ok(None) };
-    let number = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
-    let Some(pid) = number.and_then(Pid::from_raw) else { return Ok(None) };
-    let works_in = match fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())) {
-        Ok(works_in) => works_in,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("looking at the process {}", pid.as_raw_nonzero())),
-    };
-    let folder = folder.canonicalize().with_context(|| format!("looking at {}", folder.display()))?;
-    Ok((works_in == folder).then_some(pid))
+    Err(UserError::runtime(format!("the server in {} does not stop", folder.display())).into())
 }

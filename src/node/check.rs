@@ -1,8 +1,8 @@
 //! What other programs ask this one: whether HAProxy answers, whether Patroni is well.
 
-use super::{peers::Material, state::State};
+use super::{peers::TlsCredentials, state::State};
 use crate::{
-    error::Fault,
+    error::UserError,
     files::{NewFile, read_text},
     model::scope::{host_port, ports},
 };
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub fn haproxy(within: Duration) -> Result<()> {
     // Proxies of every number (-1), front ends only (1), of every number (-1).
     let table = ask_haproxy("show stat -1 1 -1", within)?;
-    match closed_doors(&table) {
+    match closed_frontends(&table) {
         None => bail!("HAProxy has no front end `primary`"),
         Some(closed) if closed.is_empty() => Ok(()),
         Some(closed) => bail!("HAProxy's front ends are closed: {}", closed.join(", ")),
@@ -40,7 +40,7 @@ pub fn haproxy(within: Duration) -> Result<()> {
 }
 
 /// The front ends that are not open; `None` if `primary` is not among them all.
-fn closed_doors(table: &str) -> Option<Vec<String>> {
+fn closed_frontends(table: &str) -> Option<Vec<String>> {
     let mut lines = table.lines();
     let status = lines.next()?.trim_start_matches("# ").split(',').position(|column| column == "status")?;
     let rows: Vec<Vec<&str>> = lines.filter(|line| !line.is_empty()).map(|line| line.split(',').collect()).collect();
@@ -105,7 +105,7 @@ fn missing_files(resources: &Path, root: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// When it does not, with how it stands.
 pub fn patroni(state: &State) -> Result<()> {
-    let agent = Material::of_the_node().agent(PATIENCE)?;
+    let agent = TlsCredentials::of_the_node().agent(PATIENCE)?;
     let url = format!("https://{}/health", host_port(state.address, ports::PATRONI));
     let mut answer = agent.get(&url).call().context("asking Patroni")?;
     if answer.status() == 200 {
@@ -113,7 +113,7 @@ pub fn patroni(state: &State) -> Result<()> {
     }
     let value: serde_json::Value = answer.body_mut().read_json().context("reading Patroni's answer")?;
     let word = |key: &str| value[key].as_str().unwrap_or("unknown").to_owned();
-    Err(Fault::work(format!("PostgreSQL is {} ({})", word("state"), word("role"))).into())
+    Err(UserError::runtime(format!("PostgreSQL is {} ({})", word("state"), word("role"))).into())
 }
 
 #[cfg(test)]
@@ -139,9 +139,9 @@ mod tests {
                 "# pxname,svname,qcur,status,weight,\nstatistics,FRONTEND,,OPEN,,\nprimary,FRONTEND,,{status},,\n\n"
             )
         };
-        assert_eq!(closed_doors(&table("OPEN")), Some(vec![]));
-        assert_eq!(closed_doors(&table("STOP")), Some(vec!["primary".into()]));
-        assert_eq!(closed_doors("# pxname,svname,status,\nother,FRONTEND,OPEN,\n"), None);
-        assert_eq!(closed_doors(""), None);
+        assert_eq!(closed_frontends(&table("OPEN")), Some(vec![]));
+        assert_eq!(closed_frontends(&table("STOP")), Some(vec!["primary".into()]));
+        assert_eq!(closed_frontends("# pxname,svname,status,\nother,FRONTEND,OPEN,\n"), None);
+        assert_eq!(closed_frontends(""), None);
     }
 }

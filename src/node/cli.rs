@@ -3,22 +3,26 @@
 //! Called under the name `confd`, the program is confd: the first argument is then a flag of confd, not a verb.
 
 mod confd;
+mod data;
 mod member;
 
-use crate::error::{Blame, blame, report};
-use clap::{Command, error::ErrorKind};
+use crate::error::{ErrorKind, kind_of, report};
+use clap::Command;
 use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 
 /// A verb: how it is described, and what it does with its own arguments.
 type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<ExitCode>);
 
 /// All verbs.
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 11] = [
     (member::init_command, member::init),
     (member::status_command, member::status),
     (member::check_command, member::check),
     (member::renew_command, member::renew),
     (member::leave_command, member::leave),
+    (data::aside_command, data::aside),
+    (data::claim_command, data::verify_ownership),
+    (data::first_command, data::first),
     (member::move_etcd_leader_command, member::move_etcd_leader),
     (member::save_haproxy_state_command, member::save_haproxy_state),
     (confd::command, confd::run),
@@ -57,12 +61,13 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if let Some(usage) = error.downcast_ref::<clap::Error>() {
         // Help and version are answers, not failures.
         let _ = usage.print();
-        let is_answer = matches!(usage.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+        let is_answer =
+            matches!(usage.kind(), clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion);
         return if is_answer { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
     let _ = writeln!(std::io::stderr(), "{}", report(error));
-    match blame(error) {
-        Blame::Request => ExitCode::from(2),
-        Blame::Work => ExitCode::FAILURE,
+    match kind_of(error) {
+        ErrorKind::Usage => ExitCode::from(2),
+        ErrorKind::Runtime => ExitCode::FAILURE,
     }
 }

@@ -11,6 +11,8 @@ use crate::{
     clock,
     files::{Doubt, Presence},
 };
+use anyhow::{Context as _, Result};
+use rustix::process::Pid;
 use serde::{Serialize, Serializer};
 use std::{
     fmt, fs,
@@ -23,6 +25,8 @@ use std::{
 const CHECKSUMS: [(u32, usize); 3] = [(1300, 288), (1700, 288), (1800, 292)];
 /// The size of `pg_control`, whatever its layout.
 const CONTROL_SIZE: u64 = 8192;
+/// More than a server's lock file has.
+const LOCK_SIZE: u64 = 64 * 1024;
 /// How often a file is read whose checksum is wrong: a running server may be writing it just then.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -38,7 +42,7 @@ impl fmt::Display for Lsn {
 }
 
 impl Serialize for Lsn {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
@@ -232,22 +236,39 @@ fn read(folder: &Path) -> Database {
         };
         match parse(&bytes) {
             Ok(control) => return Database::Present(Facts { version, unstarted_copy, ..control }),
-            Err(Fault::Layout(number)) => {
+            Err(UserError::Layout(number)) => {
                 return Database::Unknown(Doubt::new(format!(
                     "{} has the layout {number}, which this program does not know",
                     path.display()
                 )));
             }
-            Err(Fault::Torn) if attempt < TRIES => thread::sleep(PAUSE),
-            Err(Fault::Torn) => break,
+            Err(UserError::Torn) if attempt < TRIES => thread::sleep(PAUSE),
+            Err(UserError::Torn) => break,
         }
     }
     Database::Damaged("the checksum of its global/pg_control is wrong".to_owned())
 }
 
+/// The process that runs a server in `folder`: the one that its lock file names, if it works in that folder.
+///
+/// # Errors
+/// When that is not known.
+pub fn server(folder: &Path) -> Result<Option<Pid>> {
+    let Some(text) = Presence::of_text(&folder.join("postmaster.pid"), LOCK_SIZE).known()? else { return Ok(None) };
+    let number = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
+    let Some(pid) = number.and_then(Pid::from_raw) else { return Ok(None) };
+    let works_in = match fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())) {
+        Ok(works_in) => works_in,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("looking at the process {}", pid.as_raw_nonzero())),
+    };
+    let folder = folder.canonicalize().with_context(|| format!("looking at {}", folder.display()))?;
+    Ok((works_in == folder).then_some(pid))
+}
+
 /// Why bytes are not a control file.
 #[derive(Debug, PartialEq, Eq)]
-enum Fault {
+enum UserError {
     /// Too short, or the checksum is wrong: damaged, or half written.
     Torn,
     /// A layout that is not known.
@@ -255,17 +276,17 @@ enum Fault {
 }
 
 /// Reads a control file; what it does not say (version, copy) is left empty.
-fn parse(bytes: &[u8]) -> Result<Facts, Fault> {
+fn parse(bytes: &[u8]) -> std::result::Result<Facts, UserError> {
     let four = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
     let eight = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
-    let short = Fault::Torn;
-    let layout = four(8).ok_or(Fault::Torn)?;
+    let short = UserError::Torn;
+    let layout = four(8).ok_or(UserError::Torn)?;
     let Some((_, checksum)) = CHECKSUMS.into_iter().find(|(known, _)| *known == layout) else {
         // A file of zeros, as a power cut leaves one, has no layout.
-        return Err(if layout == 0 { Fault::Torn } else { Fault::Layout(layout) });
+        return Err(if layout == 0 { UserError::Torn } else { UserError::Layout(layout) });
     };
-    if four(checksum) != Some(crc32c(bytes.get(..checksum).ok_or(Fault::Torn)?)) {
-        return Err(Fault::Torn);
+    if four(checksum) != Some(crc32c(bytes.get(..checksum).ok_or(UserError::Torn)?)) {
+        return Err(UserError::Torn);
     }
     let facts = || {
         Some(Facts {
@@ -325,18 +346,11 @@ mod tests {
     use super::*;
 
     /// What PostgreSQL 17.12 wrote, up to the checksum.
-    const REAL: &str = "\
-        5913f0be34d8086ba40600008979100c010000000000000035d8086b00000000c097740100000000c097740100000000\
-        01000000010000000100000001000000e2020000000000004d3500000100000000000000da0200000100000001000000\
-        010000000000000035d8086b0000000000000000000000000000000000000000e8030000000000000000000000000000\
-        00000000000000000000000000000000000000000000000000000000010000000000000064000000080000000a000000\
-        000000004000000000000000080000000000000087d63241002000000000020000200000000000014000000020000000\
-        cc07000000080000010000000100000093e5127f7627a4d084488c516b044a4b73c807cdf82224de346f58d09c077c08\
-        42b4f556";
+    const REAL: &str = include_str!("database/pg_control.hex");
 
     fn real() -> Vec<u8> {
-        let byte = |at: usize| u8::from_str_radix(&REAL[at..at + 2], 16).unwrap();
-        (0..REAL.len()).step_by(2).map(byte).collect()
+        let digits: String = REAL.split_whitespace().collect();
+        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
     }
 
     #[test]
@@ -356,10 +370,10 @@ mod tests {
             let mut bytes = real();
             bytes[bit / 8] ^= 1 << (bit % 8);
             let outcome = parse(&bytes);
-            assert!(matches!(outcome, Err(Fault::Torn | Fault::Layout(_))), "bit {bit}: {outcome:?}");
+            assert!(matches!(outcome, Err(UserError::Torn | UserError::Layout(_))), "bit {bit}: {outcome:?}");
         }
-        assert_eq!(parse(&real()[..200]), Err(Fault::Torn));
-        assert_eq!(parse(&[0; 8192]), Err(Fault::Torn));
+        assert_eq!(parse(&real()[..200]), Err(UserError::Torn));
+        assert_eq!(parse(&[0; 8192]), Err(UserError::Torn));
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Key<T> {
 /// The keys, read at one revision.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Keys {
+    /// The id of etcd's cluster.
+    pub cluster: u64,
     /// etcd's revision.
     pub revision: u64,
     /// `/pgha/<cluster>/first`.
@@ -138,7 +140,7 @@ pub fn may_start(view: &View) -> Step {
         Database::Unknown(doubt) => unknown(doubt),
         Database::Damaged(why) => Step::Refuse(
             format!("the database of this node cannot be used: {why}"),
-            "nothing is changed. On a cluster whose primary runs: `pgha-node aside make` sets it aside, and the node gets a \
+            "nothing is changed. On a cluster whose primary runs: `pgha-node aside make database` sets it aside, and the node gets a \
              copy. Otherwise this may be the only copy: rescue it first"
                 .to_owned(),
         ),
@@ -189,7 +191,7 @@ fn with_database(view: &View, own: &str) -> Step {
         System::Known(system) => Step::Refuse(
             format!("the database of this node has the system identifier {own}, that of the cluster has {system}"),
             "nothing is changed. `pgha-node recover` shows which data are where. If this node's are not wanted: `pgha-node \
-             aside make` sets them aside, and the node gets a copy of the cluster's"
+             aside make database` sets them aside, and the node gets a copy of the cluster's"
                 .to_owned(),
         ),
         System::Contradiction { made, pinned } => Step::Refuse(
@@ -313,6 +315,7 @@ impl Store<'_> {
         Ok(Keys {
             first: found_first.map(|found| understand(&first, found)).transpose()?,
             initialize: found_initialize.map(|found| text(&initialize, found)).transpose()?,
+            cluster: answer.header.cluster_id,
             revision: answer.header.revision,
         })
     }

@@ -1,11 +1,11 @@
 //! Which of the document's members this machine is: by its addresses, then its host name, then its instance id.
 
-use crate::{error::Fault, model::ClusterSpec};
+use crate::{error::UserError, model::ClusterSpec};
 use std::net::IpAddr;
 
 /// What a machine knows of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Traits {
+pub struct HostIdentity {
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Its host name.
@@ -19,32 +19,32 @@ pub struct Traits {
 ///
 /// # Errors
 /// A wrong request when it is several of them.
-pub fn identify(spec: &ClusterSpec, traits: &Traits) -> Result<Option<usize>, Fault> {
-    let short = traits.host_name.split('.').next().unwrap_or_default();
+pub fn identify(spec: &ClusterSpec, host: &HostIdentity) -> Result<Option<usize>, UserError> {
+    let short = host.host_name.split('.').next().unwrap_or_default();
     let all = |is: &dyn Fn(&crate::model::Member) -> bool| -> Vec<usize> {
         (0..spec.members.len()).filter(|index| is(&spec.members[*index])).collect()
     };
-    let by_address = all(&|member| traits.addresses.contains(&member.address));
-    let by_name = all(&|member| member.name == short || member.name == traits.host_name);
-    let by_id = all(&|member| member.instance_id.is_some() && member.instance_id == traits.instance_id);
+    let by_address = all(&|member| host.addresses.contains(&member.address));
+    let by_name = all(&|member| member.name == short || member.name == host.host_name);
+    let by_id = all(&|member| member.instance_id.is_some() && member.instance_id == host.instance_id);
     match (by_address.as_slice(), by_name.as_slice(), by_id.as_slice()) {
         ([one], ..) | ([], [one], _) | ([], [], [one]) => Ok(Some(*one)),
         ([], [], []) => Ok(None),
         (several, ..) => {
             let names: Vec<_> = several.iter().map(|index| spec.members[*index].name.as_str()).collect();
-            Err(Fault::request(format!("this machine has the addresses of several members: {}", names.join(", "))))
+            Err(UserError::usage(format!("this machine has the addresses of several members: {}", names.join(", "))))
         }
     }
 }
 
 /// What to say of a machine that is no member.
-pub fn stranger(spec: &ClusterSpec, traits: &Traits) -> Fault {
-    let addresses: Vec<_> = traits.addresses.iter().map(ToString::to_string).collect();
+pub fn unknown_host(spec: &ClusterSpec, host: &HostIdentity) -> UserError {
+    let addresses: Vec<_> = host.addresses.iter().map(ToString::to_string).collect();
     let members: Vec<_> = spec.members.iter().map(|member| format!("{} at {}", member.name, member.address)).collect();
-    Fault::work(format!(
+    UserError::runtime(format!(
         "this machine is none of the members {}: it is called `{}` and has the addresses {}",
         members.join(", "),
-        traits.host_name,
+        host.host_name,
         if addresses.is_empty() { "(none)".to_owned() } else { addresses.join(", ") }
     ))
     .hint("give the machine one of these addresses, or correct the document")
@@ -55,15 +55,15 @@ mod tests {
     use super::*;
     use crate::model::samples;
 
-    fn who(addresses: &[&str], host_name: &str, instance_id: Option<&str>) -> Result<Option<usize>, Fault> {
+    fn who(addresses: &[&str], host_name: &str, instance_id: Option<&str>) -> Result<Option<usize>, UserError> {
         let mut spec = samples::three();
         spec.members[2].instance_id = Some("i-3".into());
-        let traits = Traits {
+        let host = HostIdentity {
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             host_name: host_name.into(),
             instance_id: instance_id.map(Into::into),
         };
-        identify(&spec, &traits)
+        identify(&spec, &host)
     }
 
     #[test]

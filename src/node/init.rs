@@ -9,14 +9,14 @@ use super::{
     aside,
     bootstrap::{Closed, Gate},
     former as join, identity, lock, machine, metadata,
-    peers::{self, Material, Reception},
+    peers::{self, DiscoveryListener, TlsCredentials},
     pki::{Authority, Store},
-    progress::{Phase, Teller},
+    progress::{Phase, Reporter},
     state::{self, Data, ETCD_DATA, STATE_PATH, State},
     units,
 };
 use crate::{
-    error::{Blame, Fault, blame},
+    error::{ErrorKind, UserError, kind_of},
     etcd::Client,
     files::read_text,
     log,
@@ -24,7 +24,7 @@ use crate::{
         ClusterSpec, MANIFEST_PATH, Manifest, Readiness, Service,
         scope::{EtcdStart, Machine, Scope, peer_url},
     },
-    poll::Pace,
+    poll::PollInterval,
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -35,14 +35,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Exit status when systemd shall try again (sysexits.h: EX_TEMPFAIL).
-pub const LATER: u8 = 75;
-/// Exit status when this machine holds data that is not the document's cluster's (EX_NOPERM).
-pub const FOREIGN: u8 = 77;
-/// Exit status when there is no document (EX_NOINPUT); for systemd that is no failure.
-pub const UNASKED: u8 = 66;
-/// Exit status when the document is wrong (EX_CONFIG).
-pub const NEVER: u8 = 78;
+/// Exit status when systemd shall try again (sysexits.h).
+pub const EX_TEMPFAIL: u8 = 75;
+/// Exit status when this machine holds data that is not the document's cluster's.
+pub const EX_NOPERM: u8 = 77;
+/// Exit status when there is no document; for systemd that is no failure.
+pub const EX_NOINPUT: u8 = 66;
+/// Exit status when the document is wrong.
+pub const EX_CONFIG: u8 = 78;
 
 /// How often a node looks again while it waits.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -73,10 +73,10 @@ impl Node {
     pub fn find() -> Result<Node> {
         let document = metadata::find(Path::new("/"))?;
         let (spec, warnings) = document.cluster()?;
-        let traits = machine::traits()?;
-        match identity::identify(&spec, &traits)? {
+        let host = machine::host_identity()?;
+        match identity::identify(&spec, &host)? {
             Some(own) => Ok(Node { spec, own, warnings }),
-            None => Err(identity::stranger(&spec, &traits).into()),
+            None => Err(identity::unknown_host(&spec, &host).into()),
         }
     }
 
@@ -85,15 +85,15 @@ impl Node {
     }
 }
 
-/// Makes this machine a member. Exit status: 0, [`LATER`], [`FOREIGN`] or [`NEVER`].
+/// Makes this machine a member. Exit status: 0, [`EX_TEMPFAIL`], [`EX_NOPERM`] or [`EX_CONFIG`].
 pub fn run() -> ExitCode {
-    let mut teller = Teller::of_the_node();
-    match init(&mut teller) {
+    let mut reporter = Reporter::of_the_node();
+    match init(&mut reporter) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, error }) => {
-            let phase = if code == LATER { Phase::Failed } else { Phase::Refused };
-            let step = if code == LATER { "it failed and is tried again" } else { "refused" };
-            teller.tell(phase, step, &crate::error::report(&error));
+            let phase = if code == EX_TEMPFAIL { Phase::Failed } else { Phase::Refused };
+            let step = if code == EX_TEMPFAIL { "it failed and is tried again" } else { "refused" };
+            reporter.report(phase, step, &crate::error::report(&error));
             ExitCode::from(code)
         }
     }
@@ -107,27 +107,28 @@ struct Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
         let error = error.into();
-        let code = match blame(&error) {
-            _ if metadata::is_missing(&error) => UNASKED,
-            Blame::Request => NEVER,
-            Blame::Work => LATER,
+        let code = match kind_of(&error) {
+            _ if metadata::is_missing(&error) => EX_NOINPUT,
+            ErrorKind::Usage => EX_CONFIG,
+            ErrorKind::Runtime => EX_TEMPFAIL,
         };
         Failure { code, error }
     }
 }
 
-fn init(teller: &mut Teller) -> Result<(), Failure> {
-    let _held = lock::hold("init", |who| teller.tell(Phase::Waiting, "waiting for its turn", who))?;
+fn init(reporter: &mut Reporter) -> Result<(), Failure> {
+    let _held = lock::hold("init", |who| reporter.report(Phase::Waiting, "waiting for its turn", who))?;
     let node = Node::find()?;
-    teller.cluster(&node.spec.cluster, node.warnings.clone());
-    teller.node(&node.member().name);
+    reporter.cluster(&node.spec.cluster, node.warnings.clone());
+    reporter.node(&node.member().name);
 
     let state_path = Path::new(STATE_PATH);
     let known = State::load(state_path)?;
     let data = Data::look(Path::new("/"));
     let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
         .with_context(|| format!("reading {MANIFEST_PATH}"))?;
-    state::claim(&node.spec, node.own, known.as_ref(), &data, postgresql_version(&manifest)?).map_err(refused)?;
+    state::verify_ownership(&node.spec, node.own, known.as_ref(), &data, postgresql_version(&manifest)?)
+        .map_err(refused)?;
     let has_etcd_data = data.etcd.clone().known()?.is_some();
     if let Some(missing) = data.missing(known.as_ref()) {
         log::warning!("{missing}");
@@ -137,18 +138,18 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
     // What cannot be rendered is found before anything waits or changes.
     apply::render_all(&manifest, &scope(&node, &facts, &EtcdStart::together(&node.spec), &manifest), Path::new("/"))?;
 
-    teller.tell(Phase::Working, "making certificates", "");
+    reporter.report(Phase::Working, "making certificates", "");
     let authority = Authority::of(&node.spec)?;
     let made = Store::of_the_node().ensure(&node.spec, node.own, &authority, SystemTime::now())?;
     let reread: BTreeSet<&str> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
 
     let earlier = known.as_ref().filter(|state| state.identity == authority_identity(&node.spec));
-    let start = enter(&node, has_etcd_data, earlier.map(|state| &state.etcd), teller)?;
+    let start = enter(&node, has_etcd_data, earlier.map(|state| &state.etcd), reporter)?;
     let mut state = State::new(&node.spec, node.own, start);
     state.complete = earlier.is_some_and(|state| state.complete);
     state.store(state_path)?;
 
-    teller.tell(Phase::Working, "writing configuration", "");
+    reporter.report(Phase::Working, "writing configuration", "");
     let rendered = apply::render_all(&manifest, &scope(&node, &facts, &state.etcd, &manifest), Path::new("/"))?;
     let changed = apply::install(&rendered, Path::new("/"))?;
     for change in &changed {
@@ -160,29 +161,32 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
         if name == PATRONI {
             // A node that formed the cluster with others may make its first database, until it has been complete once.
             let forms = !state.etcd.existing && !state.complete;
-            bring_up_patroni(service, &node, forms, postgresql_version(&manifest)?, teller)?;
+            bring_up_patroni(service, &node, forms, postgresql_version(&manifest)?, reporter)?;
             continue;
         }
-        bring_up(name, service, &node, teller)?;
+        bring_up(name, service, &node, reporter)?;
         if name == "etcd" {
-            settle(&node, teller)?;
+            settle(&node, reporter)?;
         }
     }
     state.complete = true;
     state.store(state_path)?;
     let unchanged = changed.is_empty() && made.is_empty() && running == services(&manifest).count();
-    teller.tell(Phase::Ready, "every service is ready", if unchanged { "nothing had to be changed" } else { "" });
+    reporter.report(Phase::Ready, "every service is ready", if unchanged { "nothing had to be changed" } else { "" });
     Ok(())
 }
 
 /// A request that this machine's data do not allow: wrong, as long as nobody does something about them.
-fn refused(fault: Fault) -> Failure {
-    let code = if fault.blame == Blame::Request { FOREIGN } else { LATER };
-    Failure { code, error: fault.into() }
+fn refused(problem: UserError) -> Failure {
+    let code = if problem.kind == ErrorKind::Usage { EX_NOPERM } else { EX_TEMPFAIL };
+    Failure { code, error: problem.into() }
 }
 
 /// The major version of the image's PostgreSQL, if it has one.
-fn postgresql_version(manifest: &Manifest) -> Result<Option<u32>> {
+///
+/// # Errors
+/// When the image names something else.
+pub fn postgresql_version(manifest: &Manifest) -> Result<Option<u32>> {
     let Some(version) = manifest.parameters.get("postgres_version") else { return Ok(None) };
     let number = version.as_u64().and_then(|version| u32::try_from(version).ok());
     number.map(Some).with_context(|| format!("the image's `postgres_version` is {version}, which is not a version"))
@@ -202,37 +206,37 @@ fn services(manifest: &Manifest) -> impl Iterator<Item = (&str, &Service)> {
 }
 
 /// Finds out how this node's etcd member starts, and waits as long as it may not.
-fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, teller: &mut Teller) -> Result<EtcdStart> {
-    let material = Material::of_the_node();
+fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, reporter: &mut Reporter) -> Result<EtcdStart> {
+    let credentials = TlsCredentials::of_the_node();
     let step = "entering the cluster's etcd";
     let mut data = data;
-    let mut reception = None;
+    let mut discovery = None;
     if data && units::show("etcd.service")?.active == "active" {
         return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec)));
     }
     loop {
-        if !data && reception.is_none() && node.spec.members.len() > 1 {
-            reception = Some(Reception::open(peers::reception_address(node.member()), &material)?);
+        if !data && discovery.is_none() && node.spec.members.len() > 1 {
+            discovery = Some(DiscoveryListener::open(peers::discovery_address(node.member()), &credentials)?);
         }
-        let heard = reception.as_ref().map(Reception::heard).unwrap_or_default();
-        let view = peers::look(&node.spec, node.own, data, &heard, &material)?;
+        let fresh_peers = discovery.as_ref().map(DiscoveryListener::fresh_peers).unwrap_or_default();
+        let view = peers::look(&node.spec, node.own, data, &fresh_peers, &credentials)?;
         match join::next(&node.spec, node.own, &view) {
             join::Step::Start(start) => return Ok(start),
             join::Step::Resume => return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec))),
             join::Step::Wait(why) => {
-                teller.tell(Phase::Waiting, step, &why);
+                reporter.report(Phase::Waiting, step, &why);
                 lock::rest(PAUSE)?;
             }
             join::Step::Discard => {
-                teller.tell(Phase::Working, step, "the cluster does not know this member any more: it joins anew");
+                reporter.report(Phase::Working, step, "the cluster does not know this member any more: it joins anew");
                 aside::set_aside(Path::new(ETCD_DATA), "removed")?;
                 data = false;
             }
             change => {
-                teller.tell(Phase::Working, step, &words(&change));
-                if let Err(error) = ask_cluster(node, &change, &material) {
+                reporter.report(Phase::Working, step, &words(&change));
+                if let Err(error) = ask_cluster(node, &change, &credentials) {
                     // etcd refuses changes while a member has not been connected for five seconds: it is asked again.
-                    teller.tell(Phase::Waiting, step, &format!("{}: {error}", words(&change)));
+                    reporter.report(Phase::Waiting, step, &format!("{}: {error}", words(&change)));
                     lock::rest(PAUSE)?;
                 }
             }
@@ -250,10 +254,10 @@ fn words(step: &join::Step) -> String {
 }
 
 /// Changes the cluster's members.
-fn ask_cluster(node: &Node, step: &join::Step, material: &Material) -> Result<()> {
+fn ask_cluster(node: &Node, step: &join::Step, credentials: &TlsCredentials) -> Result<()> {
     let me = node.member();
     let others = node.spec.members.iter().filter(|member| member.name != me.name);
-    let client = material.etcd(others.map(crate::model::scope::client_url).collect())?;
+    let client = credentials.etcd(others.map(crate::model::scope::client_url).collect())?;
     match step {
         join::Step::Remove(id) => client.member_remove(*id)?,
         join::Step::Add => client.member_add(&[peer_url(me)], false).map(drop)?,
@@ -265,16 +269,16 @@ fn ask_cluster(node: &Node, step: &join::Step, material: &Material) -> Result<()
 
 /// Waits until etcd's cluster knows its version, without which Patroni cannot speak to it; members that do not come for
 /// [`LATECOMERS`] are let go, see [`join::absent`].
-fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
-    let material = Material::of_the_node();
+fn settle(node: &Node, reporter: &mut Reporter) -> Result<()> {
+    let credentials = TlsCredentials::of_the_node();
     let deadline = Instant::now() + LATECOMERS;
     loop {
-        let Some(cluster) = peers::unsettled(node.member(), &material)? else { return prune(node, &material) };
+        let Some(cluster) = peers::unsettled(node.member(), &credentials)? else { return prune(node, &credentials) };
         let absent = join::absent(&cluster);
         if Instant::now() < deadline || absent.is_empty() {
-            teller.tell(Phase::Waiting, "forming the cluster's etcd", "not every member has come yet");
+            reporter.report(Phase::Waiting, "forming the cluster's etcd", "not every member has come yet");
         } else {
-            teller.tell(
+            reporter.report(
                 Phase::Working,
                 "forming the cluster's etcd",
                 "going on without the members that have not come",
@@ -292,8 +296,8 @@ fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
 }
 
 /// Removes the members of etcd that the document does not name any more and that do not answer.
-fn prune(node: &Node, material: &Material) -> Result<()> {
-    for id in peers::dead_strangers(&node.spec, node.own, material)? {
+fn prune(node: &Node, credentials: &TlsCredentials) -> Result<()> {
+    for id in peers::dead_unknown_members(&node.spec, node.own, credentials)? {
         let client = own_etcd(node)?;
         match client.member_remove(id) {
             Ok(()) => {
@@ -336,7 +340,7 @@ fn bring_up_patroni(
     node: &Node,
     forms: bool,
     version: Option<u32>,
-    teller: &mut Teller,
+    reporter: &mut Reporter,
 ) -> Result<(), Failure> {
     let step = format!("starting {PATRONI}");
     let client = own_etcd(node)?;
@@ -346,36 +350,37 @@ fn bring_up_patroni(
     if units::show(&service.unit)?.active != "active" {
         // systemd may be about to start it again.
         units::stop(&service.unit)?;
-        let told = |why: &str| teller.tell(Phase::Waiting, &step, why);
+        let told = |why: &str| reporter.report(Phase::Waiting, &step, why);
         gate.admit(told, lock::rest).map_err(|closed| match closed {
-            Closed::Refused(fault) => refused(fault),
+            Closed::Refused(problem) => refused(problem),
             Closed::Failed(error) => error.into(),
         })?;
     }
-    bring_up(PATRONI, service, node, teller)?;
+    bring_up(PATRONI, service, node, reporter)?;
     let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
     let deadline = Instant::now() + within;
     while let Some(missing) = gate.missing()? {
         if Instant::now() >= deadline {
-            let fault = Fault::work(format!("there is no whole database after {} s: {missing}", within.as_secs()));
-            return Err(fault.hint(format!("journalctl -u {}", service.unit)).into());
+            let problem =
+                UserError::runtime(format!("there is no whole database after {} s: {missing}", within.as_secs()));
+            return Err(problem.hint(format!("journalctl -u {}", service.unit)).into());
         }
-        teller.tell(Phase::Waiting, &step, &missing);
+        reporter.report(Phase::Waiting, &step, &missing);
         lock::rest(PAUSE)?;
     }
     Ok(())
 }
 
 /// Starts a service and waits until it is ready.
-fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> Result<()> {
+fn bring_up(name: &str, service: &Service, node: &Node, reporter: &mut Reporter) -> Result<()> {
     let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
     let step = format!("starting {name}");
     if !units::show(&service.unit)?.settled() {
-        teller.tell(Phase::Working, &step, "");
+        reporter.report(Phase::Working, &step, "");
         units::start(&service.unit)?;
     }
     let deadline = Instant::now() + within;
-    let mut pace = Pace::new(PAUSE / 2);
+    let mut poll = PollInterval::new(PAUSE / 2);
     loop {
         let unit = units::show(&service.unit)?;
         let missing = if !unit.settled() {
@@ -387,19 +392,23 @@ fn bring_up(name: &str, service: &Service, node: &Node, teller: &mut Teller) -> 
         };
         let Some(missing) = missing else { return Ok(()) };
         if Instant::now() >= deadline {
-            return Err(Fault::work(format!("{} is not ready after {} s: {missing}", service.unit, within.as_secs()))
-                .hint(format!("journalctl -u {}", service.unit))
-                .into());
+            return Err(UserError::runtime(format!(
+                "{} is not ready after {} s: {missing}",
+                service.unit,
+                within.as_secs()
+            ))
+            .hint(format!("journalctl -u {}", service.unit))
+            .into());
         }
-        teller.tell(Phase::Waiting, &step, &missing);
-        pace.rest();
+        reporter.report(Phase::Waiting, &step, &missing);
+        poll.wait();
         lock::rest(PAUSE / 2)?;
     }
 }
 
 /// A client of this node's own etcd.
 fn own_etcd(node: &Node) -> Result<Client> {
-    Ok(Material::of_the_node().etcd(vec![crate::model::scope::client_url(node.member())])?)
+    Ok(TlsCredentials::of_the_node().etcd(vec![crate::model::scope::client_url(node.member())])?)
 }
 
 /// What is missing for readiness; `None` when nothing is.
@@ -429,8 +438,8 @@ mod tests {
     #[test]
     fn a_wrong_request_is_never_tried_again_and_failed_work_is() {
         let code = |error: anyhow::Error| Failure::from(error).code;
-        assert_eq!(code(Fault::request("wrong").into()), NEVER);
-        assert_eq!(code(Fault::work("not yet").into()), LATER);
-        assert_eq!(code(anyhow::anyhow!("disk")), LATER);
+        assert_eq!(code(UserError::usage("wrong").into()), EX_CONFIG);
+        assert_eq!(code(UserError::runtime("not yet").into()), EX_TEMPFAIL);
+        assert_eq!(code(anyhow::anyhow!("disk")), EX_TEMPFAIL);
     }
 }

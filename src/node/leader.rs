@@ -3,7 +3,7 @@
 //! A new etcd leader starts every lease afresh. Were the lost primary's node also etcd's leader, the others would wait
 //! for an election and then for a whole lease rather than for the rest of one.
 
-use super::{peers::Material, state::State};
+use super::{peers::TlsCredentials, state::State};
 use crate::{
     etcd::Client,
     log,
@@ -19,13 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// # Errors
 /// When Patroni or etcd does not answer.
 pub fn move_away(state: &State) -> Result<()> {
-    let material = Material::of_the_node();
+    let credentials = TlsCredentials::of_the_node();
     let primary = format!("https://{}/primary", host_port(state.address, ports::PATRONI));
-    if material.agent(PATIENCE)?.get(&primary).call().context("asking Patroni")?.status() != 200 {
+    if credentials.agent(PATIENCE)?.get(&primary).call().context("asking Patroni")?.status() != 200 {
         return Ok(());
     }
     let endpoint = format!("https://{}", host_port(state.address, ports::ETCD_CLIENT));
-    let client = material.etcd(vec![endpoint.clone()])?;
+    let client = credentials.etcd(vec![endpoint.clone()])?;
     let status = client.status(&endpoint)?;
     if status.leader == 0 || status.leader != status.header.member_id {
         return Ok(());

@@ -6,7 +6,7 @@
 //!
 //! The lock belongs to the process, as flock's lock does: functions far below the verb rest by [`rest`].
 
-use crate::{error::Fault, files::private_folder};
+use crate::{error::UserError, files::private_folder};
 use anyhow::{Context as _, Result};
 use rustix::{
     fs::{FlockOperation, flock},
@@ -64,7 +64,7 @@ pub fn hold_now(verb: &str) -> Result<Held> {
     anyhow::ensure!(held.is_none(), "this process holds the lock {LOCK_PATH} already");
     if lock.try_lock()?.is_none() {
         let holder = lock.holder();
-        return Err(Fault::work(format!("{holder} is at work on this node"))
+        return Err(UserError::runtime(format!("{holder} is at work on this node"))
             .hint("try again when it has ended")
             .into());
     }
@@ -165,7 +165,7 @@ impl Lock {
             return Ok(());
         }
         let verb = last.split_once(' ').map_or(last.as_str(), |(_, verb)| verb);
-        Err(Fault::work(format!("`{verb}` has been at work on this node: it is looked at anew")).into())
+        Err(UserError::runtime(format!("`{verb}` has been at work on this node: it is looked at anew")).into())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What this machine is: its memory, its disk, its limits, its addresses.
 
-use super::identity::Traits;
+use super::identity::HostIdentity;
 use crate::{exec::Run, model::scope::Machine};
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
@@ -35,9 +35,9 @@ pub fn addresses() -> Result<Vec<(String, IpAddr)>> {
 ///
 /// # Errors
 /// As [`addresses`].
-pub fn traits() -> Result<Traits> {
+pub fn host_identity() -> Result<HostIdentity> {
     let instance_id = fs::read_to_string("/var/lib/cloud/data/instance-id").ok();
-    Ok(Traits {
+    Ok(HostIdentity {
         addresses: addresses()?
             .into_iter()
             .map(|(_, address)| address)

@@ -5,7 +5,7 @@
 //! parts `instance-data.json`): in user data, in NoCloud's and ConfigDrive's meta-data, in EC2's instance tags,
 //! OpenStack's `meta` or GCE's attributes. Its value is the document, or a text that is the document.
 
-use crate::{document::Document, error::Fault, files::read_text, model::DOCUMENT_PATH};
+use crate::{document::Document, error::UserError, files::read_text, model::DOCUMENT_PATH};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -35,7 +35,7 @@ const MISSING: &str = "this machine has no cluster document";
 
 /// Whether `error` is that there is no document: nobody has asked this machine to be a node yet.
 pub fn is_missing(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Fault>().is_some_and(|fault| fault.message == MISSING)
+    error.downcast_ref::<UserError>().is_some_and(|problem| problem.message == MISSING)
 }
 
 /// Finds the document below `root` (`/` on a node).
@@ -59,7 +59,7 @@ pub fn find(root: &Path) -> Result<Document> {
             return Ok(document);
         }
     }
-    Err(Fault::request(MISSING)
+    Err(UserError::usage(MISSING)
         .hint(format!(
             "write it to {DOCUMENT_PATH} (cloud-init: write_files), or give the instance the metadata `pgha`; then run `pgha-node init`"
         ))

@@ -16,6 +16,7 @@ pub mod aside;
 pub mod begun;
 pub mod bootstrap;
 pub mod check;
+pub mod claim;
 pub mod cli;
 pub mod database;
 pub mod etcd_data;

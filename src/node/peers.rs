@@ -47,12 +47,12 @@ const HELLO: &str = "/pgha/hello/";
 
 /// Where the certificates lie that nodes show each other.
 #[derive(Debug, Clone)]
-pub struct Material(PathBuf);
+pub struct TlsCredentials(PathBuf);
 
-impl Material {
+impl TlsCredentials {
     /// The node's own.
-    pub fn of_the_node() -> Material {
-        Material(PathBuf::from(TLS_PATH))
+    pub fn of_the_node() -> TlsCredentials {
+        TlsCredentials(PathBuf::from(TLS_PATH))
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -113,55 +113,55 @@ impl Material {
 
 /// Answers on etcd's peer port until it is dropped.
 #[derive(Debug)]
-pub struct Reception {
-    heard: Arc<Mutex<BTreeSet<String>>>,
+pub struct DiscoveryListener {
+    fresh_peers: Arc<Mutex<BTreeSet<String>>>,
     closed: Arc<AtomicBool>,
-    porter: Option<thread::JoinHandle<()>>,
+    accept_thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Reception {
+impl DiscoveryListener {
     /// Opens the port on `address`.
     ///
     /// # Errors
     /// When it is taken, or the certificates cannot be read.
-    pub fn open(address: SocketAddr, material: &Material) -> Result<Reception> {
-        let config = material.server().context("preparing TLS")?;
+    pub fn open(address: SocketAddr, credentials: &TlsCredentials) -> Result<DiscoveryListener> {
+        let config = credentials.server().context("preparing TLS")?;
         let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
         listener.set_nonblocking(true)?;
-        let (heard, closed) = (Arc::default(), Arc::new(AtomicBool::new(false)));
-        let (ears, closing) = (Arc::clone(&heard), Arc::clone(&closed));
-        let porter = thread::spawn(move || {
+        let (fresh_peers, closed) = (Arc::default(), Arc::new(AtomicBool::new(false)));
+        let (seen, closing) = (Arc::clone(&fresh_peers), Arc::clone(&closed));
+        let accept_thread = thread::spawn(move || {
             while !closing.load(Ordering::Relaxed) {
                 match listener.accept() {
                     Ok((stream, _)) => {
-                        let (config, ears) = (config.clone(), Arc::clone(&ears));
+                        let (config, seen) = (config.clone(), Arc::clone(&seen));
                         // A caller that breaks off has told nothing.
-                        thread::spawn(move || answer(stream, config, &ears).ok());
+                        thread::spawn(move || answer(stream, config, &seen).ok());
                     }
                     Err(_) => thread::sleep(Duration::from_millis(20)),
                 }
             }
         });
-        Ok(Reception { heard, closed, porter: Some(porter) })
+        Ok(DiscoveryListener { fresh_peers, closed, accept_thread: Some(accept_thread) })
     }
 
     /// The nodes that have said that they have no data.
-    pub fn heard(&self) -> BTreeSet<String> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn fresh_peers(&self) -> BTreeSet<String> {
+        self.fresh_peers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl Drop for Reception {
+impl Drop for DiscoveryListener {
     fn drop(&mut self) {
         self.closed.store(true, Ordering::Relaxed);
         // The port must be free when this returns.
-        if let Some(porter) = self.porter.take() {
-            let _ = porter.join();
+        if let Some(accept_thread) = self.accept_thread.take() {
+            let _ = accept_thread.join();
         }
     }
 }
 
-fn answer(stream: TcpStream, config: Arc<ServerConfig>, heard: &Mutex<BTreeSet<String>>) -> Result<()> {
+fn answer(stream: TcpStream, config: Arc<ServerConfig>, fresh_peers: &Mutex<BTreeSet<String>>) -> Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -178,7 +178,7 @@ fn answer(stream: TcpStream, config: Arc<ServerConfig>, heard: &Mutex<BTreeSet<S
     let path = text.split(' ').nth(1).unwrap_or_default();
     let response = match path.strip_prefix(HELLO) {
         Some(name) if !name.is_empty() => {
-            heard.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+            fresh_peers.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nfresh"
         }
         _ => "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
@@ -189,12 +189,18 @@ fn answer(stream: TcpStream, config: Arc<ServerConfig>, heard: &Mutex<BTreeSet<S
     Ok(())
 }
 
-/// Asks all other nodes of `spec` how they are. `heard` are those that have called meanwhile.
+/// Asks all other nodes of `spec` how they are. `fresh_peers` are those that have called meanwhile.
 ///
 /// # Errors
 /// When the certificates cannot be read.
-pub fn look(spec: &ClusterSpec, own: usize, data: bool, heard: &BTreeSet<String>, material: &Material) -> Result<View> {
-    let agent = material.agent(PATIENCE)?;
+pub fn look(
+    spec: &ClusterSpec,
+    own: usize,
+    data: bool,
+    fresh_peers: &BTreeSet<String>,
+    credentials: &TlsCredentials,
+) -> Result<View> {
+    let agent = credentials.agent(PATIENCE)?;
     let me = &spec.members[own];
     let others: Vec<&Member> = spec.members.iter().filter(|member| member.name != me.name).collect();
     let found: Vec<Found> = thread::scope(|scope| {
@@ -210,7 +216,7 @@ pub fn look(spec: &ClusterSpec, own: usize, data: bool, heard: &BTreeSet<String>
         .filter(|(_, found)| matches!(found, Found::Etcd { .. }))
         .map(|(member, _)| *member)
         .collect();
-    let cluster = if running.is_empty() { None } else { members(&running, me, material) };
+    let cluster = if running.is_empty() { None } else { members(&running, me, credentials) };
     let peers = others
         .iter()
         .zip(found)
@@ -219,7 +225,7 @@ pub fn look(spec: &ClusterSpec, own: usize, data: bool, heard: &BTreeSet<String>
                 Found::Fresh | Found::Etcd { ever: false } => Peer::Fresh,
                 Found::Etcd { ever: true } => Peer::Data,
                 // It called a moment ago, and its etcd takes the port just now.
-                Found::Silent(_) if heard.contains(&member.name) => Peer::Fresh,
+                Found::Silent(_) if fresh_peers.contains(&member.name) => Peer::Fresh,
                 Found::Silent(why) => Peer::Silent(why),
             };
             (member.name.clone(), peer)
@@ -279,14 +285,14 @@ fn short(error: &ureq::Error) -> String {
 }
 
 /// The members as a quorum lists them; `None` if there is no quorum.
-fn members(running: &[&Member], me: &Member, material: &Material) -> Option<Vec<Listed>> {
-    let client = material.etcd(running.iter().map(|member| client_url(member)).collect()).ok()?;
+fn members(running: &[&Member], me: &Member, credentials: &TlsCredentials) -> Option<Vec<Listed>> {
+    let client = credentials.etcd(running.iter().map(|member| client_url(member)).collect()).ok()?;
     let members = client.members().ok()?;
     let url = peer_url(me);
     let listed = members.into_iter().map(|member| {
         // Only of a namesake elsewhere it matters whether it runs.
         let namesake = member.name == me.name && !member.peer_urls.contains(&url);
-        let answers = namesake && member.client_urls.iter().any(|endpoint| runs(endpoint, material));
+        let answers = namesake && member.client_urls.iter().any(|endpoint| runs(endpoint, credentials));
         Listed {
             id: member.id,
             name: member.name,
@@ -302,17 +308,17 @@ fn members(running: &[&Member], me: &Member, material: &Material) -> Option<Vec<
 ///
 /// # Errors
 /// When it does not answer.
-pub fn unsettled(me: &Member, material: &Material) -> Result<Option<Vec<Listed>>> {
+pub fn unsettled(me: &Member, credentials: &TlsCredentials) -> Result<Option<Vec<Listed>>> {
     #[derive(Deserialize)]
     struct Version {
         etcdcluster: String,
     }
     let url = format!("{}/version", client_url(me));
     let version: Version =
-        material.agent(PATIENCE)?.get(&url).call()?.body_mut().read_json().context("reading etcd's version")?;
+        credentials.agent(PATIENCE)?.get(&url).call()?.body_mut().read_json().context("reading etcd's version")?;
     // etcd's first word for a cluster whose members it does not know all; a real one of that age is not in any image.
     Ok(if version.etcdcluster.starts_with("3.0.") || version.etcdcluster == "not_decided" {
-        members(&[me], me, material)
+        members(&[me], me, credentials)
     } else {
         None
     })
@@ -322,19 +328,19 @@ pub fn unsettled(me: &Member, material: &Material) -> Result<Option<Vec<Listed>>
 ///
 /// # Errors
 /// When this node's own etcd does not answer.
-pub fn dead_strangers(spec: &ClusterSpec, own: usize, material: &Material) -> Result<Vec<u64>> {
-    let members = material.etcd(vec![client_url(&spec.members[own])])?.members()?;
+pub fn dead_unknown_members(spec: &ClusterSpec, own: usize, credentials: &TlsCredentials) -> Result<Vec<u64>> {
+    let members = credentials.etcd(vec![client_url(&spec.members[own])])?.members()?;
     let strangers = members.iter().filter(|member| !former::is_named(spec, &member.name, &member.peer_urls));
-    let dead = strangers.filter(|member| !member.client_urls.iter().any(|endpoint| runs(endpoint, material)));
+    let dead = strangers.filter(|member| !member.client_urls.iter().any(|endpoint| runs(endpoint, credentials)));
     // One that was added a moment ago has told nothing of itself yet: its document is newer than this one.
     Ok(dead.filter(|member| !member.client_urls.is_empty()).map(|member| member.id).collect())
 }
 
-fn runs(endpoint: &str, material: &Material) -> bool {
-    material.etcd(vec![endpoint.to_owned()]).and_then(|client| client.status(endpoint)).is_ok()
+fn runs(endpoint: &str, credentials: &TlsCredentials) -> bool {
+    credentials.etcd(vec![endpoint.to_owned()]).and_then(|client| client.status(endpoint)).is_ok()
 }
 
 /// The address on which a member's first words are heard.
-pub fn reception_address(member: &Member) -> SocketAddr {
+pub fn discovery_address(member: &Member) -> SocketAddr {
     SocketAddr::new(member.address, ports::ETCD_PEER)
 }

@@ -18,7 +18,7 @@
 
 use crate::{
     clock::Civil,
-    error::Fault,
+    error::UserError,
     files::NewFile,
     model::{ClusterSpec, keys::Keys, scope::TLS_PATH},
 };
@@ -177,7 +177,7 @@ impl Authority {
     pub fn of(spec: &ClusterSpec) -> Result<Authority> {
         match &spec.authority {
             Some(given) => Authority::provided(&given.certificate, given.key.expose()).map_err(|reason| {
-                Fault::request(format!("the provided certificate authority cannot be used: {reason}")).into()
+                UserError::usage(format!("the provided certificate authority cannot be used: {reason}")).into()
             }),
             None => Authority::derived(spec),
         }

@@ -75,21 +75,21 @@ impl Progress {
 
 /// Tells where the node stands, once for each change.
 #[derive(Debug)]
-pub struct Teller {
+pub struct Reporter {
     path: PathBuf,
     console: Option<PathBuf>,
     progress: Progress,
 }
 
-impl Teller {
+impl Reporter {
     /// Tells to the node's own places.
-    pub fn of_the_node() -> Teller {
-        Teller::new(PathBuf::from(PROGRESS_PATH), Some(PathBuf::from("/dev/console")))
+    pub fn of_the_node() -> Reporter {
+        Reporter::new(PathBuf::from(PROGRESS_PATH), Some(PathBuf::from("/dev/console")))
     }
 
-    fn new(path: PathBuf, console: Option<PathBuf>) -> Teller {
+    fn new(path: PathBuf, console: Option<PathBuf>) -> Reporter {
         let progress = Progress::load(&path);
-        Teller { path, console, progress }
+        Reporter { path, console, progress }
     }
 
     /// Says what is known of the cluster.
@@ -107,7 +107,7 @@ impl Teller {
     }
 
     /// Says that the node stands elsewhere than before; nothing if it does not.
-    pub fn tell(&mut self, phase: Phase, step: &str, reason: &str) {
+    pub fn report(&mut self, phase: Phase, step: &str, reason: &str) {
         let now = &self.progress;
         if (now.phase, now.step.as_str(), now.reason.as_str()) == (phase, step, reason) {
             return;
@@ -160,14 +160,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, console) = (folder.path().join("run/progress.json"), folder.path().join("console"));
         fs::write(&console, "").unwrap();
-        let mut teller = Teller::new(path.clone(), Some(console.clone()));
-        teller.cluster("demo", vec!["an even number".into()]);
-        teller.tell(Phase::Waiting, "forming the cluster", "not yet pg-2");
+        let mut reporter = Reporter::new(path.clone(), Some(console.clone()));
+        reporter.cluster("demo", vec!["an even number".into()]);
+        reporter.report(Phase::Waiting, "forming the cluster", "not yet pg-2");
         // A file that is written from its start each time shows the last line only.
         assert_eq!(fs::read_to_string(&console).unwrap(), "pgha: forming the cluster: not yet pg-2\r\n");
         fs::write(&console, "").unwrap();
-        teller.tell(Phase::Waiting, "forming the cluster", "not yet pg-2");
-        Teller::new(path.clone(), Some(console.clone())).tell(Phase::Waiting, "forming the cluster", "not yet pg-2");
+        reporter.report(Phase::Waiting, "forming the cluster", "not yet pg-2");
+        Reporter::new(path.clone(), Some(console.clone())).report(
+            Phase::Waiting,
+            "forming the cluster",
+            "not yet pg-2",
+        );
         assert_eq!(fs::read_to_string(&console).unwrap(), "");
         let progress = Progress::load(&path);
         assert_eq!((progress.phase, progress.cluster.as_str()), (Phase::Waiting, "demo"));

@@ -2,7 +2,7 @@
 
 use super::database::{self, Held};
 use crate::{
-    error::Fault,
+    error::UserError,
     files::{NewFile, Presence, read_text},
     model::{ClusterSpec, keys::Keys, scope::EtcdStart},
 };
@@ -103,7 +103,7 @@ impl Data {
     ///
     /// # Errors
     /// Failed work, to be tried later, when that is not known.
-    fn words(&self) -> Result<Option<&'static str>, Fault> {
+    fn words(&self) -> Result<Option<&'static str>, UserError> {
         let (etcd, postgresql) = (self.etcd.clone().known()?, self.postgresql.clone().known()?);
         Ok(match (etcd, postgresql) {
             (Some(()), Some(_)) => Some("etcd's and PostgreSQL's data"),
@@ -131,16 +131,16 @@ impl Data {
 /// # Errors
 /// A wrong request, where there are data that belong to another cluster or node, or to nobody known, or are of another
 /// version; failed work, to be tried later, where it is not known what there is.
-pub fn claim(
+pub fn verify_ownership(
     spec: &ClusterSpec,
     own: usize,
     state: Option<&State>,
     data: &Data,
     version: Option<u32>,
-) -> Result<(), Fault> {
+) -> Result<(), UserError> {
     let Some(what) = data.words()? else { return Ok(()) };
     let identity = Keys::new(spec).identity();
-    let fault = match state {
+    let problem = match state {
         None => format!("there are {what} on this machine, and nothing says of which cluster they are"),
         Some(state) if state.cluster != spec.cluster => {
             format!(
@@ -157,21 +157,21 @@ pub fn claim(
         ),
         Some(_) => return usable(data, version),
     };
-    Err(Fault::request(fault).hint(
+    Err(UserError::usage(problem).hint(
         "give the node its own document again. If the data are to be this node's, such as those of a volume that was kept: \
-         `pgha-node claim`. If they are not wanted: `pgha-node aside make` sets them aside. Then: systemctl restart pgha-node",
+         `pgha-node claim`. If they are not wanted: `pgha-node aside make database` and `pgha-node aside make etcd` set them aside. Then: systemctl restart pgha-node",
     ))
 }
 
 /// Refuses databases of other major versions where there is none of the image's.
-fn usable(data: &Data, version: Option<u32>) -> Result<(), Fault> {
+fn usable(data: &Data, version: Option<u32>) -> Result<(), UserError> {
     let (Presence::Present(held), Some(version)) = (&data.postgresql, version) else { return Ok(()) };
     let Some(other) = held.iter().rfind(|held| held.version != version) else { return Ok(()) };
     if held.iter().any(|held| held.version == version) {
         return Ok(());
     }
     let (theirs, folder) = (other.version, other.folder.display());
-    Err(Fault::request(format!(
+    Err(UserError::usage(format!(
         "there is a database of PostgreSQL {theirs} on this machine, and this image has PostgreSQL {version}, which cannot \
          use it: {}",
         other.database.words()
@@ -186,7 +186,7 @@ fn usable(data: &Data, version: Option<u32>) -> Result<(), Fault> {
 mod tests {
     use super::*;
     use crate::{
-        error::Blame,
+        error::ErrorKind,
         files::Doubt,
         model::{Secret, samples},
         node::database::Database,
@@ -227,19 +227,19 @@ mod tests {
         let spec = samples::three();
         let state = State::new(&spec, 1, EtcdStart::together(&spec));
         let claim = |spec: &ClusterSpec, own, state: Option<&State>, data: Data| {
-            super::claim(spec, own, state, &data, Some(17))
+            super::verify_ownership(spec, own, state, &data, Some(17))
         };
-        assert!(claim(&spec, 1, Some(&state), data(true, &[17])).is_ok());
-        assert!(claim(&spec, 1, None, data(false, &[])).is_ok());
+        assert!(verify_ownership(&spec, 1, Some(&state), data(true, &[17])).is_ok());
+        assert!(verify_ownership(&spec, 1, None, data(false, &[])).is_ok());
         let mut renamed = spec.clone();
         renamed.cluster = "other".into();
         let mut rekeyed = spec.clone();
         rekeyed.secret = Secret::new("CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=");
         let text = [
-            claim(&renamed, 1, Some(&state), data(true, &[17])),
-            claim(&rekeyed, 1, Some(&state), data(true, &[])),
-            claim(&spec, 0, Some(&state), data(false, &[17])),
-            claim(&spec, 1, None, data(true, &[17])),
+            verify_ownership(&renamed, 1, Some(&state), data(true, &[17])),
+            verify_ownership(&rekeyed, 1, Some(&state), data(true, &[])),
+            verify_ownership(&spec, 0, Some(&state), data(false, &[17])),
+            verify_ownership(&spec, 1, None, data(true, &[17])),
         ]
         .map(|outcome| outcome.unwrap_err().to_string());
         insta::assert_snapshot!(text.join("\n"));
@@ -249,12 +249,12 @@ mod tests {
     fn data_of_another_version_are_refused_unless_there_are_some_of_the_image_too() {
         let spec = samples::three();
         let state = State::new(&spec, 1, EtcdStart::together(&spec));
-        let claim = |versions: &[u32]| claim(&spec, 1, Some(&state), &data(true, versions), Some(18));
-        let fault = claim(&[16, 17]).unwrap_err();
-        assert_eq!(fault.blame, Blame::Request);
-        insta::assert_snapshot!(crate::error::report(&fault.into()));
-        assert!(claim(&[17, 18]).is_ok());
-        assert!(claim(&[]).is_ok());
+        let claim = |versions: &[u32]| verify_ownership(&spec, 1, Some(&state), &data(true, versions), Some(18));
+        let problem = verify_ownership(&[16, 17]).unwrap_err();
+        assert_eq!(problem.kind, ErrorKind::Usage);
+        insta::assert_snapshot!(crate::error::report(&problem.into()));
+        assert!(verify_ownership(&[17, 18]).is_ok());
+        assert!(verify_ownership(&[]).is_ok());
     }
 
     #[test]
@@ -265,8 +265,8 @@ mod tests {
             Data { etcd: Presence::Unknown(unknown()), ..data(false, &[]) },
             Data { postgresql: Presence::Unknown(unknown()), ..data(true, &[]) },
         ] {
-            let fault = claim(&spec, 1, None, &data, Some(17)).unwrap_err();
-            assert_eq!((fault.blame, fault.message), (Blame::Work, unknown().to_string()));
+            let problem = verify_ownership(&spec, 1, None, &data, Some(17)).unwrap_err();
+            assert_eq!((problem.kind, problem.message), (ErrorKind::Runtime, unknown().to_string()));
         }
     }
 

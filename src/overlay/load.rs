@@ -3,7 +3,7 @@
 use super::{Directory, FileRule, Mode, OverlayFile, Writer};
 use crate::{
     document::{Document, suggest},
-    error::Fault,
+    error::UserError,
     files,
     model::{CONFD_TEMPLATES_PATH, Group, GuestPath, Service, TEMPLATES_PATH, User},
     render,
@@ -113,7 +113,7 @@ pub fn load(overlays: &Path, name: &str, parameters: &BTreeMap<String, Value>) -
     let document = Document::new(path.display().to_string(), files::read_text(&path)?);
     let written: OverlayFile = document.parse()?;
     if written.schema.value != 1 {
-        return Err(document.fault_at(written.schema.referenced, "the only schema there is has the number 1").into());
+        return Err(document.error_at(written.schema.referenced, "the only schema there is has the number 1").into());
     }
     let put_in = |text: &str| render::render(&document.name, text, parameters);
     let packages = written
@@ -122,7 +122,7 @@ pub fn load(overlays: &Path, name: &str, parameters: &BTreeMap<String, Value>) -
         .map(|package| {
             put_in(&package.value).map_err(|error| {
                 let message = format!("{:#}", error.root_cause());
-                anyhow::Error::new(document.fault_at(package.referenced, &message))
+                anyhow::Error::new(document.error_at(package.referenced, &message))
             })
         })
         .collect::<Result<Vec<_>>>()?;
@@ -181,7 +181,7 @@ fn walk(folder: &Path, at: &GuestPath, found: &mut BTreeMap<GuestPath, Found>) -
             refuse_link(&path)?;
         }
         if !metadata.is_file() {
-            return Err(Fault::request(format!("{} is neither a file nor a folder", path.display())).into());
+            return Err(UserError::usage(format!("{} is neither a file nor a folder", path.display())).into());
         }
         let (name, writer) = Writer::of(name);
         let executable = metadata.permissions().mode() & 0o100 != 0;
@@ -193,7 +193,7 @@ fn walk(folder: &Path, at: &GuestPath, found: &mut BTreeMap<GuestPath, Found>) -
             Entry::Occupied(first) => {
                 let paths = (first.get().path.display(), file.path.display());
                 let message = format!("{} and {} would both become {}", paths.0, paths.1, first.key());
-                return Err(Fault::request(message).hint("keep the one whose suffix names the right writer").into());
+                return Err(UserError::usage(message).hint("keep the one whose suffix names the right writer").into());
             }
         }
     }
@@ -210,7 +210,7 @@ fn files_of(
     let mut files = BTreeMap::new();
     for (path, found) in found {
         let rule = rules.remove(&path).unwrap_or_default();
-        let wrong = |message: String| Fault::request(format!("{}: `{path}` {message}", document.name));
+        let wrong = |message: String| UserError::usage(format!("{}: `{path}` {message}", document.name));
         if let Some(writer) = rule.writer.filter(|writer| *writer != found.writer) {
             let is = found.path.display();
             return Err(wrong(format!("shall be written by {writer}, but {is} is written by {}", found.writer))
@@ -236,7 +236,7 @@ fn files_of(
         let Some(program) = rule.program.take() else {
             let message = format!("{}: there is no file `{path}` below rootfs/", document.name);
             let hint = suggest(path.as_str(), names.iter().map(String::as_str), "the files there are");
-            return Err(Fault { hint, ..Fault::request(message) }.into());
+            return Err(UserError { hint, ..UserError::usage(message) }.into());
         };
         files.insert(path.clone(), file(rule, Origin::Program(program), path, Writer::Image, Mode(0o755)));
     }
@@ -265,7 +265,7 @@ fn refuse_link(path: &Path) -> Result<()> {
     let target = fs::read_link(path).unwrap_or_default();
     let message =
         format!("{} is a symbolic link (to {}), which could lead out of the overlay", path.display(), target.display());
-    Err(Fault::request(message)
+    Err(UserError::usage(message)
         .hint("put the file itself there; links in the guest go under `links:` in overlay.yaml")
         .into())
 }

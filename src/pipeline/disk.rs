@@ -6,7 +6,7 @@ use crate::{
         Compression, Disk, Identity, Outputs,
         grub::{BIOS_CORE, BIOS_MODULES, BiosImages, Menu},
     },
-    error::Fault,
+    error::UserError,
     files::NewFile,
     model::{Arch, Digest, GuestPath},
     plan::{Plan, PlannedDisk},
@@ -41,7 +41,7 @@ fn identity(plan: &Plan, disk: &PlannedDisk) -> Identity {
 }
 
 /// Files of a VM image that follow from its disk, by path.
-pub fn furniture(plan: &Plan, disk: &PlannedDisk) -> Vec<(GuestPath, String)> {
+pub fn boot_files(plan: &Plan, disk: &PlannedDisk) -> Vec<(GuestPath, String)> {
     let identity = identity(plan, disk);
     let arguments: Vec<&str> = disk.arguments.iter().map(String::as_str).collect();
     let menu = Menu { arch: plan.arch, title: TITLE, arguments: &arguments, timeout: MENU_SECONDS };
@@ -147,7 +147,7 @@ fn bios(arch: Arch, tree: &Tree, store: &Store) -> Result<Option<BiosImages>> {
     let mut contents = Contents::new(store);
     let mut read = |path: &str| -> Result<Vec<u8>> {
         let content = tree.content(path).ok_or_else(|| {
-            Fault::request(format!("the image has no `{path}` to boot with"))
+            UserError::usage(format!("the image has no `{path}` to boot with"))
                 .hint("add the packages `grub-pc-bin` and `grub-common` to the recipe's `disk`")
         })?;
         contents.read(content)

@@ -16,7 +16,7 @@ use crate::{
         tar::{Contents, StoredLayer},
     },
     sandbox::Sandbox,
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub struct Base {
     epoch: i64,
 }
 
-impl Outcome for Base {
+impl CachedResult for Base {
     const KIND: &'static str = "base";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -53,7 +53,7 @@ impl Outcome for Base {
 
 /// Where layers are made.
 #[derive(Debug, Clone, Copy)]
-pub struct Workshop<'a> {
+pub struct BuildContext<'a> {
     /// What is built.
     pub plan: &'a Plan,
     /// Apt archives, by name.
@@ -66,7 +66,7 @@ pub struct Workshop<'a> {
     pub progress: &'a Progress,
 }
 
-impl Workshop<'_> {
+impl BuildContext<'_> {
     /// Makes the base layer, which all images have, or finds it in the store.
     ///
     /// # Errors
@@ -143,7 +143,7 @@ impl Workshop<'_> {
             }
             step.advance(1);
         }
-        let generated = [manifest(self.plan)?, boot.map(|(_, disk)| furniture(self.plan, disk))];
+        let generated = [manifest(self.plan)?, boot.map(|(_, disk)| boot_files(self.plan, disk))];
         for files in generated.into_iter().flatten() {
             let composed = compose::compose(store, &mut tree, &files, base.epoch)?;
             layers.extend(composed.map(|composed| (files.name, composed.layer)));
@@ -298,8 +298,8 @@ fn manifest(plan: &Plan) -> Result<Option<OverlayFiles>> {
 }
 
 /// The layer with what a VM image's file systems are known by, and how it boots.
-fn furniture(plan: &Plan, disk: &PlannedDisk) -> OverlayFiles {
-    let files = super::disk::furniture(plan, disk).into_iter().map(|(path, text)| {
+fn boot_files(plan: &Plan, disk: &PlannedDisk) -> OverlayFiles {
+    let files = super::disk::boot_files(plan, disk).into_iter().map(|(path, text)| {
         let file = Place::File { bytes: Bytes::Here(text.into_bytes()), owner: Owner::root(), mode: 0o644 };
         (path, file)
     });

@@ -1,6 +1,6 @@
 //! Where the Debian archive is: as the user says, else as this machine's own apt has it.
 
-use crate::{error::Fault, recipe::Archive};
+use crate::{error::UserError, recipe::Archive};
 use anyhow::Result;
 use std::{
     fs,
@@ -19,13 +19,13 @@ impl Mirrors {
     ///
     /// # Errors
     /// A wrong request when `given` has something that is no URI.
-    pub fn find(given: &[String], etc_apt: &Path) -> Result<Mirrors, Fault> {
+    pub fn find(given: &[String], etc_apt: &Path) -> Result<Mirrors, UserError> {
         if given.is_empty() {
             return Ok(Mirrors::of_uris(&apt_uris(etc_apt)));
         }
         for uri in given {
             if !["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme)) {
-                return Err(Fault::request(format!("the mirror `{uri}` is no http or https URI"))
+                return Err(UserError::usage(format!("the mirror `{uri}` is no http or https URI"))
                     .hint("a mirror is what stands in apt's sources, such as http://mirror.example/debian"));
             }
         }
@@ -53,7 +53,7 @@ impl Mirrors {
     ///
     /// # Errors
     /// A wrong request when no mirror is known.
-    pub fn of(&self, archive: Archive) -> Result<Vec<String>, Fault> {
+    pub fn of(&self, archive: Archive) -> Result<Vec<String>, UserError> {
         let beside = |uri: &String| match uri.rsplit_once('/') {
             Some((parent, _)) => format!("{parent}/{}", archive.folder()),
             None => uri.clone(),
@@ -64,7 +64,7 @@ impl Mirrors {
             Archive::DebianSecurity => self.debian.iter().map(beside).collect(),
         };
         if uris.is_empty() {
-            return Err(Fault::request(
+            return Err(UserError::usage(
                 "no mirror of the Debian archive is known: this machine's apt sources name none",
             )
             .hint("name one with --mirror URI, or in the environment as PGHA_IMAGE_MIRROR"));

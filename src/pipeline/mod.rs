@@ -1,10 +1,10 @@
 //! The story of a build: from a recipe to artifacts.
 
 mod disk;
-mod finished;
 mod layers;
 mod mirror;
 mod packages;
+mod up_to_date;
 
 pub use layers::owner_in_base;
 pub use mirror::Mirrors;
@@ -12,7 +12,7 @@ pub use packages::{Access, plan};
 
 use crate::{
     container_engine::{Engine, Which},
-    error::Fault,
+    error::UserError,
     files::NewFile,
     image::{
         compress::Compression,
@@ -27,8 +27,7 @@ use crate::{
     store::Store,
 };
 use anyhow::{Context as _, Result};
-use finished::Finished;
-use layers::{Layers, Workshop};
+use layers::{BuildContext, Layers};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,6 +36,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
+use up_to_date::UpToDate;
 
 /// What is to be built.
 #[derive(Debug)]
@@ -141,13 +141,13 @@ pub fn run(build: Build, store: &Store, progress: &Progress) -> Result<Built> {
         None => packages::plan(draft, &access, store, progress)?,
     };
     fs::create_dir_all(&target.folder).with_context(|| format!("making the folder {}", target.folder.display()))?;
-    let finished = Finished::of(&plan, &target)?;
-    let (artifacts, unchanged) = match finished.find(store) {
+    let up_to_date = UpToDate::of(&plan, &target)?;
+    let (artifacts, unchanged) = match up_to_date.find(store) {
         Some(artifacts) => (artifacts, true),
         None => {
-            let workshop = Workshop { plan: &plan, sources: &sources, access: &access, store, progress };
-            let artifacts = make(&workshop, &target)?;
-            finished.remember(store, &artifacts)?;
+            let context = BuildContext { plan: &plan, sources: &sources, access: &access, store, progress };
+            let artifacts = make(&context, &target)?;
+            up_to_date.remember(store, &artifacts)?;
             (artifacts, false)
         }
     };
@@ -163,15 +163,15 @@ fn fit(draft: Draft, target: &Target) -> Result<Draft> {
     if draft.plan().disk.is_none() {
         let message = format!("the recipe `{}` has no `disk`, so no VM image can be built", draft.plan().name);
         let hint = "write `disk: {packages: […], overlays: […]}`, or extend a base that has it";
-        return Err(Fault::request(message).hint(hint).into());
+        return Err(UserError::usage(message).hint(hint).into());
     }
     Ok(draft)
 }
 
 /// Makes every artifact.
-fn make(workshop: &Workshop<'_>, target: &Target) -> Result<Vec<Artifact>> {
-    let Workshop { plan, store, progress, .. } = *workshop;
-    let base = workshop.base()?;
+fn make(context: &BuildContext<'_>, target: &Target) -> Result<Vec<Artifact>> {
+    let BuildContext { plan, store, progress, .. } = *context;
+    let base = context.base()?;
     let mut artifacts = Vec::new();
     let mut documents = Vec::new();
     let name = plan.artifact_name();
@@ -181,12 +181,12 @@ fn make(workshop: &Workshop<'_>, target: &Target) -> Result<Vec<Artifact>> {
         Ok([spdx, cyclonedx])
     };
     if target.formats.iter().any(|format| !format.is_disk()) {
-        let layers = workshop.container(&base)?;
+        let layers = context.container(&base)?;
         artifacts.extend(write_oci(plan, &layers, target, store, progress)?);
         documents.extend(bills(["spdx", "cyclonedx"], "", &materials(plan, &layers, None))?);
     }
     if let Some(planned) = &plan.disk {
-        let layers = workshop.disk(&base, planned)?;
+        let layers = context.disk(&base, planned)?;
         artifacts.extend(disk::write(plan, planned, &layers, target, store, progress)?);
         let contents = materials(plan, &layers, Some(planned));
         documents.extend(bills(["disk-spdx", "disk-cyclonedx"], ".disk", &contents)?);
@@ -290,7 +290,7 @@ fn reference(plan: &Plan) -> Result<Reference> {
 fn engine_for(which: Which, compression: Compression) -> Result<Engine> {
     let engine = Engine::connect(which)?;
     if matches!(compression, Compression::Zstd(_)) && !engine.reads_zstd() {
-        return Err(Fault::request(format!("{engine} cannot read layers compressed with zstd"))
+        return Err(UserError::usage(format!("{engine} cannot read layers compressed with zstd"))
             .hint("leave out --compress zstd: Docker reads it from version 23 on")
             .into());
     }

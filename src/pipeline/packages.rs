@@ -2,14 +2,14 @@
 
 use super::Mirrors;
 use crate::{
-    archive::{self, Wanted},
+    archive::{self, DownloadRequest},
     debian::{self, deb::ExpandedDeb, solve},
     http,
     model::Digest,
     plan::{Draft, Package, Plan, Request},
     progress::{Progress, Unit, size},
     recipe::Source,
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -35,11 +35,11 @@ pub struct Access {
 
 /// What a solver chose.
 #[derive(Debug, Serialize, Deserialize)]
-struct Chosen {
+struct Selection {
     packages: Vec<Package>,
 }
 
-impl Outcome for Chosen {
+impl CachedResult for Selection {
     const KIND: &'static str = "choice";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -64,7 +64,7 @@ pub fn plan(draft: Draft, access: &Access, store: &Store, progress: &Progress) -
     let releases = archive::releases(store, &http, &sources, &policy, progress)?;
     let choose = |packages: Vec<String>, recommends: bool| -> Result<Vec<Package>> {
         let request =
-            solve::Request { packages, exclude: draft.plan().never.clone(), recommends, ..solve::Request::default() };
+            solve::Request { packages, exclude: draft.plan().forbid.clone(), recommends, ..solve::Request::default() };
         let key = (1, releases.digest(), &names, &request.packages, &request.exclude, request.recommends);
         let key = Digest::of(serde_json::to_vec(&key)?);
         let (chosen, _) = store.memoise(&key, || {
@@ -75,7 +75,7 @@ pub fn plan(draft: Draft, access: &Access, store: &Store, progress: &Progress) -
                 choices.into_iter().map(|choice| package(choice, |origin| names[origin].clone())).collect();
             let download = packages.iter().map(|package| package.size).sum();
             step.finish(format!("{} packages, {}", packages.len(), size(download)));
-            Ok(Chosen { packages })
+            Ok(Selection { packages })
         })?;
         Ok(chosen.packages)
     };
@@ -113,9 +113,9 @@ pub fn fetch(
         let uris = if access.offline { Vec::new() } else { uris(source, access)? };
         mirrors.insert(name, uris);
     }
-    let wanted: Vec<Wanted> = packages
+    let wanted: Vec<DownloadRequest> = packages
         .iter()
-        .map(|package| Wanted {
+        .map(|package| DownloadRequest {
             name: package.name.clone(),
             version: package.version.clone(),
             architecture: package.architecture.clone(),

@@ -1,9 +1,11 @@
 //! The plan without its packages.
 
-use super::{Lock, LockedSource, Package, Plan, PlannedDisk, PlannedFile, PlannedOverlay, SCHEMA, order, trial};
+use super::{
+    Lock, LockedSource, Package, Plan, PlannedDisk, PlannedFile, PlannedOverlay, SCHEMA, order, template_check,
+};
 use crate::{
     document::suggest,
-    error::Fault,
+    error::UserError,
     model::{Arch, Digest, Group, GuestPath, User},
     overlay::{self, Origin, Overlay, Writer},
     recipe::{Disk, Recipe, Source},
@@ -83,7 +85,7 @@ impl Draft {
                 parameters: recipe.parameters,
                 sources,
                 requests,
-                never: recipe.never,
+                forbid: recipe.forbid,
                 recommends: recipe.recommends,
                 packages: Vec::new(),
                 preseed,
@@ -97,7 +99,7 @@ impl Draft {
             },
             sources: recipe.sources,
         };
-        trial::render_all(&draft.plan)?;
+        template_check::render_all(&draft.plan)?;
         Ok(draft)
     }
 
@@ -127,7 +129,7 @@ impl Draft {
     ///
     /// # Errors
     /// A wrong request when the lock was made for other requests, sources or another architecture.
-    pub fn with_lock(self, lock: Lock, name: &str) -> Result<Plan, Fault> {
+    pub fn with_lock(self, lock: Lock, name: &str) -> Result<Plan, UserError> {
         lock.check(&self.plan, name)?;
         Ok(self.with_packages(lock.packages, lock.disk.map(|disk| disk.packages).unwrap_or_default()))
     }
@@ -148,7 +150,7 @@ fn plan_disk(disk: Disk, by: &str, overlays: Vec<Overlay>, programs: &Path) -> R
         if templates || accounts || overlay.service.is_some() {
             let name = &overlay.document.name;
             let message = format!("{name}: an overlay of disks alone has templates, users, groups or a service");
-            return Err(Fault::request(message).hint("move it from `disk.overlays` to `overlays`").into());
+            return Err(UserError::usage(message).hint("move it from `disk.overlays` to `overlays`").into());
         }
         requests.extend(asked(&overlay.packages, &format!("overlay {}", overlay.name)));
         preseed.extend(overlay.preseed.iter().cloned());
@@ -158,7 +160,7 @@ fn plan_disk(disk: Disk, by: &str, overlays: Vec<Overlay>, programs: &Path) -> R
     Ok(PlannedDisk { size, arguments, requests, packages: Vec::new(), preseed, overlays })
 }
 
-fn no_overlay(folder: &Path, name: &str, site: &Fault) -> Fault {
+fn no_overlay(folder: &Path, name: &str, site: &UserError) -> UserError {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();
@@ -167,11 +169,14 @@ fn no_overlay(folder: &Path, name: &str, site: &Fault) -> Fault {
         &format!("there is no overlay {}", folder.join(name).display()),
         1,
     );
-    Fault { hint: suggest(name, names.iter().map(String::as_str), "the overlays there are"), ..Fault::request(message) }
+    UserError {
+        hint: suggest(name, names.iter().map(String::as_str), "the overlays there are"),
+        ..UserError::usage(message)
+    }
 }
 
 /// One component owns one path; what it installs is its own, too.
-fn one_owner_each(overlays: &[Overlay]) -> Result<(), Fault> {
+fn one_owner_each(overlays: &[Overlay]) -> Result<(), UserError> {
     let mut owners: BTreeMap<&GuestPath, (&str, &str)> = BTreeMap::new();
     for overlay in overlays {
         for (path, what) in overlay.claims() {
@@ -182,7 +187,9 @@ fn one_owner_each(overlays: &[Overlay]) -> Result<(), Fault> {
                 } else {
                     format!("two overlays own `{path}`: `{other}` has it as {their}, `{name}` as {what}")
                 };
-                return Err(Fault::request(message).hint("one path belongs to one component; take it out of the other"));
+                return Err(
+                    UserError::usage(message).hint("one path belongs to one component; take it out of the other")
+                );
             }
         }
     }
@@ -194,26 +201,26 @@ fn join<T: Clone + PartialEq>(
     more: &BTreeMap<String, T>,
     what: &str,
     overlay: &Overlay,
-) -> Result<(), Fault> {
+) -> Result<(), UserError> {
     for (name, value) in more {
         if all.insert(name.clone(), value.clone()).is_some_and(|earlier| earlier != *value) {
             let message = format!(
                 "{}: the {what} `{name}` is declared otherwise by the recipe or another overlay",
                 overlay.document.name
             );
-            return Err(Fault::request(message));
+            return Err(UserError::usage(message));
         }
     }
     Ok(())
 }
 
-fn one_number_each(users: &BTreeMap<String, User>, groups: &BTreeMap<String, Group>) -> Result<(), Fault> {
+fn one_number_each(users: &BTreeMap<String, User>, groups: &BTreeMap<String, Group>) -> Result<(), UserError> {
     let uids = users.iter().map(|(name, user)| ("user", name, user.uid));
     let gids = groups.iter().map(|(name, group)| ("group", name, group.gid));
     let mut seen: BTreeMap<(&str, u32), &String> = BTreeMap::new();
     for (what, name, number) in uids.chain(gids) {
         if let Some(other) = seen.insert((what, number), name) {
-            return Err(Fault::request(format!("the {what}s `{other}` and `{name}` have the same number, {number}")));
+            return Err(UserError::usage(format!("the {what}s `{other}` and `{name}` have the same number, {number}")));
         }
     }
     Ok(())
@@ -233,7 +240,7 @@ fn plan_overlay(overlay: Overlay, programs: &Path) -> Result<PlannedOverlay> {
                 if !source.is_file() {
                     let message = format!("overlay `{name}`: the program {} is not there", source.display());
                     let hint = "build the whole project (cargo build --release), or name the folder with --programs";
-                    return Err(Fault::request(message).hint(hint).into());
+                    return Err(UserError::usage(message).hint(hint).into());
                 }
                 (source, format!("program {program}"))
             }

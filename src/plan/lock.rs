@@ -3,7 +3,7 @@
 use super::{Package, Plan, Request};
 use crate::{
     document::Document,
-    error::Fault,
+    error::UserError,
     model::Arch,
     recipe::{Archive, Source},
 };
@@ -97,21 +97,21 @@ impl Lock {
     ///
     /// # Errors
     /// A wrong request, shown with its line, when it is none.
-    pub fn parse(name: &str, text: &str) -> Result<Lock, Fault> {
+    pub fn parse(name: &str, text: &str) -> Result<Lock, UserError> {
         // JSON is YAML, and the reader of YAML shows lines.
         let lock: Lock = Document::new(name, text).parse()?;
         if lock.schema != 1 {
             let message = format!("{name}: the lock has the schema {}, this program knows 1", lock.schema);
-            return Err(Fault::request(message).hint("build once without --locked to make a new lock"));
+            return Err(UserError::usage(message).hint("build once without --locked to make a new lock"));
         }
         Ok(lock)
     }
 
     /// Refuses a lock that was made for something else than `plan`.
-    pub(super) fn check(&self, plan: &Plan, name: &str) -> Result<(), Fault> {
+    pub(super) fn check(&self, plan: &Plan, name: &str) -> Result<(), UserError> {
         let hint = "build once without --locked to make a new lock";
         let wrong = |what: String| {
-            Err(Fault::request(format!("the lock {name} does not fit the recipe `{}`: {what}", plan.name)).hint(hint))
+            Err(UserError::usage(format!("the lock {name} does not fit the recipe `{}`: {what}", plan.name)).hint(hint))
         };
         if self.arch != plan.arch {
             return wrong(format!("it is for {}, this build for {}", self.arch, plan.arch));

@@ -8,7 +8,7 @@ mod draft;
 mod explain;
 mod lock;
 mod order;
-mod trial;
+mod template_check;
 
 pub use draft::{Draft, Request};
 pub use explain::{Explanation, explain};
@@ -45,7 +45,7 @@ pub struct Plan {
     /// What was asked for, in the order of recipes and overlays.
     pub requests: Vec<Request>,
     /// Packages that must not be installed.
-    pub never: Vec<String>,
+    pub forbid: Vec<String>,
     /// Whether recommended packages are installed too.
     pub recommends: bool,
     /// The packages, by name.

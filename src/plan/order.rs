@@ -1,13 +1,13 @@
 //! The order of overlays: each after those that it wants started before it.
 
-use crate::{document::suggest, error::Fault, overlay::Overlay};
+use crate::{document::suggest, error::UserError, overlay::Overlay};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Sorts `overlays` so that each comes after those named in its `after`, and otherwise stays where the recipe has it.
 ///
 /// # Errors
 /// A wrong request when an overlay needs one that is not there, or when they wait for each other.
-pub fn sort(overlays: Vec<Overlay>, recipe: &str) -> Result<Vec<Overlay>, Fault> {
+pub fn sort(overlays: Vec<Overlay>, recipe: &str) -> Result<Vec<Overlay>, UserError> {
     let names: BTreeSet<String> = overlays.iter().map(|overlay| overlay.name.clone()).collect();
     for overlay in &overlays {
         if let Some(missing) = overlay.needs.iter().find(|needed| !names.contains(*needed)) {
@@ -18,7 +18,7 @@ pub fn sort(overlays: Vec<Overlay>, recipe: &str) -> Result<Vec<Overlay>, Fault>
             let hint = suggest(missing, names.iter().map(String::as_str), "the recipe has")
                 .filter(|hint| hint.starts_with("did you mean"))
                 .unwrap_or_else(|| format!("add `{missing}` to the recipe's overlays"));
-            return Err(Fault::request(message).hint(hint));
+            return Err(UserError::usage(message).hint(hint));
         }
     }
     let mut waiting: Vec<(Overlay, BTreeSet<String>)> = overlays
@@ -33,7 +33,7 @@ pub fn sort(overlays: Vec<Overlay>, recipe: &str) -> Result<Vec<Overlay>, Fault>
         let Some(next) = waiting.iter().position(|(_, after)| after.is_empty()) else {
             let waits: BTreeMap<&str, &BTreeSet<String>> =
                 waiting.iter().map(|(overlay, after)| (overlay.name.as_str(), after)).collect();
-            return Err(Fault::request(format!("overlays wait for each other: {}", circle(&waits)))
+            return Err(UserError::usage(format!("overlays wait for each other: {}", circle(&waits)))
                 .hint("take one of them out of the other's `after`"));
         };
         let (overlay, _) = waiting.remove(next);

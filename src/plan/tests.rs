@@ -42,7 +42,7 @@ fn draft(project: &Path, settings: &[&str]) -> anyhow::Result<Draft> {
 /// The whole message that a wrong project gets, its folder called PROJECT.
 fn complaint(project: &Path, settings: &[&str]) -> String {
     let error = draft(project, settings).expect_err("the project is wrong");
-    assert_eq!(error::blame(&error), error::Blame::Request, "{error:#}");
+    assert_eq!(error::kind_of(&error), error::ErrorKind::Usage, "{error:#}");
     error::report(&error).replace(project.to_str().unwrap(), "PROJECT")
 }
 

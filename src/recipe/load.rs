@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     document::{Document, suggest},
-    error::Fault,
+    error::UserError,
     files,
     model::{Group, User},
     render,
@@ -38,7 +38,7 @@ pub struct Recipe {
     /// Debian packages, parameters put in, maybe with a version constraint.
     pub packages: Vec<String>,
     /// Packages that must not be installed.
-    pub never: Vec<String>,
+    pub forbid: Vec<String>,
     /// Whether recommended packages are installed too.
     pub recommends: bool,
     /// Debconf answers, parameters put in.
@@ -50,7 +50,7 @@ pub struct Recipe {
     /// Groups with fixed numbers.
     pub groups: BTreeMap<String, Group>,
     /// Overlays by name, with where they are named, for errors.
-    pub overlays: Vec<(String, Fault)>,
+    pub overlays: Vec<(String, UserError)>,
     /// VM images.
     pub disk: Option<Disk>,
     /// OCI images.
@@ -65,7 +65,7 @@ pub struct Disk {
     /// Debian packages, parameters put in.
     pub packages: Vec<String>,
     /// Overlays by name, with where they are named, for errors.
-    pub overlays: Vec<(String, Fault)>,
+    pub overlays: Vec<(String, UserError)>,
     /// Arguments of the kernel.
     pub arguments: Vec<String>,
 }
@@ -112,14 +112,14 @@ fn find(project: &Path, wanted: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     if is_path {
-        return Err(Fault::request(format!("there is no recipe {}", path.display())).into());
+        return Err(UserError::usage(format!("there is no recipe {}", path.display())).into());
     }
     let folder = project.join("recipes");
     let names = recipe_names(&folder);
-    let fault = Fault::request(format!("there is no recipe `{wanted}` in {}", folder.display()));
+    let problem = UserError::usage(format!("there is no recipe `{wanted}` in {}", folder.display()));
     let hint = suggest(wanted, names.iter().map(String::as_str), "the recipes there are")
         .unwrap_or_else(|| "run this in the project's folder, or name it with --project".to_owned());
-    Err(fault.hint(hint).into())
+    Err(problem.hint(hint).into())
 }
 
 fn recipe_names(folder: &Path) -> Vec<String> {
@@ -146,13 +146,14 @@ fn read_chain(path: &Path) -> Result<Vec<Link>> {
                 let circle: Vec<String> =
                     seen.skip(first).chain([&base_path]).map(|path| path.display().to_string()).collect();
                 let message = format!("recipes extend each other in a circle: {}", circle.join(" → "));
-                return Err(document.fault_at(base.referenced, &message).into());
+                return Err(document.error_at(base.referenced, &message).into());
             }
             if !base_path.is_file() {
                 let names = recipe_names(folder);
-                let fault = document.fault_at(base.referenced, &format!("there is no recipe {}", base_path.display()));
+                let problem =
+                    document.error_at(base.referenced, &format!("there is no recipe {}", base_path.display()));
                 let hint = suggest(&base.value, names.iter().map(String::as_str), "the recipes there are");
-                return Err(Fault { hint, ..fault }.into());
+                return Err(UserError { hint, ..problem }.into());
             }
             next = Some(base_path);
         }
@@ -163,9 +164,9 @@ fn read_chain(path: &Path) -> Result<Vec<Link>> {
 }
 
 /// Checks what the types cannot say.
-fn check_words(document: &Document, file: &RecipeFile) -> Result<(), Fault> {
+fn check_words(document: &Document, file: &RecipeFile) -> Result<(), UserError> {
     if file.schema.value != 1 {
-        return Err(document.fault_at(file.schema.referenced, "the only schema there is has the number 1"));
+        return Err(document.error_at(file.schema.referenced, "the only schema there is has the number 1"));
     }
     let plain = |name: &str| {
         name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
@@ -176,7 +177,7 @@ fn check_words(document: &Document, file: &RecipeFile) -> Result<(), Fault> {
     for name in names {
         if !plain(&name.value) {
             let message = format!("`{}` is no name (lower-case letters, digits, `-`, `.` and `+`)", name.value);
-            return Err(document.fault_at(name.referenced, &message));
+            return Err(document.error_at(name.referenced, &message));
         }
     }
     Ok(())
@@ -191,12 +192,14 @@ fn parameters(chain: &[Link], settings: &[String]) -> Result<BTreeMap<String, Va
     }
     let mut set: BTreeMap<&str, &str> = BTreeMap::new();
     for setting in settings {
-        let (name, value) = setting
-            .split_once('=')
-            .ok_or_else(|| Fault::request(format!("`--set {setting}` sets nothing")).hint("write --set NAME=VALUE"))?;
+        let (name, value) = setting.split_once('=').ok_or_else(|| {
+            UserError::usage(format!("`--set {setting}` sets nothing")).hint("write --set NAME=VALUE")
+        })?;
         if !declared.contains_key(name) {
-            let fault = Fault::request(format!("the recipe has no parameter `{name}`"));
-            return Err(Fault { hint: suggest(name, declared.keys().copied(), "its parameters are"), ..fault }.into());
+            let problem = UserError::usage(format!("the recipe has no parameter `{name}`"));
+            return Err(
+                UserError { hint: suggest(name, declared.keys().copied(), "its parameters are"), ..problem }.into()
+            );
         }
         set.insert(name, value);
     }
@@ -204,25 +207,25 @@ fn parameters(chain: &[Link], settings: &[String]) -> Result<BTreeMap<String, Va
     for (name, (document, parameter)) in declared {
         let value = match (set.get(name), &parameter.default) {
             (Some(text), _) => read_value(text, parameter.kind).ok_or_else(|| {
-                Fault::request(format!("`--set {name}={text}`: the parameter `{name}` is {}", parameter.kind))
+                UserError::usage(format!("`--set {name}={text}`: the parameter `{name}` is {}", parameter.kind))
             })?,
             (None, Some(default)) => {
                 if !is_of(&default.value, parameter.kind) {
                     let message = format!("the default of `{name}` is not {}", parameter.kind);
-                    return Err(document.fault_at(default.referenced, &message).into());
+                    return Err(document.error_at(default.referenced, &message).into());
                 }
                 default.value.clone()
             }
             (None, None) => {
                 let message =
                     format!("{}: the parameter `{name}` is not set ({})", document.name, parameter.description);
-                return Err(Fault::request(message).hint(format!("give it with --set {name}=VALUE")).into());
+                return Err(UserError::usage(message).hint(format!("give it with --set {name}=VALUE")).into());
             }
         };
         if !parameter.choices.is_empty() && !parameter.choices.contains(&value) {
             let choices: Vec<String> = parameter.choices.iter().map(Value::to_string).collect();
             let message = format!("the parameter `{name}` cannot be {value} (it can be {})", choices.join(", "));
-            return Err(Fault::request(message).into());
+            return Err(UserError::usage(message).into());
         }
         values.insert(name.to_owned(), value);
     }
@@ -262,7 +265,7 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
         parameters,
         sources: BTreeMap::new(),
         packages: Vec::new(),
-        never: Vec::new(),
+        forbid: Vec::new(),
         recommends: false,
         preseed: Vec::new(),
         paths: Paths::default(),
@@ -279,7 +282,7 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
         }
         recipe.packages.extend(put_in(&document, &file.packages, &recipe.parameters)?);
         recipe.preseed.extend(put_in(&document, &file.preseed, &recipe.parameters)?);
-        recipe.never.extend(file.never);
+        recipe.forbid.extend(file.forbid);
         recipe.recommends = file.recommends.unwrap_or(recipe.recommends);
         recipe.paths.exclude.extend(file.paths.exclude);
         recipe.paths.include.extend(file.paths.include);
@@ -303,17 +306,17 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
     }
     if recipe.sources.is_empty() {
         let message = format!("the recipe `{}` has no `sources`, so there is nothing to install from", recipe.name);
-        return Err(Fault::request(message).hint("extend a base such as `debian-trixie`").into());
+        return Err(UserError::usage(message).hint("extend a base such as `debian-trixie`").into());
     }
     Ok(recipe)
 }
 
 /// An overlay's name and where it stands; it may stand there once.
-fn named(document: &Document, overlay: Spanned<String>, seen: &mut BTreeSet<String>) -> Result<(String, Fault)> {
-    let site = document.fault_at(overlay.referenced, &format!("the overlay `{}`", overlay.value));
+fn named(document: &Document, overlay: Spanned<String>, seen: &mut BTreeSet<String>) -> Result<(String, UserError)> {
+    let site = document.error_at(overlay.referenced, &format!("the overlay `{}`", overlay.value));
     if !seen.insert(overlay.value.clone()) {
         let message = format!("the overlay `{}` is in the recipe already", overlay.value);
-        return Err(document.fault_at(overlay.referenced, &message).into());
+        return Err(document.error_at(overlay.referenced, &message).into());
     }
     Ok((overlay.value, site))
 }
@@ -325,11 +328,11 @@ fn put_in(document: &Document, texts: &[Spanned<String>], parameters: &BTreeMap<
         .map(|text| {
             render::render(&document.name, &text.value, parameters).map_err(|_| {
                 let message = format!("`{}` names a parameter that the recipe does not have", text.value);
-                let fault = document.fault_at(text.referenced, &message);
+                let problem = document.error_at(text.referenced, &message);
                 let known: Vec<&str> = parameters.keys().map(String::as_str).collect();
                 match known.is_empty() {
-                    true => fault.hint("declare it under `parameters:`").into(),
-                    false => fault.hint(format!("its parameters are: {}", known.join(", "))).into(),
+                    true => problem.hint("declare it under `parameters:`").into(),
+                    false => problem.hint(format!("its parameters are: {}", known.join(", "))).into(),
                 }
             })
         })
@@ -343,13 +346,13 @@ fn read_source(recipe: &Path, document: &Document, source: SourceFile) -> Result
         let path = folder.join(&key.value);
         let bytes = fs::read(&path).map_err(|error| {
             let message = format!("the key file {} cannot be read: {error}", path.display());
-            document.fault_at(key.referenced, &message).hint("key files lie relative to the recipe")
+            document.error_at(key.referenced, &message).hint("key files lie relative to the recipe")
         })?;
         keys.push((key.value.clone(), bytes));
     }
     if keys.is_empty() {
         let message = format!("{}: the source `{}` has no `signed-by`", document.name, source.suite);
-        return Err(Fault::request(message).hint("name a file with the keys that sign it").into());
+        return Err(UserError::usage(message).hint("name a file with the keys that sign it").into());
     }
     let SourceFile { uri, archive, suite, components, .. } = source;
     Ok(Source { uri, archive, suite, components, keys })

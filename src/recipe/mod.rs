@@ -14,7 +14,7 @@
 //!   debian: {suite: trixie, components: [main], signed-by: [keys/debian-archive-trixie-automatic.asc]}
 //!   pgdg: {uri: "https://mirror.example/postgresql", suite: trixie-pgdg, components: [main], signed-by: [keys/pgdg.asc]}
 //! packages: [systemd, "postgresql-{{postgres_version}}", "haproxy (>= 3.0)"]
-//! never: [exim4]                     # packages that must not be installed, whatever wants them
+//! forbid: [exim4]                     # packages that must not be installed, whatever wants them
 //! recommends: false                  # install recommended packages too
 //! preseed: ["pkg pkg/question boolean false"]
 //! paths: {exclude: [/usr/share/doc/*], include: [/usr/share/doc/*/copyright]}   # dpkg's patterns; last match wins

@@ -35,7 +35,7 @@ pub struct RecipeFile {
     pub packages: Vec<Spanned<String>>,
     /// Packages that must not be installed, whatever wants them.
     #[serde(default)]
-    pub never: Vec<String>,
+    pub forbid: Vec<String>,
     /// Whether recommended packages are installed too.
     #[serde(default)]
     pub recommends: Option<bool>,

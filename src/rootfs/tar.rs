@@ -8,7 +8,7 @@
 use super::{Change, Content, Entry, Kind, Layer};
 use crate::{
     model::{Digest, GuestPath, Sha256},
-    store::{BlobReader, BlobWriter, Outcome, Store},
+    store::{BlobReader, BlobWriter, CachedResult, Store},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ pub struct StoredLayer {
     pub index: Digest,
 }
 
-impl Outcome for StoredLayer {
+impl CachedResult for StoredLayer {
     const KIND: &'static str = "layer";
 
     fn blobs(&self) -> Vec<Digest> {

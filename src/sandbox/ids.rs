@@ -1,7 +1,7 @@
 //! Which ids a user may have in a user namespace, and what to do where the system refuses.
 
 use super::Way;
-use crate::{error::Fault, exec::Run};
+use crate::{error::UserError, exec::Run};
 use anyhow::{Context as _, Result};
 use std::{
     env, fs, io,
@@ -66,7 +66,7 @@ impl Mapping {
 /// How this user gets into the namespaces.
 ///
 /// # Errors
-/// A [`Fault`] that says what this user lacks and how to get it.
+/// A [`UserError`] that says what this user lacks and how to get it.
 pub(super) fn way() -> Result<Way> {
     let uid = rustix::process::geteuid().as_raw();
     if uid == 0 {
@@ -85,7 +85,7 @@ fn helper(name: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/bin", "/bin", "/usr/sbin", "/usr/local/bin"].map(PathBuf::from);
     env::split_paths(&path).chain(usual).map(|folder| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
-        Fault::work(format!("the program `{name}` is not installed; without it only root can build"))
+        UserError::runtime(format!("the program `{name}` is not installed; without it only root can build"))
             .hint("sudo apt-get install uidmap     (Fedora, openSUSE, Arch: the package `shadow` or `shadow-utils`)")
             .into()
     })
@@ -119,7 +119,7 @@ fn subordinate(file: &Path, name: Option<&str>, uid: u32) -> Result<Vec<(u32, u3
     }
     let shown = name.map_or_else(|| uid.to_string(), str::to_owned);
     let (first, last) = unused(&text);
-    Err(Fault::work(format!(
+    Err(UserError::runtime(format!(
         "{} gives the user `{shown}` {have} subordinate ids; {} are needed, without them only root can build",
         file.display(),
         IDS - 1
@@ -169,29 +169,29 @@ pub(super) fn refused(what: &str, errno: i32) -> anyhow::Error {
 }
 
 /// What most likely keeps a user out of the namespaces.
-fn refusal_hint(errno: Option<i32>) -> Fault {
+fn refusal_hint(errno: Option<i32>) -> UserError {
     let setting = |name: &str| {
         fs::read_to_string(Path::new("/proc/sys").join(name)).ok().and_then(|text| text.trim().parse::<u64>().ok())
     };
-    let fault = Fault::work("this machine does not let this user build in namespaces");
+    let problem = UserError::runtime("this machine does not let this user build in namespaces");
     if rustix::process::geteuid().is_root() {
-        return fault.hint(
+        return problem.hint(
             "this looks like a container without rights; run it with `--privileged`, or with \
              `--security-opt seccomp=unconfined --security-opt apparmor=unconfined --cap-add SYS_ADMIN`",
         );
     }
     if setting("user/max_user_namespaces") == Some(0) {
-        return fault.hint("sudo sysctl -w user.max_user_namespaces=15000");
+        return problem.hint("sudo sysctl -w user.max_user_namespaces=15000");
     }
     if setting("kernel/unprivileged_userns_clone") == Some(0) {
-        return fault.hint("sudo sysctl -w kernel.unprivileged_userns_clone=1");
+        return problem.hint("sudo sysctl -w kernel.unprivileged_userns_clone=1");
     }
     if setting("kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
-        return fault.hint("sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0");
+        return problem.hint("sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0");
     }
     match errno {
-        Some(libc::ENOSYS) => fault.hint("the kernel has no user namespaces; build as root"),
-        _ => fault.hint("build as root, or allow user namespaces to this user"),
+        Some(libc::ENOSYS) => problem.hint("the kernel has no user namespaces; build as root"),
+        _ => problem.hint("build as root, or allow user namespaces to this user"),
     }
 }
 
@@ -225,10 +225,10 @@ mod tests {
         let file = folder.path().join("subuid");
         fs::write(&file, "bob:100000:65536\nann:165536:1000\n").unwrap();
         let error = subordinate(&file, Some("ann"), 1000).unwrap_err();
-        let fault = error.downcast_ref::<Fault>().unwrap();
-        assert!(fault.message.contains("gives the user `ann` 1000 subordinate ids; 65535 are needed"), "{fault}");
+        let problem = error.downcast_ref::<UserError>().unwrap();
+        assert!(problem.message.contains("gives the user `ann` 1000 subordinate ids; 65535 are needed"), "{problem}");
         assert_eq!(
-            fault.hint.as_deref(),
+            problem.hint.as_deref(),
             Some("sudo usermod --add-subuids 166536-232071 --add-subgids 166536-232071 ann")
         );
         assert!(subordinate(&file, Some("bob"), 1001).is_ok());

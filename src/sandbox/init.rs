@@ -1,7 +1,7 @@
 //! The first process of a program's namespaces: it makes the world that the program sees, starts it, and takes the
 //! whole namespace with it when it ends.
 
-use super::run::{Request, Room, is_below_run};
+use super::run::{Request, SandboxRoot, is_below_run};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -97,15 +97,15 @@ fn prepare() -> Result<(Request, [BpfProgram; 2])> {
         .context("making the mount namespace private")?;
     rustix::system::sethostname(HOST_NAME.as_bytes()).context("setting the host name")?;
     rustix::process::umask(Mode::empty());
-    furnish(&request.room)?;
+    mount_all(&request.sandbox_root)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     limit_resources()?;
     Ok((request, filters()?))
 }
 
 /// Mounts what the program sees, and goes there.
-fn furnish(room: &Room) -> Result<()> {
-    let root = room.root.as_path();
+fn mount_all(sandbox_root: &SandboxRoot) -> Result<()> {
+    let root = sandbox_root.root.as_path();
     mount_bind(root, root).with_context(|| format!("mounting {}", root.display()))?;
     let root = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("opening {}", root.display()))?;
@@ -116,7 +116,7 @@ fn furnish(room: &Room) -> Result<()> {
     tmpfs(&root, "run", quiet, c"mode=0755,size=64m")?;
     fs::create_dir(inside(&place(&root, "run")?).join("lock")).context("making /run/lock")?;
     make_devices(&root)?;
-    for bind in &room.binds {
+    for bind in &sandbox_root.binds {
         ensure!(is_below_run(&bind.guest), "`{}` is not below /run", bind.guest);
         let target = inside(&root).join(bind.guest.relative());
         fs::create_dir_all(&target).with_context(|| format!("making {}", bind.guest))?;
@@ -276,7 +276,7 @@ fn launch(request: &Request, filters: &[BpfProgram]) -> Result<u8> {
         .args(arguments)
         .env_clear()
         .envs(ENVIRONMENT)
-        .envs(request.room.environment.iter().map(|(name, value)| (name, value)))
+        .envs(request.sandbox_root.environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(io::stdout().as_fd().try_clone_to_owned()?)
         .stderr(io::stdout().as_fd().try_clone_to_owned()?);
@@ -287,7 +287,7 @@ fn launch(request: &Request, filters: &[BpfProgram]) -> Result<u8> {
             return Ok(127);
         }
     };
-    let most = request.room.processes;
+    let most = request.sandbox_root.processes;
     thread::spawn(move || watch(most));
     // Orphans come here to be buried.
     loop {

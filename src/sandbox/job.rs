@@ -1,7 +1,7 @@
 //! The side of a job that lives in the namespaces.
 
 use super::{ARGUMENT, init, remove_tree_here};
-use crate::error::{self, Blame, Fault};
+use crate::error::{self, ErrorKind, UserError};
 use anyhow::{Context as _, Result, ensure};
 use rustix::{
     io::Errno,
@@ -28,7 +28,7 @@ pub struct Job {
     /// What [`super::Sandbox::work`] calls it by.
     pub name: &'static str,
     /// Does the work.
-    pub work: fn(serde_json::Value, &Teller) -> Result<serde_json::Value>,
+    pub work: fn(serde_json::Value, &Reporter) -> Result<serde_json::Value>,
 }
 
 impl fmt::Debug for Job {
@@ -46,23 +46,23 @@ pub(super) enum Event {
     /// The system did not let it in.
     Refused { what: String, errno: i32 },
     /// What it has to tell while it works.
-    Told(serde_json::Value),
+    Report(serde_json::Value),
     /// What it needs to know to go on; the reply is the next line of its input.
-    Asked(serde_json::Value),
+    Question(serde_json::Value),
     /// What came of it.
     Answer(serde_json::Value),
     /// Why nothing came of it: whether the request is to blame, the chain of causes, the way out.
-    Failed { blame: bool, chain: Vec<String>, hint: Option<String> },
+    Failed { usage: bool, chain: Vec<String>, hint: Option<String> },
 }
 
 /// Tells the process that wants the work how it goes on.
 #[derive(Debug)]
-pub struct Teller(());
+pub struct Reporter(());
 
-impl Teller {
+impl Reporter {
     /// Tells `event`, any JSON value.
-    pub fn tell(&self, event: serde_json::Value) {
-        say(&Event::Told(event));
+    pub fn report(&self, event: serde_json::Value) {
+        say(&Event::Report(event));
     }
 
     /// Asks for what only the process that wants the work can know, and waits for the reply.
@@ -70,13 +70,13 @@ impl Teller {
     /// # Errors
     /// When that process goes away.
     pub fn ask(&self, question: serde_json::Value) -> Result<serde_json::Value> {
-        say(&Event::Asked(question));
-        hear().context("reading a reply")
+        say(&Event::Question(question));
+        read_line().context("reading a reply")
     }
 }
 
 /// One line of input.
-fn hear() -> Result<serde_json::Value> {
+fn read_line() -> Result<serde_json::Value> {
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
     // The other side is gone, or could not give this process its ids.
@@ -126,12 +126,12 @@ fn serve(user: bool, name: &str, jobs: &[Job]) -> ExitCode {
 
 fn failed(error: &anyhow::Error) -> Event {
     let hint = error
-        .downcast_ref::<Fault>()
+        .downcast_ref::<UserError>()
         .into_iter()
-        .chain(error.chain().filter_map(|cause| cause.downcast_ref::<Fault>()))
-        .find_map(|fault| fault.hint.clone());
+        .chain(error.chain().filter_map(|cause| cause.downcast_ref::<UserError>()))
+        .find_map(|problem| problem.hint.clone());
     Event::Failed {
-        blame: error::blame(error) == Blame::Request,
+        usage: error::kind_of(error) == ErrorKind::Usage,
         chain: error.chain().map(|cause| cause.to_string()).collect(),
         hint,
     }
@@ -153,7 +153,7 @@ fn enter(user: bool) -> Result<serde_json::Value> {
     }
     die_with_parent()?;
     say(&Event::Ready);
-    let request = hear().context("reading a request")?;
+    let request = read_line().context("reading a request")?;
     if user {
         rustix::thread::set_thread_groups(&[]).context("leaving the user's groups")?;
         rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).context("becoming root")?;
@@ -180,7 +180,7 @@ fn work(name: &str, request: serde_json::Value, jobs: &[Job]) -> Result<serde_js
                 .iter()
                 .find(|job| job.name == name)
                 .with_context(|| format!("there is no sandboxed job `{name}`"))?;
-            (job.work)(request, &Teller(()))
+            (job.work)(request, &Reporter(()))
         }
     }
 }

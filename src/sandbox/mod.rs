@@ -6,7 +6,7 @@
 //! - A **job** ([`Sandbox::work`]) is this program's own code where files can have any owner: the job is root there,
 //!   and the other ids are the user's subordinate ones. It has a mount namespace of its own. What it asks for comes
 //!   as one JSON line on its standard input, what it has to tell goes as JSON lines to its standard output.
-//! - A **program** ([`Room::run`]) is foreign code that a job runs with a root file system of its own. It sees that root,
+//! - A **program** ([`SandboxRoot::run`]) is foreign code that a job runs with a root file system of its own. It sees that root,
 //!   `/proc`, a `/dev` of seven harmless devices, empty `/run` and `/tmp`; no network, no process but its own, no
 //!   capability that reaches beyond the root, no terminal. It cannot wait for the disk, since everything here is
 //!   either published by rename or thrown away. When it ends, runs out of time, or this program dies, every process
@@ -17,10 +17,10 @@ mod init;
 mod job;
 mod run;
 
-pub use job::{Job, Teller, entry};
-pub use run::{Bind, Ending, Room};
+pub use job::{Job, Reporter, entry};
+pub use run::{Bind, Ending, SandboxRoot};
 
-use crate::error::{Blame, Fault};
+use crate::error::{ErrorKind, UserError};
 use anyhow::{Context as _, Result, anyhow, bail};
 use ids::Mapping;
 use job::{Event, REMOVE};
@@ -47,7 +47,7 @@ pub struct Sandbox {
 /// Who listens to a job.
 pub trait Listener {
     /// Hears what the job tells.
-    fn hear(&mut self, event: serde_json::Value);
+    fn on_event(&mut self, event: serde_json::Value);
 
     /// Replies to what the job asks.
     ///
@@ -60,7 +60,7 @@ pub trait Listener {
 struct Nobody;
 
 impl Listener for Nobody {
-    fn hear(&mut self, _: serde_json::Value) {}
+    fn on_event(&mut self, _: serde_json::Value) {}
 
     fn reply(&mut self, question: serde_json::Value) -> Result<serde_json::Value> {
         bail!("nobody can reply to {question}")
@@ -104,7 +104,7 @@ impl Sandbox {
     /// Whether this machine lets this user work in namespaces.
     ///
     /// # Errors
-    /// A [`Fault`] that says what is missing and how to get it.
+    /// A [`UserError`] that says what is missing and how to get it.
     pub fn probe(&self) -> Result<()> {
         self.work(job::PROBE, &(), &mut Nobody)
     }
@@ -120,7 +120,7 @@ impl Sandbox {
     /// Has the job named `job` done in namespaces and returns its answer; `listener` hears what it tells meanwhile.
     ///
     /// # Errors
-    /// When the namespaces cannot be entered (a [`Fault`] with the way out), and what the job fails with.
+    /// When the namespaces cannot be entered (a [`UserError`] with the way out), and what the job fails with.
     pub fn work<A: DeserializeOwned>(
         &self,
         job: &str,
@@ -239,13 +239,13 @@ fn converse(
                 say(child, &request)?;
             }
             Event::Refused { what, errno } => return Err(Failure::Refused(ids::refused(&what, errno))),
-            Event::Told(event) => listener.hear(event),
-            Event::Asked(question) => {
+            Event::Report(event) => listener.on_event(event),
+            Event::Question(question) => {
                 let reply = listener.reply(question).map_err(other)?;
                 say(child, &reply)?;
             }
             Event::Answer(answer) => return Ok(Some(answer)),
-            Event::Failed { blame, chain, hint } => return Err(Failure::Other(retell(blame, chain, hint))),
+            Event::Failed { usage, chain, hint } => return Err(Failure::Other(retell(usage, chain, hint))),
         }
     }
     Ok(None)
@@ -260,11 +260,11 @@ fn say(child: &mut JobProcess, line: &dyn std::fmt::Display) -> Result<(), Failu
 }
 
 /// The error that a job had, as one of this process.
-fn retell(request: bool, chain: Vec<String>, hint: Option<String>) -> anyhow::Error {
+fn retell(usage: bool, chain: Vec<String>, hint: Option<String>) -> anyhow::Error {
     let mut causes = chain.into_iter().rev();
     let message = causes.next().unwrap_or_default();
-    let blame = if request { Blame::Request } else { Blame::Work };
-    causes.fold(anyhow::Error::new(Fault { blame, message, hint }), anyhow::Error::context)
+    let kind = if usage { ErrorKind::Usage } else { ErrorKind::Runtime };
+    causes.fold(anyhow::Error::new(UserError { kind, message, hint }), anyhow::Error::context)
 }
 
 /// Removes a tree from inside a job, or as far as this process may.

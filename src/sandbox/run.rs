@@ -30,7 +30,7 @@ pub struct Bind {
 
 /// Where programs run: a root file system, and what is the same for each of them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Room {
+pub struct SandboxRoot {
     /// The folder that is `/`.
     pub root: PathBuf,
     /// Folders of the host that are seen.
@@ -67,14 +67,14 @@ impl std::fmt::Display for Ending {
 /// What the first process of a program's namespaces is asked for.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
-    pub room: Room,
+    pub sandbox_root: SandboxRoot,
     pub arguments: Vec<String>,
 }
 
 /// The longest line that is told whole; a longer one comes in pieces.
 const LINE: u64 = 16 << 10;
 
-impl Room {
+impl SandboxRoot {
     /// Runs the program `arguments[0]` to its end, from within a job. `on_line` hears each line that it writes to its
     /// standard output or error, which are one stream; bytes that are no UTF-8 are replaced.
     ///
@@ -84,7 +84,7 @@ impl Room {
     /// When the namespaces cannot be set up or the program cannot be started; how it ends is no error here.
     pub fn run(&self, arguments: &[&str], on_line: &mut dyn FnMut(&str)) -> Result<Ending> {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let request = serde_json::to_string(&Request { room: self.clone(), arguments })?;
+        let request = serde_json::to_string(&Request { sandbox_root: self.clone(), arguments })?;
         let (send, lines) = mpsc::sync_channel(1024);
         thread::scope(|scope| {
             // The thread that starts the first process must outlive it, and its namespaces are its own.
@@ -98,7 +98,7 @@ impl Room {
             let mut stdout = BufReader::new(first.0.stdout.take().context("a program without output")?);
             first.go(&request, &mut stdout)?;
             scope.spawn(move || listen(stdout, &send));
-            let in_time = hear(&lines, Instant::now() + self.limit, on_line);
+            let in_time = receive(&lines, Instant::now() + self.limit, on_line);
             if !in_time {
                 first.kill();
             }
@@ -178,7 +178,7 @@ fn listen(mut stdout: BufReader<ChildStdout>, lines: &mpsc::SyncSender<String>) 
 }
 
 /// Hears lines until the last, or until `deadline`; returns whether it was the last.
-fn hear(lines: &mpsc::Receiver<String>, deadline: Instant, on_line: &mut dyn FnMut(&str)) -> bool {
+fn receive(lines: &mpsc::Receiver<String>, deadline: Instant, on_line: &mut dyn FnMut(&str)) -> bool {
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => on_line(&line),

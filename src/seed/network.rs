@@ -1,7 +1,7 @@
 //! How nodes come to their addresses.
 
 use crate::{
-    error::Fault,
+    error::UserError,
     model::{ClusterSpec, Member, Network},
 };
 use std::net::IpAddr;
@@ -30,21 +30,21 @@ impl Addressing {
     ///
     /// # Errors
     /// A wrong request when members, gateway and virtual address do not lie in one network.
-    pub fn check(&self, spec: &ClusterSpec) -> Result<(), Fault> {
+    pub fn check(&self, spec: &ClusterSpec) -> Result<(), UserError> {
         let Addressing::Static { prefix, gateway, .. } = self else { return Ok(()) };
         let Some(first) = spec.members.first() else { return Ok(()) };
         let longest = if first.address.is_ipv4() { 32 } else { 128 };
         if *prefix > longest {
-            return Err(Fault::request(format!("a prefix of {prefix} bits is longer than an address")));
+            return Err(UserError::usage(format!("a prefix of {prefix} bits is longer than an address")));
         }
         let network = Network { address: first.address, prefix: *prefix };
         if let Some(gateway) = gateway
             && !network.contains(*gateway)
         {
-            return Err(Fault::request(format!("the gateway {gateway} is outside the nodes' network {network}")));
+            return Err(UserError::usage(format!("the gateway {gateway} is outside the nodes' network {network}")));
         }
         match spec.members.iter().find(|member| !network.contains(member.address)) {
-            Some(member) => Err(Fault::request(format!(
+            Some(member) => Err(UserError::usage(format!(
                 "the member {} at {} is outside the network {network}",
                 member.name, member.address
             ))

@@ -36,7 +36,7 @@ pub fn files(seeds: &Seeds, own: usize, plan: &Plan, machine: &Machine) -> Resul
     let spec = &seeds.spec;
     let parameters = plan.parameters.clone().into_iter().collect();
     let scope = Scope::new(spec, own, machine, &EtcdStart::together(spec), &parameters);
-    let veil = Veil::of(seeds);
+    let redactor = Redactor::of(seeds);
     let templates = plan.overlays.iter().flat_map(|overlay| &overlay.files).filter(|file| file.writer == Writer::Node);
     templates
         .map(|file| {
@@ -46,17 +46,17 @@ pub fn files(seeds: &Seeds, own: usize, plan: &Plan, machine: &Machine) -> Resul
                 path: file.path.clone(),
                 owner: format!("{}:{}", file.owner, file.group),
                 mode: file.mode.0,
-                text: veil.over(&render(&file.origin, &text, &scope)?),
+                text: redactor.over(&render(&file.origin, &text, &scope)?),
             })
         })
         .collect()
 }
 
 /// Hides secrets in texts.
-struct Veil(Vec<String>);
+struct Redactor(Vec<String>);
 
-impl Veil {
-    fn of(seeds: &Seeds) -> Veil {
+impl Redactor {
+    fn of(seeds: &Seeds) -> Redactor {
         let keys = Keys::new(&seeds.spec);
         let postgresql = &seeds.spec.postgresql;
         let owners = postgresql.databases.iter().map(|database| &database.owner);
@@ -70,7 +70,7 @@ impl Veil {
             seeds.spec.secret.clone(),
         ];
         secrets.extend(postgresql.users.iter().map(|user| &user.name).chain(owners).map(|name| keys.user(name)));
-        Veil(secrets.iter().map(|secret| secret.expose().to_owned()).filter(|secret| !secret.is_empty()).collect())
+        Redactor(secrets.iter().map(|secret| secret.expose().to_owned()).filter(|secret| !secret.is_empty()).collect())
     }
 
     fn over(&self, text: &str) -> String {

@@ -2,7 +2,7 @@
 
 use crate::{
     document::Document,
-    error::Fault,
+    error::UserError,
     model::{Secret, keys::SECRET_BYTES},
 };
 use anyhow::{Result, anyhow};
@@ -45,12 +45,12 @@ pub fn with_secret(document: Document, earlier: Option<&Document>) -> Result<(Do
     let changed = Document::new(document.name.clone(), text);
     match shape(&changed) {
         Ok(value) if value.contains_key("secret") => Ok((changed, new)),
-        _ => Err(Fault::request(format!("{} has no `secret`, and none can be added to it", document.name))
+        _ => Err(UserError::usage(format!("{} has no `secret`, and none can be added to it", document.name))
             .hint("write `secret: TEXT` into it, with the output of `head -c 32 /dev/urandom | base64`")
             .into()),
     }
 }
 
-fn shape(document: &Document) -> Result<serde_json::Map<String, serde_json::Value>, Fault> {
+fn shape(document: &Document) -> Result<serde_json::Map<String, serde_json::Value>, UserError> {
     document.parse()
 }

@@ -40,7 +40,7 @@ pub struct Store {
 }
 
 /// What [`Store::action`] keeps: a result that may name blobs.
-pub trait Outcome: Serialize + DeserializeOwned {
+pub trait CachedResult: Serialize + DeserializeOwned {
     /// The folder below `actions/` for results of this kind.
     const KIND: &'static str;
 
@@ -189,7 +189,7 @@ impl Store {
     }
 
     /// What came of the work whose inputs have the digest `key`; `None` if it was never done, or if a blob of it is gone.
-    pub fn action<T: Outcome>(&self, key: &Digest) -> Option<T> {
+    pub fn action<T: CachedResult>(&self, key: &Digest) -> Option<T> {
         let path = self.action_path::<T>(key);
         // An unreadable or outdated record is as good as none: the work is done again.
         let outcome: T = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
@@ -206,7 +206,7 @@ impl Store {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn put_action<T: Outcome>(&self, key: &Digest, outcome: &T) -> Result<()> {
+    pub fn put_action<T: CachedResult>(&self, key: &Digest, outcome: &T) -> Result<()> {
         let path = self.action_path::<T>(key);
         let folder = self.root.join("actions").join(T::KIND);
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -217,7 +217,7 @@ impl Store {
     }
 
     /// Forgets what came of the work whose inputs have the digest `key`.
-    pub fn drop_action<T: Outcome>(&self, key: &Digest) {
+    pub fn drop_action<T: CachedResult>(&self, key: &Digest) {
         let _ = fs::remove_file(self.action_path::<T>(key));
     }
 
@@ -227,7 +227,7 @@ impl Store {
     ///
     /// # Errors
     /// What `work` fails with, and when the store cannot be written.
-    pub fn memoise<T: Outcome>(&self, key: &Digest, work: impl FnOnce() -> Result<T>) -> Result<(T, bool)> {
+    pub fn memoise<T: CachedResult>(&self, key: &Digest, work: impl FnOnce() -> Result<T>) -> Result<(T, bool)> {
         if let Some(outcome) = self.action(key) {
             return Ok((outcome, true));
         }
@@ -251,7 +251,7 @@ impl Store {
         Ok(WorkLock(file))
     }
 
-    fn action_path<T: Outcome>(&self, key: &Digest) -> PathBuf {
+    fn action_path<T: CachedResult>(&self, key: &Digest) -> PathBuf {
         self.root.join("actions").join(T::KIND).join(key.hex())
     }
 }

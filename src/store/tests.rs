@@ -11,7 +11,7 @@ struct Made {
     blob: Digest,
 }
 
-impl Outcome for Made {
+impl CachedResult for Made {
     const KIND: &'static str = "made";
 
     fn blobs(&self) -> Vec<Digest> {

@@ -2,9 +2,9 @@
 
 use super::{Counters, HOST, LinkFault, MODE, PortSpec, SwitchSpec};
 use crate::{
-    error::Fault,
+    error::UserError,
     io::socket::{self, Lines},
-    reexec::{self, Guard, Life},
+    reexec::{self, Launcher, Lifetime},
 };
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -111,12 +111,12 @@ impl Switch {
     /// # Errors
     /// A wrong request when a port of the host is taken, or two machines have one name or hardware address; when a
     /// folder is not there, or another switch serves it.
-    pub fn start(spec: &SwitchSpec, life: Life, guard: &Guard) -> Result<(Switch, Vec<Forward>)> {
+    pub fn start(spec: &SwitchSpec, lifetime: Lifetime, launcher: &Launcher) -> Result<(Switch, Vec<Forward>)> {
         let mut log = spec.control.clone().into_os_string();
         log.push(".log");
         let log = PathBuf::from(log);
         let words = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
-        let mut command = guard.command(life, MODE);
+        let mut command = launcher.command(lifetime, MODE);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(words);
         let mut child = reexec::spawn(command)?;
         let mut request = serde_json::to_vec(spec)?;
@@ -132,7 +132,7 @@ impl Switch {
         });
         let switch = |tied| Switch { control: spec.control.clone(), tied };
         match answer.and_then(expect)? {
-            Answer::Ready(forwards) if life == Life::Tied => Ok((switch(Some(child)), forwards)),
+            Answer::Ready(forwards) if lifetime == Lifetime::Tied => Ok((switch(Some(child)), forwards)),
             Answer::Ready(forwards) => {
                 // It outlives this program mostly; if not, somebody must bury it.
                 thread::spawn(move || child.wait());
@@ -266,7 +266,7 @@ impl Drop for Switch {
 
 fn expect(answer: Answer) -> Result<Answer> {
     match answer {
-        Answer::Wrong(message, hint) => Err(Fault { hint, ..Fault::request(message) }.into()),
+        Answer::Wrong(message, hint) => Err(UserError { hint, ..UserError::usage(message) }.into()),
         other => Ok(other),
     }
 }

@@ -8,7 +8,7 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    error::{Fault, report},
+    error::{UserError, report},
     io::socket::{self, Lines},
     model::Mac,
     reexec,
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const READS: usize = 16;
 
 /// A request, and where its answer goes.
-type Asked = (Request, mpsc::Sender<Answer>);
+type PendingRequest = (Request, mpsc::Sender<Answer>);
 
 /// Serves the switch that standard input describes, until it is told to end.
 pub(crate) fn serve() -> ExitCode {
@@ -56,7 +56,7 @@ pub(crate) fn serve() -> ExitCode {
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|cause| cause.downcast_ref::<Fault>()).and_then(|fault| fault.hint.clone())
+    error.chain().find_map(|cause| cause.downcast_ref::<UserError>()).and_then(|fault| fault.hint.clone())
 }
 
 /// A machine's port.
@@ -73,7 +73,7 @@ pub(super) struct Server {
     host: Host,
     ports: Vec<Attached>,
     forwards: Vec<(TcpListener, Forward)>,
-    requests: mpsc::Receiver<Asked>,
+    requests: mpsc::Receiver<PendingRequest>,
     wake: PipeReader,
     control: Option<thread::JoinHandle<()>>,
 }
@@ -93,7 +93,7 @@ impl Server {
         let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
         let (wake, waker) = io::pipe().context("making a pipe")?;
         let (sender, requests) = mpsc::channel();
-        let control = Some(thread::spawn(move || hear(&control, &sender, waker)));
+        let control = Some(thread::spawn(move || receive(&control, &sender, waker)));
         let mut server = Server {
             fabric: Fabric::new(seed),
             host: Host::new(spec.gateway, spec.prefix, seed),
@@ -279,7 +279,7 @@ impl Server {
                 true => format!("the switch has a port `{name}` already"),
                 false => format!("the machines `{other}` and `{name}` would have one hardware address"),
             };
-            return Err(Fault::request(message).hint("give the machine another name").into());
+            return Err(UserError::usage(message).hint("give the machine another name").into());
         }
         let path = port.folder.join(SOCKET);
         let listener = socket::listen(&path).with_context(|| format!("listening on {}", path.display()))?;
@@ -302,7 +302,7 @@ impl Server {
 
     fn set_faults(&mut self, a: &[String], b: &[String], fault: LinkFault) -> Result<()> {
         if !(0.0..=100.0).contains(&fault.loss) {
-            return Err(Fault::request(format!("a loss of {} % is impossible", fault.loss)).into());
+            return Err(UserError::usage(format!("a loss of {} % is impossible", fault.loss)).into());
         }
         let ports = |names: &[String]| names.iter().map(|name| self.port(name)).collect::<Result<Vec<Port>>>();
         let (a, b) = (ports(a)?, ports(b)?);
@@ -322,7 +322,7 @@ impl Server {
             let there = self.ports.iter().filter(|port| port.listener.is_some());
             let names: Vec<String> = there.map(|port| format!("{}, ", port.name)).collect();
             let hint = format!("there are {}and `{HOST}`", names.concat());
-            anyhow!(Fault::request(format!("there is no machine `{name}`")).hint(hint))
+            anyhow!(UserError::usage(format!("there is no machine `{name}`")).hint(hint))
         })
     }
 
@@ -367,11 +367,11 @@ fn listen(forward: Forward) -> Result<(TcpListener, Forward)> {
         let host = forward.host;
         match error.kind() {
             ErrorKind::AddrInUse => anyhow!(
-                Fault::request(format!("the port {host} is taken"))
+                UserError::usage(format!("the port {host} is taken"))
                     .hint("end what listens there (ss -ltnp shows it), or choose another port")
             ),
             ErrorKind::PermissionDenied => {
-                anyhow!(Fault::request(format!("the port {host} is for root only")).hint("choose one from 1024 on"))
+                anyhow!(UserError::usage(format!("the port {host} is for root only")).hint("choose one from 1024 on"))
             }
             _ => anyhow::Error::new(error).context(format!("listening on {host}")),
         }
@@ -382,7 +382,7 @@ fn listen(forward: Forward) -> Result<(TcpListener, Forward)> {
 }
 
 /// Takes requests from the control socket, one client after the other, and wakes the switch for each.
-fn hear(control: &UnixListener, requests: &mpsc::Sender<Asked>, mut waker: PipeWriter) {
+fn receive(control: &UnixListener, requests: &mpsc::Sender<PendingRequest>, mut waker: PipeWriter) {
     for stream in control.incoming().flatten() {
         let mut lines = Lines::new(stream);
         // A client that wants nothing only looked whether somebody is there.

@@ -346,7 +346,7 @@ fn wrong_requests_are_told() {
     let running = Running::new(&["pg-1"], &[]);
     let report = |result: anyhow::Result<()>| {
         let error = result.unwrap_err();
-        assert_eq!(error::blame(&error), error::Blame::Request);
+        assert_eq!(error::kind_of(&error), error::ErrorKind::Usage);
         error::report(&error)
     };
     assert_eq!(

@@ -15,17 +15,18 @@
 #[allow(dead_code, reason = "shared with tests that use more of it")]
 mod support;
 
-mod ground;
+mod hosts;
 mod scenarios;
+mod test_cluster;
 mod writer;
 
-use ground::Ground;
 use std::{
     env,
     panic::{self, AssertUnwindSafe},
     process::ExitCode,
     time::Instant,
 };
+use test_cluster::TestCluster;
 
 /// One scenario.
 struct Scenario {
@@ -33,7 +34,7 @@ struct Scenario {
     name: &'static str,
     /// Whether it runs only when it is asked for.
     ignored: bool,
-    run: fn(&mut Ground),
+    run: fn(&mut TestCluster),
 }
 
 fn main() -> ExitCode {
@@ -56,27 +57,27 @@ fn main() -> ExitCode {
         scenarios.iter().for_each(|scenario| println!("{}: test", scenario.name));
         return ExitCode::SUCCESS;
     }
-    if scenarios.is_empty() || !Ground::is_possible() {
+    if scenarios.is_empty() || !TestCluster::is_possible() {
         return ExitCode::SUCCESS;
     }
-    let mut ground = Ground::new();
+    let mut cluster = TestCluster::new();
     let mut failed = Vec::new();
     println!("\nrunning {} scenarios", scenarios.len());
     for scenario in &scenarios {
         let began = Instant::now();
         println!("scenario {} ...", scenario.name);
-        let outcome = panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(&mut ground)));
+        let outcome = panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(&mut cluster)));
         let seconds = began.elapsed().as_secs_f64();
         if outcome.is_ok() {
             println!("scenario {} ... ok ({seconds:.1} s)", scenario.name);
         } else {
             println!("scenario {} ... FAILED ({seconds:.1} s)", scenario.name);
             failed.push(scenario.name);
-            ground.tell();
-            ground.start_afresh();
+            cluster.tell();
+            cluster.start_afresh();
         }
     }
-    drop(ground);
+    drop(cluster);
     println!("\n{} passed, {} failed", scenarios.len() - failed.len(), failed.len());
     failed.iter().for_each(|name| println!("failed: {name}"));
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

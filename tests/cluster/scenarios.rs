@@ -1,9 +1,9 @@
 //! What happens to clusters, and what must come of it.
 
 use crate::{
-    Scenario,
-    ground::{Ground, HEALED_WITHIN, NAME, NODES},
+    Scenario, hosts,
     support::{Ran, wait},
+    test_cluster::{HEALED_WITHIN, NAME, NODES, TestCluster},
     writer::Writer,
 };
 use std::{
@@ -36,6 +36,7 @@ pub fn all() -> Vec<Scenario> {
         asked("two_nodes_begin_without_the_third", third_is_late),
         asked("power_cuts_during_first_boot_do_no_harm", power_cuts),
         asked("documents_that_are_wrong_are_refused", wrong_documents),
+        asked("the_last_good_copy_is_not_taken_away", hosts::last_copy),
         asked("the_compose_file_brings_up_the_same_cluster", compose),
     ]
 }
@@ -45,40 +46,40 @@ fn seconds(duration: Duration) -> String {
 }
 
 /// The system identifiers of all nodes' databases: one cluster has one.
-fn system_identifiers(ground: &Ground) -> BTreeSet<String> {
+fn system_identifiers(cluster: &TestCluster) -> BTreeSet<String> {
     let script = "/usr/lib/postgresql/*/bin/pg_controldata -D /var/lib/postgresql/*/main | grep 'system identifier'";
-    NODES.iter().map(|node| ground.on(node, script).split(':').nth(1).unwrap().trim().to_owned()).collect()
+    NODES.iter().map(|node| cluster.on(node, script).split(':').nth(1).unwrap().trim().to_owned()).collect()
 }
 
-fn writable(ground: &Ground, within: Duration) -> Duration {
+fn writable(cluster: &TestCluster, within: Duration) -> Duration {
     let began = Instant::now();
-    wait("the front door takes writes", ground.patience(within), || {
-        ground.try_door(5000)?.ask("create table if not exists opened (); select 1")
+    wait("the front door takes writes", cluster.patience(within), || {
+        cluster.try_door(5000)?.ask("create table if not exists opened (); select 1")
     });
     began.elapsed()
 }
 
-fn at_once(ground: &mut Ground) {
-    ground.start_afresh();
-    ground.prepare();
-    ground.cluster("start", &[]);
-    let took = writable(ground, Duration::from_secs(60));
+fn at_once(cluster: &mut TestCluster) {
+    cluster.start_afresh();
+    cluster.prepare();
+    cluster.verb("start", &[]);
+    let took = writable(cluster, Duration::from_secs(60));
     println!("    boot to writable: {}", seconds(took));
-    let nodes = ground.wait_healthy();
+    let nodes = cluster.wait_healthy();
     let streaming = nodes.iter().filter(|node| node.state == "streaming").count();
     assert_eq!((streaming, nodes.iter().filter(|node| node.vip).count()), (2, 1), "{nodes:?}");
-    assert_eq!(system_identifiers(ground).len(), 1);
+    assert_eq!(system_identifiers(cluster).len(), 1);
 }
 
 /// Each port serves its role and no other.
-fn assert_ports(ground: &Ground) {
-    wait("every port to serve its role", ground.patience(Duration::from_secs(30)), || {
-        let nodes = ground.status().nodes;
+fn assert_ports(cluster: &TestCluster) {
+    wait("every port to serve its role", cluster.patience(Duration::from_secs(30)), || {
+        let nodes = cluster.status().nodes;
         let replicas: BTreeSet<&str> =
             nodes.iter().filter(|node| node.role == "replica").map(|node| node.name.as_str()).collect();
         let synchronous = nodes.iter().find(|node| node.synchronous).ok_or("no replica is synchronous")?;
         let seen = |port: u16, times: usize| -> Result<BTreeSet<String>, String> {
-            (0..times).map(|_| ground.who(port)).collect()
+            (0..times).map(|_| cluster.who(port)).collect()
         };
         let (primary, readers) = (seen(5000, 2)?, seen(5001, 6)?);
         let (sync, others) = (seen(5002, 2)?, seen(5003, 2)?);
@@ -96,33 +97,33 @@ fn assert_ports(ground: &Ground) {
     });
 }
 
-fn every_port(ground: &mut Ground) {
-    ground.healthy();
-    assert_ports(ground);
-    let door = ground.door(5000);
+fn every_port(cluster: &mut TestCluster) {
+    cluster.healthy();
+    assert_ports(cluster);
+    let door = cluster.door(5000);
     door.ask("create table if not exists port_test (id int); insert into port_test values (42)").unwrap();
-    let reader = ground.door(5001);
-    wait("the row on a replica", ground.patience(Duration::from_secs(5)), || {
+    let reader = cluster.door(5001);
+    wait("the row on a replica", cluster.patience(Duration::from_secs(5)), || {
         let seen = reader.ask("select max(id) from port_test")?;
         if seen == "42" { Ok(()) } else { Err(seen) }
     });
     let refused = reader.ask("insert into port_test values (43)").unwrap_err();
     assert!(refused.contains("read-only transaction"), "{refused}");
     for node in NODES {
-        let pool = ground.node_door(node, 6432);
+        let pool = cluster.node_door(node, 6432);
         assert_eq!(pool.ask("select 1").unwrap(), "1", "the pool on {node}");
-        let direct = ground.node_door(node, 5432);
+        let direct = cluster.node_door(node, 5432);
         assert_eq!(direct.ask("select 1").unwrap(), "1", "the server on {node}");
     }
-    let authority = ground.folder().join("ca.crt");
-    fs::write(&authority, ground.on("pg-1", "cat /etc/pgha/tls/ca.crt")).unwrap();
-    let password = ground.on("pg-1", "sed -n 's/^HAPROXY_STATISTICS_PASSWORD=//p' /etc/confd/env.d/haproxy.env");
+    let authority = cluster.folder().join("ca.crt");
+    fs::write(&authority, cluster.on("pg-1", "cat /etc/pgha/tls/ca.crt")).unwrap();
+    let password = cluster.on("pg-1", "sed -n 's/^HAPROXY_STATISTICS_PASSWORD=//p' /etc/confd/env.d/haproxy.env");
     let user = format!("admin:{}", password.trim().trim_matches('"'));
     let ask = |user: &str| {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--fail", "--max-time", "10", "--user", user, "--cacert"])
             .arg(&authority);
-        Ran::of(curl.arg(format!("https://{}/;csv", ground.door(7000).place())))
+        Ran::of(curl.arg(format!("https://{}/;csv", cluster.door(7000).place())))
     };
     let statistics = ask(&user);
     for name in ["primary", "replicas", "synchronous", "asynchronous"] {
@@ -133,13 +134,13 @@ fn every_port(ground: &mut Ground) {
     assert!(stranger.stderr.contains("401"), "{stranger:?}");
 }
 
-fn tls(ground: &mut Ground) {
-    ground.healthy();
-    let authority = ground.on("pg-1", "cat /etc/pgha/tls/ca.crt");
-    let trusted = ground.folder().join("ca.crt");
+fn tls(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let authority = cluster.on("pg-1", "cat /etc/pgha/tls/ca.crt");
+    let trusted = cluster.folder().join("ca.crt");
     fs::write(&trusted, authority).unwrap();
-    let stranger = ground.folder().join("stranger.crt");
-    let key = ground.folder().join("stranger.key");
+    let stranger = cluster.folder().join("stranger.crt");
+    let key = cluster.folder().join("stranger.key");
     let mut make = Command::new("openssl");
     make.args([
         "req",
@@ -156,8 +157,8 @@ fn tls(ground: &mut Ground) {
 
     for (port, node) in [(5000, None), (5001, None), (5432, Some("pg-1")), (6432, Some("pg-2")), (5432, Some("pg-3"))] {
         let place = match node {
-            Some(node) => ground.node_door(node, port),
-            None => ground.door(port),
+            Some(node) => cluster.node_door(node, port),
+            None => cluster.door(port),
         };
         let with = |file: &std::path::Path| place.with("PGSSLROOTCERT", file.to_str().unwrap()).ask("select 1");
         assert_eq!(with(&trusted).unwrap(), "1", "{port}");
@@ -174,7 +175,7 @@ fn tls(ground: &mut Ground) {
                 "openssl s_client -connect $(hostname -I | cut -d' ' -f1):{port} -verify_return_error \
                  -verify_ip $(hostname -I | cut -d' ' -f1) {roots} {show} </dev/null 2>&1"
             );
-            ground.try_on("pg-2", &script)
+            cluster.try_on("pg-2", &script)
         };
         let trusted = connect("-CAfile /etc/pgha/tls/ca.crt", show);
         assert!(trusted.stdout.contains("Verify return code: 0 (ok)"), "{port}: {}", trusted.stdout);
@@ -187,19 +188,19 @@ fn tls(ground: &mut Ground) {
         curl.args(["--silent", "--show-error", "--max-time", "10", "--write-out", "%{http_code}", "--cacert"]);
         Ran::of(curl.arg(&trusted).args(arguments))
     };
-    let place = |port| ground.node_door("pg-2", port).place();
+    let place = |port| cluster.node_door("pg-2", port).place();
     let etcd = curl(&["--data", "{}", &format!("https://{}/v3/kv/range", place(2379))]);
     assert!(etcd.status != Some(0) || etcd.stdout.ends_with("401"), "etcd serves strangers: {etcd:?}");
     let patroni = curl(&["--request", "POST", "--data", "{}", &format!("https://{}/restart", place(8008))]);
     assert!(["401", "403"].iter().any(|code| patroni.stdout.ends_with(code)), "Patroni obeys strangers: {patroni:?}");
 }
 
-fn secrets(ground: &mut Ground) {
-    ground.healthy();
-    let document = ground.on("pg-1", "cat /etc/pgha/cluster.yaml");
+fn secrets(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let document = cluster.on("pg-1", "cat /etc/pgha/cluster.yaml");
     let secret = document.lines().find_map(|line| line.strip_prefix("secret: ")).unwrap().trim().to_owned();
-    let password = ground.door(5000).password();
-    let superuser = ground.on("pg-1", "sed -n 's/^ *password: *\"\\(.*\\)\"/\\1/p' /etc/patroni/config.yml | sort -u");
+    let password = cluster.door(5000).password();
+    let superuser = cluster.on("pg-1", "sed -n 's/^ *password: *\"\\(.*\\)\"/\\1/p' /etc/patroni/config.yml | sort -u");
     let needles: Vec<&str> = [secret.as_str(), password.as_str()].into_iter().chain(superuser.lines()).collect();
     assert!(needles.len() > 4, "{}", needles.len());
     for node in NODES {
@@ -214,50 +215,50 @@ fn secrets(ground: &mut Ground) {
              for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -qFf /run/needles && cat $p/comm; done\n\
              journalctl --no-pager --boot | grep -cFf /run/needles\n\
              rm /run/needles; true";
-        let found = ground.feed(node, script, &(needles.join("\n") + "\n"));
+        let found = cluster.feed(node, script, &(needles.join("\n") + "\n"));
         assert_eq!(found.trim(), "0", "{node}: secrets are readable in\n{found}");
-        let keys = ground.on(node, "find /etc/pgha/tls -type f ! -name ca.crt -perm /007");
+        let keys = cluster.on(node, "find /etc/pgha/tls -type f ! -name ca.crt -perm /007");
         assert_eq!(keys.trim(), "", "{node}: keys that others may read");
     }
 }
 
-fn second_init(ground: &mut Ground) {
-    ground.healthy();
+fn second_init(cluster: &mut TestCluster) {
+    cluster.healthy();
     let state = "find /etc/pgha /etc/patroni /etc/haproxy /etc/pgbouncer /etc/etcd /etc/keepalived /etc/confd /var/lib/pgha \
                  -type f -exec stat -c '%n %Y %i' {} + | sort; systemctl show -p MainPID --value etcd patroni haproxy pgbouncer confd";
-    let before = ground.on("pg-2", state);
-    ground.on("pg-2", "pgha-node init");
-    assert_eq!(ground.on("pg-2", state), before);
-    assert!(ground.on("pg-2", "pgha-node status").contains("nothing had to be changed"));
+    let before = cluster.on("pg-2", state);
+    cluster.on("pg-2", "pgha-node init");
+    assert_eq!(cluster.on("pg-2", state), before);
+    assert!(cluster.on("pg-2", "pgha-node status").contains("nothing had to be changed"));
 }
 
-fn switchover(ground: &mut Ground) {
-    ground.healthy();
-    let door = ground.door(5000);
+fn switchover(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let door = cluster.door(5000);
     let writer = Writer::start(&door);
     thread::sleep(Duration::from_secs(3));
-    let old = ground.primary();
-    ground.cluster("switchover", &[]);
+    let old = cluster.primary();
+    cluster.verb("switchover", &[]);
     thread::sleep(Duration::from_secs(8));
     let written = writer.stop();
     println!("    switchover: writes stop for {}, {} rows", seconds(written.longest_gap()), written.acknowledged.len());
-    ground.wait_healthy();
+    cluster.wait_healthy();
     written.assert_kept(&door);
-    assert_ne!(ground.primary(), old);
-    let most = ground.patience(Duration::from_secs(3));
+    assert_ne!(cluster.primary(), old);
+    let most = cluster.patience(Duration::from_secs(3));
     assert!(written.longest_gap() <= most, "{:?}", written.longest_gap());
-    assert_ports(ground);
+    assert_ports(cluster);
 }
 
-fn killed_primary(ground: &mut Ground) {
-    ground.healthy();
-    let door = ground.door(5000);
+fn killed_primary(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let door = cluster.door(5000);
     let writer = Writer::start(&door);
     thread::sleep(Duration::from_secs(3));
-    let old = ground.primary();
-    ground.cluster("kill", &[&old]);
+    let old = cluster.primary();
+    cluster.verb("kill", &[&old]);
     thread::sleep(Duration::from_secs(5));
-    writer.wait_resumed(ground.slow(Duration::from_secs(60)));
+    writer.wait_resumed(cluster.slow(Duration::from_secs(60)));
     thread::sleep(Duration::from_secs(5));
     let written = writer.stop();
     println!(
@@ -266,244 +267,244 @@ fn killed_primary(ground: &mut Ground) {
         written.acknowledged.len(),
         written.connections
     );
-    let most = ground.slow(Duration::from_secs(25));
+    let most = cluster.slow(Duration::from_secs(25));
     assert!(written.longest_gap() <= most, "{:?}", written.longest_gap());
     written.assert_kept(&door);
-    let new = ground.primary();
+    let new = cluster.primary();
     assert_ne!(new, old);
-    ground.cluster("start", &[&old]);
-    let nodes = ground.wait_healthy();
+    cluster.verb("start", &[&old]);
+    let nodes = cluster.wait_healthy();
     assert!(nodes.iter().any(|node| node.name == old && node.state == "streaming"), "{nodes:?}");
-    assert_eq!(ground.primary(), new, "the old primary comes back as a replica");
+    assert_eq!(cluster.primary(), new, "the old primary comes back as a replica");
     written.assert_kept(&door);
-    assert_ports(ground);
+    assert_ports(cluster);
 }
 
-fn hung_haproxy(ground: &mut Ground) {
-    ground.healthy();
-    let holder = ground.vip_holder();
+fn hung_haproxy(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let holder = cluster.vip_holder();
     let others: Vec<&str> = NODES.into_iter().filter(|node| *node != holder).collect();
     let address = "10.214.7.10/";
-    ground.on(&holder, "pkill -STOP -x haproxy");
+    cluster.on(&holder, "pkill -STOP -x haproxy");
     let began = Instant::now();
-    let moved = wait("another node to take the address", ground.patience(Duration::from_secs(15)), || {
-        let taken = others.iter().find(|node| ground.on(node, "ip -o address show").contains(address));
+    let moved = wait("another node to take the address", cluster.patience(Duration::from_secs(15)), || {
+        let taken = others.iter().find(|node| cluster.on(node, "ip -o address show").contains(address));
         taken.map(|node| (began.elapsed(), (*node).to_owned())).ok_or_else(|| "nobody has it".to_owned())
     });
     println!("    hung HAProxy: the address moves after {}", seconds(moved.0));
-    ground.on(&holder, "pkill -CONT -x haproxy");
-    assert!(moved.0 <= ground.patience(Duration::from_secs(4)), "{:?}", moved.0);
-    ground.wait_healthy();
-    assert_ports(ground);
+    cluster.on(&holder, "pkill -CONT -x haproxy");
+    assert!(moved.0 <= cluster.patience(Duration::from_secs(4)), "{:?}", moved.0);
+    cluster.wait_healthy();
+    assert_ports(cluster);
 }
 
-fn dead_pgbouncer(ground: &mut Ground) {
-    ground.healthy();
-    let primary = ground.primary();
-    let replica = ground.status().nodes.into_iter().find(|node| node.role == "replica").unwrap().name;
-    ground.on(&primary, "pkill -KILL -x pgbouncer");
-    wait("systemd to restore it", ground.patience(Duration::from_secs(20)), || {
-        let state = ground.try_on(&primary, "systemctl is-active pgbouncer").stdout;
+fn dead_pgbouncer(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let primary = cluster.primary();
+    let replica = cluster.status().nodes.into_iter().find(|node| node.role == "replica").unwrap().name;
+    cluster.on(&primary, "pkill -KILL -x pgbouncer");
+    wait("systemd to restore it", cluster.patience(Duration::from_secs(20)), || {
+        let state = cluster.try_on(&primary, "systemctl is-active pgbouncer").stdout;
         if state.trim() == "active" { Ok(()) } else { Err(state) }
     });
-    ground.wait_healthy();
-    ground.on(&replica, "systemctl stop pgbouncer");
-    wait("the front door to avoid the node", ground.patience(Duration::from_secs(15)), || {
-        let seen: BTreeSet<Result<String, String>> = (0..6).map(|_| ground.who(5001)).collect();
+    cluster.wait_healthy();
+    cluster.on(&replica, "systemctl stop pgbouncer");
+    wait("the front door to avoid the node", cluster.patience(Duration::from_secs(15)), || {
+        let seen: BTreeSet<Result<String, String>> = (0..6).map(|_| cluster.who(5001)).collect();
         if seen.len() == 1 && seen.iter().all(|name| name.as_ref().is_ok_and(|name| *name != replica)) {
             Ok(())
         } else {
             Err(format!("{seen:?}"))
         }
     });
-    ground.on(&replica, "systemctl start pgbouncer");
-    ground.on(&primary, "systemctl stop pgbouncer");
-    wait("the front door to close", ground.patience(Duration::from_secs(15)), || match ground.who(5000) {
+    cluster.on(&replica, "systemctl start pgbouncer");
+    cluster.on(&primary, "systemctl stop pgbouncer");
+    wait("the front door to close", cluster.patience(Duration::from_secs(15)), || match cluster.who(5000) {
         Err(_) => Ok(()),
         Ok(who) => Err(format!("{who} answers")),
     });
-    ground.on(&primary, "systemctl start pgbouncer");
-    ground.wait_healthy();
-    assert_ports(ground);
+    cluster.on(&primary, "systemctl start pgbouncer");
+    cluster.wait_healthy();
+    assert_ports(cluster);
 }
 
-fn replaced_node(ground: &mut Ground) {
-    ground.healthy();
-    let door = ground.door(5000);
+fn replaced_node(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let door = cluster.door(5000);
     door.ask("create table if not exists survivors (id int); insert into survivors values (1)").unwrap();
-    let replica = ground.status().nodes.into_iter().find(|node| node.synchronous).unwrap().name;
+    let replica = cluster.status().nodes.into_iter().find(|node| node.synchronous).unwrap().name;
     // etcd's member loses its data while the rest of the node lives.
-    ground.on(&replica, "systemctl stop etcd; rm -rf /var/lib/etcd/default; systemctl restart pgha-node");
-    ground.wait_healthy();
+    cluster.on(&replica, "systemctl stop etcd; rm -rf /var/lib/etcd/default; systemctl restart pgha-node");
+    cluster.wait_healthy();
     // The whole node is lost, and a new one with the same name takes its place.
     let began = Instant::now();
-    ground.cluster("replace", &[&replica]);
-    wait("the new node to be a replica", ground.patience(HEALED_WITHIN), || {
-        let status = ground.status();
+    cluster.verb("replace", &[&replica, "--force"]);
+    wait("the new node to be a replica", cluster.patience(HEALED_WITHIN), || {
+        let status = cluster.status();
         let node = status.nodes.iter().find(|node| node.name == replica).unwrap().clone();
-        if node.state == "streaming" && status.ailment.is_empty() { Ok(()) } else { Err(format!("{status:?}")) }
+        if node.state == "streaming" && status.problem.is_empty() { Ok(()) } else { Err(format!("{status:?}")) }
     });
     println!("    replaced node: whole after {}", seconds(began.elapsed()));
-    let members = ground.on(&replica, "pgha-node status");
+    let members = cluster.on(&replica, "pgha-node status");
     assert!(members.contains("3 of 3 members started"), "{members}");
-    assert_eq!(system_identifiers(ground).len(), 1);
-    ground.wait_healthy();
-    assert_ports(ground);
+    assert_eq!(system_identifiers(cluster).len(), 1);
+    cluster.wait_healthy();
+    assert_ports(cluster);
 }
 
-fn all_killed(ground: &mut Ground) {
-    ground.healthy();
-    let door = ground.door(5000);
+fn all_killed(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let door = cluster.door(5000);
     let writer = Writer::start(&door);
     thread::sleep(Duration::from_secs(3));
-    let before = ground.status().nodes;
+    let before = cluster.status().nodes;
     let candidates: BTreeSet<&str> = before
         .iter()
         .filter(|node| node.role == "primary" || node.synchronous)
         .map(|node| node.name.as_str())
         .collect();
-    let identifiers = system_identifiers(ground);
-    ground.cluster("kill", &NODES);
+    let identifiers = system_identifiers(cluster);
+    cluster.verb("kill", &NODES);
     let written = writer.stop();
-    ground.cluster("start", &[]);
-    let took = writable(ground, HEALED_WITHIN);
+    cluster.verb("start", &[]);
+    let took = writable(cluster, HEALED_WITHIN);
     println!("    all killed: writable {} after power returns", seconds(took));
     written.assert_kept(&door);
-    assert!(candidates.contains(ground.primary().as_str()), "{} was not among {candidates:?}", ground.primary());
-    ground.wait_healthy();
-    assert_eq!(system_identifiers(ground), identifiers);
-    assert_ports(ground);
+    assert!(candidates.contains(cluster.primary().as_str()), "{} was not among {candidates:?}", cluster.primary());
+    cluster.wait_healthy();
+    assert_eq!(system_identifiers(cluster), identifiers);
+    assert_ports(cluster);
 }
 
-fn isolated_primary(ground: &mut Ground) {
-    ground.healthy();
-    let door = ground.door(5000);
+fn isolated_primary(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let door = cluster.door(5000);
     let writer = Writer::start(&door);
     thread::sleep(Duration::from_secs(3));
-    let old = ground.primary();
-    ground.cluster("partition", &[&old, "--wholly"]);
+    let old = cluster.primary();
+    cluster.verb("partition", &[&old, "--wholly"]);
     // Whether a server takes writes: at most one does, at every look.
     let began = Instant::now();
-    while began.elapsed() < ground.slow(Duration::from_secs(45)) {
+    while began.elapsed() < cluster.slow(Duration::from_secs(45)) {
         let script = "runuser -u postgres -- psql -Atc 'select not pg_is_in_recovery()' 2>/dev/null || echo f";
-        let writing: Vec<_> = NODES.iter().filter(|node| ground.on(node, script).trim() == "t").collect();
+        let writing: Vec<_> = NODES.iter().filter(|node| cluster.on(node, script).trim() == "t").collect();
         assert!(writing.len() <= 1, "{writing:?} take writes after {:?}", began.elapsed());
         thread::sleep(Duration::from_millis(500));
     }
-    writer.wait_resumed(ground.slow(Duration::from_secs(60)));
+    writer.wait_resumed(cluster.slow(Duration::from_secs(60)));
     let written = writer.stop();
     println!("    isolated primary: writes stop for {}", seconds(written.longest_gap()));
-    ground.cluster("heal", &[]);
-    ground.wait_healthy();
-    assert_ne!(ground.primary(), old);
+    cluster.verb("heal", &[]);
+    cluster.wait_healthy();
+    assert_ne!(cluster.primary(), old);
     written.assert_kept(&door);
-    assert_ports(ground);
+    assert_ports(cluster);
 }
 
 /// The servers of each HAProxy, as its own socket tells.
-fn servers(ground: &Ground, node: &str) -> BTreeSet<String> {
+fn servers(cluster: &TestCluster, node: &str) -> BTreeSet<String> {
     let script = "python3 -c \"\nimport socket\ns = socket.socket(socket.AF_UNIX)\n\
                   s.connect('/run/haproxy/admin.sock')\ns.sendall(b'show servers state primary\\\\n')\n\
                   print(b''.join(iter(lambda: s.recv(65536), b'')).decode())\"";
-    let text = ground.on(node, script);
+    let text = cluster.on(node, script);
     let names = text.lines().filter_map(|line| line.split_whitespace().nth(3)).filter(|name| name.starts_with("pg-"));
     names.map(str::to_owned).collect()
 }
 
-fn scaled(ground: &mut Ground) {
-    ground.healthy();
-    let update = |ground: &Ground, nodes: usize| {
-        let document = ground.document(nodes);
-        let within = format!("{}s", ground.patience(Duration::from_secs(300)).as_secs());
-        ground.cluster("update", &[document.to_str().unwrap(), "--within", &within]);
+fn scaled(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let update = |cluster: &TestCluster, nodes: usize| {
+        let document = cluster.document(nodes);
+        let within = format!("{}s", cluster.patience(Duration::from_secs(300)).as_secs());
+        cluster.verb("update", &[document.to_str().unwrap(), "--within", &within]);
         let wanted: BTreeSet<String> = (1..=nodes).map(|number| format!("pg-{number}")).collect();
         for node in &wanted {
-            wait("HAProxy to follow the members", ground.patience(Duration::from_secs(10)), || {
-                let seen = servers(ground, node);
+            wait("HAProxy to follow the members", cluster.patience(Duration::from_secs(10)), || {
+                let seen = servers(cluster, node);
                 assert!(!seen.is_empty(), "{node} has no servers");
                 if seen == wanted { Ok(()) } else { Err(format!("{node}: {seen:?}")) }
             });
         }
     };
-    let door = ground.door(5000);
+    let door = cluster.door(5000);
     door.ask("create table if not exists survivors (id int); insert into survivors values (2)").unwrap();
-    update(ground, 5);
+    update(cluster, 5);
     // A node that cannot leave stays known, so that the update can be given again.
-    ground.on("pg-5", "cd /usr/bin && mv pgha-node away && ln -s false pgha-node");
-    let document = ground.document(4);
-    let failed = Ran::of(ground.program().args(["cluster", "update", NAME]).arg(document));
+    cluster.on("pg-5", "cd /usr/bin && mv pgha-node away && ln -s false pgha-node");
+    let document = cluster.document(4);
+    let failed = Ran::of(cluster.program().args(["cluster", "update", NAME]).arg(document));
     assert!(failed.status != Some(0) && failed.stderr.contains("pg-5 cannot leave"), "{failed:?}");
-    ground.on("pg-5", "cd /usr/bin && mv away pgha-node");
-    update(ground, 4);
-    let gone = ground.try_on("pg-5", "true");
+    cluster.on("pg-5", "cd /usr/bin && mv away pgha-node");
+    update(cluster, 4);
+    let gone = cluster.try_on("pg-5", "true");
     assert!(gone.stderr.contains("no node `pg-5`"), "{gone:?}");
-    update(ground, 3);
+    update(cluster, 3);
     assert_eq!(door.ask("select count(*) > 0 from survivors").unwrap(), "t");
-    ground.wait_healthy();
-    assert_ports(ground);
+    cluster.wait_healthy();
+    assert_ports(cluster);
 }
 
-fn staggered(ground: &mut Ground) {
-    ground.start_afresh();
-    ground.prepare();
+fn staggered(cluster: &mut TestCluster) {
+    cluster.start_afresh();
+    cluster.prepare();
     for node in NODES.into_iter().rev() {
-        ground.cluster("start", &[node]);
+        cluster.verb("start", &[node]);
         if node != NODES[0] {
             thread::sleep(Duration::from_secs(30));
         }
     }
-    let nodes = ground.wait_healthy();
+    let nodes = cluster.wait_healthy();
     assert_eq!(nodes.iter().filter(|node| node.state == "streaming").count(), 2);
-    assert_eq!(system_identifiers(ground).len(), 1);
-    assert_ports(ground);
+    assert_eq!(system_identifiers(cluster).len(), 1);
+    assert_ports(cluster);
 }
 
-fn third_is_late(ground: &mut Ground) {
-    ground.start_afresh();
-    ground.prepare();
-    ground.cluster("start", &["pg-1", "pg-2"]);
-    let took = writable(ground, Duration::from_secs(120));
+fn third_is_late(cluster: &mut TestCluster) {
+    cluster.start_afresh();
+    cluster.prepare();
+    cluster.verb("start", &["pg-1", "pg-2"]);
+    let took = writable(cluster, Duration::from_secs(120));
     println!("    third absent: writable after {}", seconds(took));
-    ground.cluster("start", &["pg-3"]);
+    cluster.verb("start", &["pg-3"]);
     let began = Instant::now();
-    ground.wait_healthy();
+    cluster.wait_healthy();
     println!("    third late: whole after {}", seconds(began.elapsed()));
-    assert_eq!(system_identifiers(ground).len(), 1);
-    assert_ports(ground);
+    assert_eq!(system_identifiers(cluster).len(), 1);
+    assert_ports(cluster);
 }
 
-fn power_cuts(ground: &mut Ground) {
-    ground.start_afresh();
-    ground.prepare();
-    ground.cluster("start", &[]);
+fn power_cuts(cluster: &mut TestCluster) {
+    cluster.start_afresh();
+    cluster.prepare();
+    cluster.verb("start", &[]);
     // Twenty moments, spread over what a first boot takes; who loses power changes, and thrice all do.
     for cut in 0..20u32 {
         thread::sleep(Duration::from_millis(700 + u64::from(cut) * 450));
         let node = NODES[cut as usize % 3];
         if cut % 7 == 6 {
-            ground.cluster("kill", &NODES);
-            ground.cluster("start", &[]);
+            cluster.verb("kill", &NODES);
+            cluster.verb("start", &[]);
         } else {
-            ground.cluster("kill", &[node]);
-            ground.cluster("start", &[node]);
+            cluster.verb("kill", &[node]);
+            cluster.verb("start", &[node]);
         }
         if cut % 5 == 4 {
-            ground.wait_healthy();
-            assert_eq!(system_identifiers(ground).len(), 1, "after {} cuts", cut + 1);
+            cluster.wait_healthy();
+            assert_eq!(system_identifiers(cluster).len(), 1, "after {} cuts", cut + 1);
             // The next cuts meet a first boot again.
-            ground.start_afresh();
-            ground.prepare();
-            ground.cluster("start", &[]);
+            cluster.start_afresh();
+            cluster.prepare();
+            cluster.verb("start", &[]);
         }
     }
-    ground.wait_healthy();
-    assert_eq!(system_identifiers(ground).len(), 1);
+    cluster.wait_healthy();
+    assert_eq!(system_identifiers(cluster).len(), 1);
 }
 
-fn wrong_documents(ground: &mut Ground) {
-    ground.healthy();
+fn wrong_documents(cluster: &mut TestCluster) {
+    cluster.healthy();
     let state = "stat -c '%n %Y %i' /var/lib/pgha/state.json /etc/patroni/config.yml";
-    let before = ground.on("pg-3", state);
+    let before = cluster.on("pg-3", state);
     let cases = BTreeMap::from([
         ("s/cluster: .*/cluster: other/", "is that of the cluster `pgha-test`, the document is that of `other`"),
         ("s/address: 10.214.7.12/address: 10.214.7.11/", "10.214.7.11"),
@@ -515,16 +516,16 @@ fn wrong_documents(ground: &mut Ground) {
             "cp -p /etc/pgha/cluster.yaml /run/kept; sed -i '{edit}' /etc/pgha/cluster.yaml; pgha-node init 2>/run/said; s=$?; \
              pgha-node status >>/run/said; cp -p /run/kept /etc/pgha/cluster.yaml; cat /run/said; exit $s"
         );
-        let ran = ground.try_on("pg-3", &script);
+        let ran = cluster.try_on("pg-3", &script);
         assert_ne!(ran.status, Some(0), "{edit}");
         assert!(ran.stdout.contains(reason), "{edit}: {}", ran.stdout);
-        assert_eq!(ground.on("pg-3", state), before, "{edit}");
+        assert_eq!(cluster.on("pg-3", state), before, "{edit}");
     }
-    ground.on("pg-3", "pgha-node init");
-    ground.wait_healthy();
+    cluster.on("pg-3", "pgha-node init");
+    cluster.wait_healthy();
 }
 
-fn compose(ground: &mut Ground) {
+fn compose(cluster: &mut TestCluster) {
     let program = ["docker compose version", "docker-compose version"]
         .into_iter()
         .find(|command| Ran::of(Command::new("sh").args(["-c", command])).status == Some(0));
@@ -532,11 +533,11 @@ fn compose(ground: &mut Ground) {
         println!("    skipped: Compose is not installed here");
         return;
     };
-    let image = ground.image();
-    ground.start_afresh();
-    let seeds = ground.folder().join("pgha-test-compose");
-    let document = ground.document(3);
-    let mut seed = ground.program();
+    let image = cluster.image();
+    cluster.start_afresh();
+    let seeds = cluster.folder().join("pgha-test-compose");
+    let document = cluster.document(3);
+    let mut seed = cluster.program();
     seed.arg("seed").arg(&document).arg("-o").arg(&seeds).args(["--compose", "--image", &image]);
     Ran::well(&mut seed);
     let text = fs::read_to_string(seeds.join("compose.yaml")).unwrap();

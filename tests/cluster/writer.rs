@@ -1,6 +1,6 @@
 //! A client that writes all the time, and knows what was acknowledged and when.
 
-use crate::{ground::emulated, support::wait};
+use crate::{support::wait, test_cluster::emulated};
 use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader, Write as _},

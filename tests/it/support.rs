@@ -1,6 +1,6 @@
 //! What tests of the whole program share.
 
-use pgha_image::poll::Pace;
+use pgha_image::poll::PollInterval;
 use std::{
     collections::BTreeMap,
     fs,
@@ -88,12 +88,12 @@ pub fn has(program: &str) -> bool {
 /// Waits until `look` sees what it waits for; panics with the last state seen when it takes longer than `within`.
 pub fn wait<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T, String>) -> T {
     let end = Instant::now() + within;
-    let mut pace = Pace::new(Duration::from_millis(100));
+    let mut poll = PollInterval::new(Duration::from_millis(100));
     loop {
         match look() {
             Ok(seen) => return seen,
             Err(state) if Instant::now() > end => panic!("{what} did not happen within {within:?}; last seen: {state}"),
-            Err(_) => pace.rest(),
+            Err(_) => poll.wait(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Consul's key-value store, through its HTTP API with blocking queries.
 
-use super::{Backend, News, Snapshot, Stop, Values, outermost};
+use super::{Backend, Snapshot, Stop, Values, WatchEvent, outermost};
 use crate::{confd::settings::BackendSettings, tls::TlsFiles};
 use anyhow::{Context as _, Result, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -145,13 +145,13 @@ impl Backend for Consul {
         from: &Snapshot,
         until: Instant,
         stop: &Stop,
-        tell: &mut dyn FnMut(News),
+        report: &mut dyn FnMut(WatchEvent),
     ) -> Result<()> {
         let place = common(&outermost(places, |place, key| self.covers(place, key)));
         while !stop.is_set() && Instant::now() < until {
             // Index 0 would not wait at all. An index that went backwards belongs to a store that was restored.
             let (index, _) = self.list(&place, Some(from.revision.max(1)))?;
-            tell(News::Alive);
+            report(WatchEvent::Alive);
             if index != from.revision {
                 return Ok(());
             }

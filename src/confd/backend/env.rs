@@ -1,6 +1,6 @@
 //! The environment: `DATABASE_HOST` is the key `/database/host`. It does not change while the program runs.
 
-use super::{Backend, News, Snapshot, Stop, Values};
+use super::{Backend, Snapshot, Stop, Values, WatchEvent};
 use anyhow::Result;
 use std::{
     sync::Arc,
@@ -42,7 +42,14 @@ impl Backend for Environment {
         Ok(Snapshot { values, ..Snapshot::default() })
     }
 
-    fn watch(&self, _: &[String], _: &Snapshot, until: Instant, stop: &Stop, _: &mut dyn FnMut(News)) -> Result<()> {
+    fn watch(
+        &self,
+        _: &[String],
+        _: &Snapshot,
+        until: Instant,
+        stop: &Stop,
+        _: &mut dyn FnMut(WatchEvent),
+    ) -> Result<()> {
         while !stop.is_set() && Instant::now() < until {
             thread::sleep(Duration::from_millis(500).min(until.saturating_duration_since(Instant::now())));
         }

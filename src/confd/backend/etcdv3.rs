@@ -3,7 +3,7 @@
 //! A frozen or cut-off member may keep a watch open and say nothing. So the store is asked through the quorum every
 //! [`PROBE`] while a watch is open; no answer means to leave the endpoint, an older revision that the store was wiped.
 
-use super::{Backend, Change, News, Snapshot, Stop, outermost};
+use super::{Backend, Change, Snapshot, Stop, WatchEvent, outermost};
 use crate::{
     confd::{path::is_within, settings::BackendSettings},
     etcd::{Client, EtcdError, Event, KeyValue, Next, RangeRequest, Settings, endpoints_from_srv},
@@ -169,13 +169,13 @@ impl Backend for Etcd {
         from: &Snapshot,
         until: Instant,
         stop: &Stop,
-        tell: &mut dyn FnMut(News),
+        report: &mut dyn FnMut(WatchEvent),
     ) -> Result<()> {
         let client = self.client()?;
         let places = outermost(places, |place, key| is_within(key, place));
         let Some(first) = places.first() else { return Ok(()) };
         let endpoint = client.endpoint().to_owned();
-        let outcome = watch(client, &endpoint, &places, from, until, stop, tell, first);
+        let outcome = watch(client, &endpoint, &places, from, until, stop, report, first);
         if let Err(error) = &outcome {
             // Whatever ended the watch, another endpoint is the better next try.
             client.leave(&endpoint);
@@ -199,7 +199,7 @@ fn watch(
     from: &Snapshot,
     until: Instant,
     stop: &Stop,
-    tell: &mut dyn FnMut(News),
+    report: &mut dyn FnMut(WatchEvent),
     probed: &str,
 ) -> Result<(), EtcdError> {
     let ranges = watched(places);
@@ -218,7 +218,7 @@ fn watch(
                 log::warning!("the store at {endpoint} is another or older one: reading everything again");
                 return Ok(());
             }
-            tell(News::Alive);
+            report(WatchEvent::Alive);
             next_probe = now + PROBE;
         }
         let wait = until.min(next_probe).saturating_duration_since(now).min(Duration::from_millis(500));
@@ -239,7 +239,7 @@ fn watch(
                 seen = seen.max(header.revision);
                 let changes: Vec<Change> = events.into_iter().filter_map(|event| change(event, places)).collect();
                 if !changes.is_empty() {
-                    tell(News::Changes(header.revision, changes));
+                    report(WatchEvent::Changes(header.revision, changes));
                 }
             }
         }

@@ -1,9 +1,9 @@
 //! YAML and JSON files: nested maps and lists are keys with slashes, scalars their values. Changes are seen by inotify.
 
-use super::{Backend, News, Snapshot, Stop, Values};
+use super::{Backend, Snapshot, Stop, Values, WatchEvent};
 use crate::{
     confd::{path::Pattern, settings::BackendSettings},
-    error::Fault,
+    error::UserError,
     files,
 };
 use anyhow::{Context as _, Result};
@@ -35,9 +35,9 @@ impl Files {
     /// When none is given, or the filter is malformed.
     pub fn new(settings: &BackendSettings) -> Result<Files> {
         if settings.files.is_empty() {
-            return Err(Fault::request("the file backend has no file").hint("give one with -file").into());
+            return Err(UserError::usage("the file backend has no file").hint("give one with -file").into());
         }
-        let filter = Pattern::new(&settings.filter).map_err(|error| Fault::request(format!("filter: {error}")))?;
+        let filter = Pattern::new(&settings.filter).map_err(|error| UserError::usage(format!("filter: {error}")))?;
         Ok(Files { paths: settings.files.clone(), filter })
     }
 
@@ -81,9 +81,9 @@ fn read_file(path: &Path, values: &mut Values) -> Result<()> {
         return Ok(());
     }
     let tree: Value =
-        serde_saphyr::from_str(&text).map_err(|error| Fault::request(format!("{}: {error}", path.display())))?;
+        serde_saphyr::from_str(&text).map_err(|error| UserError::usage(format!("{}: {error}", path.display())))?;
     if !tree.is_object() && !tree.is_null() {
-        return Err(Fault::request(format!("{} holds no map", path.display())).into());
+        return Err(UserError::usage(format!("{} holds no map", path.display())).into());
     }
     walk(&tree, "", values);
     Ok(())
@@ -124,7 +124,7 @@ impl Backend for Files {
         from: &Snapshot,
         until: Instant,
         stop: &Stop,
-        _: &mut dyn FnMut(News),
+        _: &mut dyn FnMut(WatchEvent),
     ) -> Result<()> {
         let watcher = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).context("starting inotify")?;
         let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MOVE | WatchFlags::CREATE | WatchFlags::DELETE;

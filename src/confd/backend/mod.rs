@@ -42,7 +42,7 @@ pub struct Change {
 
 /// What a watch tells while it lasts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
+pub enum WatchEvent {
     /// Changes, all up to this revision.
     Changes(u64, Vec<Change>),
     /// The store answers and has a quorum.
@@ -84,7 +84,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
         from: &Snapshot,
         until: Instant,
         stop: &Stop,
-        tell: &mut dyn FnMut(News),
+        report: &mut dyn FnMut(WatchEvent),
     ) -> Result<()>;
 
     /// Whether asking for `place` gives `key`.

@@ -3,7 +3,7 @@
 //!
 //! The parser below takes the end of the text for an end, and stops at an `end` too many; text would vanish.
 
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::Result;
 
 #[derive(Debug)]
@@ -20,8 +20,8 @@ const OPENERS: [&str; 5] = ["if", "range", "with", "block", "define"];
 /// # Errors
 /// When they are not whole.
 pub fn check(name: &str, source: &str) -> Result<()> {
-    let fault =
-        |line: usize, message: String| Err(Fault::request(format!("template: {name}:{line}: {message}")).into());
+    let problem =
+        |line: usize, message: String| Err(UserError::usage(format!("template: {name}:{line}: {message}")).into());
     let mut open: Vec<Open> = Vec::new();
     for (line, action) in actions(source) {
         let mut words = action.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
@@ -34,25 +34,25 @@ pub fn check(name: &str, source: &str) -> Result<()> {
         let mut own = open.iter().rev().take_while(|block| !matches!(block.word, "define" | "block"));
         let is_in_range = own.any(|block| block.word == "range");
         match (first, open.last_mut()) {
-            ("end", _) if action != "end" => return fault(line, "unexpected words in end".into()),
+            ("end", _) if action != "end" => return problem(line, "unexpected words in end".into()),
             ("end", Some(_)) => drop(open.pop()),
             ("else", Some(block)) if matches!(block.word, "if" | "range" | "with") && !block.had_else => {
                 let chained = words.next();
                 block.had_else = match (chained, block.word) {
                     (None, _) => true,
                     (Some(chained), word) if chained == word && word != "range" => false,
-                    (Some(chained), _) => return fault(line, format!("unexpected {chained} in else")),
+                    (Some(chained), _) => return problem(line, format!("unexpected {chained} in else")),
                 };
             }
-            ("end" | "else", _) => return fault(line, format!("unexpected {{{{{first}}}}}")),
+            ("end" | "else", _) => return problem(line, format!("unexpected {{{{{first}}}}}")),
             ("break" | "continue", _) if !is_in_range => {
-                return fault(line, format!("{{{{{first}}}}} outside {{{{range}}}}"));
+                return problem(line, format!("{{{{{first}}}}} outside {{{{range}}}}"));
             }
             _ => {}
         }
     }
     match open.pop() {
-        Some(block) => fault(block.line, format!("unexpected EOF: {{{{{}}}}} has no {{{{end}}}}", block.word)),
+        Some(block) => problem(block.line, format!("unexpected EOF: {{{{{}}}}} has no {{{{end}}}}", block.word)),
         None => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ mod functions;
 mod rewrite;
 
 use super::memkv::Store;
-use crate::{error::Fault, files};
+use crate::{error::UserError, files};
 use anyhow::{Context as _, Result};
 use functions::Scope;
 use gotmpl::{Value, parse::Parser};
@@ -59,7 +59,7 @@ pub fn expand_command(text: &str, values: &[(&str, &str)]) -> Result<String> {
     let compiled = compile("command", text)?;
     let known: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
     if let Some(unknown) = compiled.root_fields.iter().find(|field| !known.contains(&field.as_str())) {
-        return Err(Fault::request(format!("the command `{text}` names `.{unknown}`"))
+        return Err(UserError::usage(format!("the command `{text}` names `.{unknown}`"))
             .hint(format!(
                 "it may name {}",
                 known.iter().map(|name| format!("{{{{.{name}}}}}")).collect::<Vec<_>>().join(" and ")
@@ -122,7 +122,7 @@ fn compile(name: &str, source: &str) -> Result<Compiled> {
     blocks::check(name, source)?;
     let (body, defines) = Parser::with_name(Some(name), source, "{{", "}}")
         .and_then(Parser::parse)
-        .map_err(|error| Fault::request(error.to_string()))?;
+        .map_err(|error| UserError::usage(error.to_string()))?;
     let mut trees = vec![(BODY.to_owned(), body)];
     for define in defines {
         // As in Go, the last of two equal names would win only if the first were empty.
@@ -135,7 +135,7 @@ fn compile(name: &str, source: &str) -> Result<Compiled> {
                         "template: {name}:{}: multiple definition of template {:?}",
                         define.pos.line, &*define.name
                     );
-                    return Err(Fault::request(message).into());
+                    return Err(UserError::usage(message).into());
                 }
             }
         } else {

@@ -17,7 +17,7 @@ use super::{
     depends::Dependency,
     index::{Index, Package},
 };
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::Result;
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -109,7 +109,7 @@ fn requested(universe: &mut Universe<'_>, request: &Request) -> Result<Vec<Id>> 
     let mut found = Vec::new();
     for text in &request.packages {
         let wanted = Dependency::parse(text).map_err(|_| {
-            Fault::request(format!("`{text}` is no package name")).hint("write `name` or `name (>= 1.2)`")
+            UserError::usage(format!("`{text}` is no package name")).hint("write `name` or `name (>= 1.2)`")
         })?;
         if request.exclude.iter().any(|name| name == wanted.name) {
             let hint = "take it off one of the two lists".to_owned();
@@ -127,11 +127,11 @@ fn requested(universe: &mut Universe<'_>, request: &Request) -> Result<Vec<Id>> 
     }
     let lines: Vec<String> = wrong.iter().map(|(line, _)| line.clone()).collect();
     let hints: BTreeSet<String> = wrong.into_iter().map(|(_, hint)| hint).collect();
-    Err(Fault::request(lines.join("\n")).hint(hints.into_iter().collect::<Vec<_>>().join("\n")).into())
+    Err(UserError::usage(lines.join("\n")).hint(hints.into_iter().collect::<Vec<_>>().join("\n")).into())
 }
 
 fn contradiction(reasons: &[String]) -> anyhow::Error {
-    Fault::request(format!("no set of packages satisfies the request:\n  {}", reasons.join("\n  ")))
+    UserError::usage(format!("no set of packages satisfies the request:\n  {}", reasons.join("\n  ")))
         .hint("drop one of the packages, exclude one, or add a source that has the missing version")
         .into()
 }

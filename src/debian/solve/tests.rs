@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    error::{Blame, blame, report},
+    error::{ErrorKind, kind_of, report},
     model::Arch,
 };
 
@@ -33,7 +33,7 @@ fn chosen(lines: &str, request: &Request) -> Vec<String> {
 
 fn refused(lines: &str, request: &Request) -> String {
     let error = solve(&[index(0, lines)], request).unwrap_err();
-    assert_eq!(blame(&error), Blame::Request);
+    assert_eq!(kind_of(&error), ErrorKind::Usage);
     report(&error)
 }
 

@@ -12,7 +12,7 @@ use super::{
     xattr::{self, Attributes},
 };
 use crate::{
-    error::Fault,
+    error::UserError,
     model::GuestPath,
     rootfs::{Content, Entry, Kind, Tree},
 };
@@ -44,7 +44,7 @@ pub struct TooSmall {
 /// Lays out an ext4 file system that holds `tree`. Files' bytes stay in the store.
 ///
 /// # Errors
-/// [`TooSmall`]; [`Fault`] when the tree holds what ext4 cannot.
+/// [`TooSmall`]; [`UserError`] when the tree holds what ext4 cannot.
 pub fn format(tree: &Tree, options: &Options) -> Result<Map> {
     ensure!(options.label.len() <= 16, "the label `{}` is longer than 16 bytes", options.label);
     let inodes = Inodes::number(tree)?;
@@ -61,7 +61,7 @@ pub fn format(tree: &Tree, options: &Options) -> Result<Map> {
 /// The least size in bytes, whole MiB, of a file system that holds `tree`, whatever [`Options::size`] says.
 ///
 /// # Errors
-/// [`Fault`] when the tree holds what ext4 cannot.
+/// [`UserError`] when the tree holds what ext4 cannot.
 pub fn needed(tree: &Tree, options: &Options) -> Result<u64> {
     needed_by(tree, &Inodes::number(tree)?, options)
 }
@@ -127,7 +127,7 @@ impl<'t> Inodes<'t> {
         let known = match (&entry.kind, path.as_str()) {
             (_, "/") => Some(ROOT_INODE),
             (Kind::Directory, LOST_AND_FOUND) => Some(FIRST_INODE),
-            (_, LOST_AND_FOUND) => bail!(Fault::request("`/lost+found` must be a directory")),
+            (_, LOST_AND_FOUND) => bail!(UserError::usage("`/lost+found` must be a directory")),
             (Kind::Hardlink(target), _) => {
                 let target = *self
                     .numbers
@@ -149,7 +149,7 @@ impl<'t> Inodes<'t> {
         self.numbers.insert(path.as_str(), number);
         let name = path.file_name();
         if name.len() > 255 {
-            bail!(Fault::request(format!("the last part of `{path}` is longer than 255 bytes")));
+            bail!(UserError::usage(format!("the last part of `{path}` is longer than 255 bytes")));
         }
         if path.as_str() != "/" {
             let parent = &path.as_str()[..path.as_str().len() - name.len() - 1];
@@ -306,7 +306,7 @@ impl<'o> Builder<'o> {
 
     fn symlink(&mut self, number: u32, entry: &Entry, target: &str) -> Result<()> {
         if target.is_empty() || target.len() >= BLOCK as usize {
-            bail!(Fault::request(format!("a symbolic link of {} bytes cannot be stored", target.len())));
+            bail!(UserError::usage(format!("a symbolic link of {} bytes cannot be stored", target.len())));
         }
         let mut inode = self.inode(entry, modes::SYMLINK)?;
         inode.size = target.len() as u64;

@@ -16,7 +16,7 @@ use super::{
     bytes::Fields as _,
     map::{Data, Map},
 };
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::{Result, bail, ensure};
 use names::Names;
 use std::collections::BTreeMap;
@@ -54,13 +54,13 @@ pub struct Options {
 /// Lays out a FAT volume with these files, by paths such as `EFI/BOOT/BOOTX64.EFI`.
 ///
 /// # Errors
-/// [`Fault`] when the volume is too small, with the size that is needed; when FAT cannot hold a name.
+/// [`UserError`] when the volume is too small, with the size that is needed; when FAT cannot hold a name.
 pub fn format(files: &BTreeMap<String, Data>, options: &Options) -> Result<Map> {
     let label = label(&options.label)?;
     let Some(layout) = Layout::new(options.size) else {
         let smallest = (FAT16_CLUSTERS + MARGIN) * SECTOR + (64 << 10);
         let message = format!("a FAT volume has {smallest} bytes at least, not {}", options.size);
-        return Err(Fault::request(message).into());
+        return Err(UserError::usage(message).into());
     };
     let mut root = Folder::default();
     for (path, data) in files {
@@ -79,7 +79,7 @@ pub fn format(files: &BTreeMap<String, Data>, options: &Options) -> Result<Map> 
     if used > volume.layout.room() {
         let needed = enough(used, options.size);
         let message = format!("the FAT volume `{}` needs {needed} bytes, not {}", options.label, options.size);
-        return Err(Fault::request(message).into());
+        return Err(UserError::usage(message).into());
     }
     volume.tables();
     volume.front(first, label, options);
@@ -227,7 +227,7 @@ impl Volume {
         for (name, data) in &folder.files {
             let name = names.add(name)?;
             let Ok(size) = u32::try_from(data.size()) else {
-                bail!(Fault::request("a file of 4 GiB or more does not go on a FAT volume"));
+                bail!(UserError::usage("a file of 4 GiB or more does not go on a FAT volume"));
             };
             let first = self.place((*data).clone());
             entries.extend(name.long);

@@ -3,7 +3,7 @@
 
 use super::super::bytes::Fields as _;
 use super::ENTRY;
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::{Result, bail};
 use std::collections::HashSet;
 
@@ -35,10 +35,12 @@ impl Names {
         let units: Vec<u16> = name.encode_utf16().collect();
         let forbidden = |c: char| c.is_control() || "\"*/:<>?\\|".contains(c);
         if units.is_empty() || units.len() > 255 || name.ends_with(['.', ' ']) || name.contains(forbidden) {
-            bail!(Fault::request(format!("`{name}` is no name for a file on a FAT volume")));
+            bail!(UserError::usage(format!("`{name}` is no name for a file on a FAT volume")));
         }
         if !self.folded.insert(name.to_lowercase()) {
-            bail!(Fault::request(format!("`{name}` is on the FAT volume already; upper and lower case are the same")));
+            bail!(UserError::usage(format!(
+                "`{name}` is on the FAT volume already; upper and lower case are the same"
+            )));
         }
         if let Some(short) = short(name).filter(|short| self.short.insert(*short)) {
             return Ok(Name { short, long: Vec::new() });

@@ -8,13 +8,13 @@
 //! Equal trees and overlays give equal layers; the store remembers each.
 
 mod accounts;
-mod scene;
+mod overlay_view;
 pub mod units;
 
-pub use scene::Scene;
+pub use overlay_view::OverlayView;
 
 use crate::{
-    error::Fault,
+    error::UserError,
     model::{Digest, GuestPath},
     rootfs::{
         Change, Content, Entry, Kind, Layer, Tree,
@@ -136,25 +136,25 @@ pub fn compose(store: &Store, below: &mut Tree, overlay: &OverlayFiles, epoch: i
 
 /// The overlay's places, with the links that enable, disable and mask its units.
 fn with_units(store: &Store, below: &Tree, overlay: &OverlayFiles) -> Result<BTreeMap<GuestPath, Place>> {
-    let mut scene = Scene::new(store, below, &overlay.places);
+    let mut view = OverlayView::new(store, below, &overlay.places);
     let context = |what: &str, unit: &str| format!("the overlay `{}` {what}s the unit `{unit}`", overlay.name);
     let mut links = BTreeMap::new();
     for unit in &overlay.disable {
-        let found = units::disable(&mut scene, unit).with_context(|| context("disable", unit))?;
+        let found = units::disable(&mut view, unit).with_context(|| context("disable", unit))?;
         links.extend(found.into_iter().map(|path| (path, Place::Remove)));
     }
     for unit in &overlay.enable {
-        let made = units::enable(&mut scene, unit).with_context(|| context("enable", unit))?;
+        let made = units::enable(&mut view, unit).with_context(|| context("enable", unit))?;
         links.extend(made.into_iter().map(|(path, target)| (path, Place::Link(target))));
     }
     for unit in &overlay.mask {
-        let (path, target) = units::mask(&scene, unit).with_context(|| context("mask", unit))?;
+        let (path, target) = units::mask(&view, unit).with_context(|| context("mask", unit))?;
         links.insert(path, Place::Link(target));
     }
-    links.retain(|path, place| !matches!(place, Place::Link(target) if scene.link(path) == Some(target)));
+    links.retain(|path, place| !matches!(place, Place::Link(target) if view.link(path) == Some(target)));
     if let Some(path) = links.keys().find(|path| overlay.places.contains_key(*path)) {
         let message = format!("the overlay `{}` has `{path}` itself, and as a unit's link", overlay.name);
-        return Err(Fault::request(message)
+        return Err(UserError::usage(message)
             .hint("`enable`, `disable` and `mask` make the links; leave them out")
             .into());
     }
@@ -170,7 +170,7 @@ fn resolve(
     places: &BTreeMap<GuestPath, Place>,
     epoch: i64,
 ) -> Result<(Layer, Vec<GuestPath>)> {
-    let accounts = Accounts::read(&mut Scene::new(store, below, places))?;
+    let accounts = Accounts::read(&mut OverlayView::new(store, below, places))?;
     let mut resolver = Resolver { below, overlay, places, epoch, changes: Layer::default() };
     let mut overridden = Vec::new();
     for (path, place) in places {
@@ -202,14 +202,14 @@ impl Resolver<'_> {
                 (Some(Place::Directory { .. }), _) => continue,
                 (Some(_), _) => {
                     return Err(self
-                        .fault(format!("has `{path}` in `{directory}`, which it makes no directory"))
+                        .error(format!("has `{path}` in `{directory}`, which it makes no directory"))
                         .into());
                 }
                 (None, None) => Entry::directory(0o755, self.epoch),
                 (None, Some(entry)) => match &entry.kind {
                     Kind::Directory => entry.clone(),
                     Kind::Symlink(_) => return Err(self.through_link(path, &directory).into()),
-                    _ => return Err(self.fault(format!("has `{path}`, but `{directory}` is a file")).into()),
+                    _ => return Err(self.error(format!("has `{path}`, but `{directory}` is a file")).into()),
                 },
             };
             self.changes.changes.entry(directory).or_insert(Change::Set(entry));
@@ -222,20 +222,20 @@ impl Resolver<'_> {
         let entry = |kind, mode, owner: &Owner| {
             let (uid, gid) = accounts.numbers(self.overlay, path, owner)?;
             let entry = Entry { kind, mode, uid, gid, mtime: self.epoch, xattrs: BTreeMap::new() };
-            Ok::<_, Fault>(Change::Set(entry))
+            Ok::<_, UserError>(Change::Set(entry))
         };
         Ok(match (place, there) {
             (Place::Remove, None) => {
-                return Err(self.fault(format!("removes `{path}`, which the image does not have")).into());
+                return Err(self.error(format!("removes `{path}`, which the image does not have")).into());
             }
             (Place::Remove, Some(_)) => Change::Remove,
             (Place::Directory { .. }, Some(Kind::Symlink(_))) => return Err(self.through_link(path, path).into()),
             (Place::Directory { owner, mode }, None | Some(Kind::Directory)) => entry(Kind::Directory, *mode, owner)?,
             (Place::Directory { .. }, Some(_)) => {
-                return Err(self.fault(format!("makes `{path}` a directory, but it is a file")).into());
+                return Err(self.error(format!("makes `{path}` a directory, but it is a file")).into());
             }
             (Place::File { .. } | Place::Link(_), Some(Kind::Directory)) => {
-                return Err(self.fault(format!("makes `{path}` a file, but it is a directory")).into());
+                return Err(self.error(format!("makes `{path}` a file, but it is a directory")).into());
             }
             (Place::File { bytes, owner, mode }, _) => {
                 let (digest, size) = bytes.named();
@@ -265,21 +265,21 @@ impl Resolver<'_> {
                 && !is_gone(path)
             {
                 let message = format!("changes `{first}`, which has the other name `{path}`");
-                return Err(self.fault(message).hint(format!("change or remove `{path}`, too")).into());
+                return Err(self.error(message).hint(format!("change or remove `{path}`, too")).into());
             }
         }
         Ok(())
     }
 
-    fn fault(&self, what: String) -> Fault {
-        Fault::request(format!("the overlay `{}` {what}", self.overlay))
+    fn error(&self, what: String) -> UserError {
+        UserError::usage(format!("the overlay `{}` {what}", self.overlay))
     }
 
-    fn through_link(&self, path: &GuestPath, link: &GuestPath) -> Fault {
-        let fault = self.fault(format!("has `{path}`, but `{link}` is a symbolic link in the image"));
-        match scene::real_path(self.below, path) {
-            Some(real) => fault.hint(format!("the real path is `{real}`")),
-            None => fault.hint("the link leads nowhere; remove it or place the file elsewhere"),
+    fn through_link(&self, path: &GuestPath, link: &GuestPath) -> UserError {
+        let problem = self.error(format!("has `{path}`, but `{link}` is a symbolic link in the image"));
+        match overlay_view::real_path(self.below, path) {
+            Some(real) => problem.hint(format!("the real path is `{real}`")),
+            None => problem.hint("the link leads nowhere; remove it or place the file elsewhere"),
         }
     }
 }
@@ -335,8 +335,8 @@ fn digest(change: &Change) -> Option<Digest> {
     }
 }
 
-fn changed(source: &Path) -> Fault {
-    Fault::work(format!("{} was changed while the image was being built", source.display())).hint("build again")
+fn changed(source: &Path) -> UserError {
+    UserError::runtime(format!("{} was changed while the image was being built", source.display())).hint("build again")
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ fn refusal(overlay: &OverlayFiles) -> String {
     let before = base.tree.clone();
     let error = compose(&base.store, &mut base.tree, overlay, 9).unwrap_err();
     assert_eq!(base.tree, before, "the tree is as it was");
-    assert_eq!(crate::error::blame(&error), crate::error::Blame::Request);
+    assert_eq!(crate::error::kind_of(&error), crate::error::ErrorKind::Usage);
     report(&error)
 }
 
@@ -256,7 +256,7 @@ fn links_are_followed_inside_the_tree() {
         &["/lib -> usr/lib", "/usr/lib/x", "/a/up -> ../lib", "/abs -> /a/up", "/loop -> loop", "/out -> ../../../usr"],
         &[],
     );
-    let real = |at: &str| scene::real_path(&base.tree, &path(at)).map(|path| path.to_string());
+    let real = |at: &str| overlay_view::real_path(&base.tree, &path(at)).map(|path| path.to_string());
     assert_eq!(real("/lib/x").as_deref(), Some("/usr/lib/x"));
     assert_eq!(real("/abs/new").as_deref(), Some("/usr/lib/new"));
     assert_eq!(real("/out/lib").as_deref(), Some("/usr/lib"), "there is nothing above the root");

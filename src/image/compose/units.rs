@@ -1,8 +1,8 @@
 //! systemd units enabled, disabled and masked in a tree that does not run, as `systemctl` does it (systemctl(1),
 //! systemd.unit(5), "Install section options").
 
-use super::scene::Scene;
-use crate::{document::suggest, error::Fault, model::GuestPath};
+use super::overlay_view::OverlayView;
+use crate::{document::suggest, error::UserError, model::GuestPath};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,9 +25,9 @@ struct Name {
 }
 
 impl Name {
-    fn parse(text: &str) -> Result<Name, Fault> {
+    fn parse(text: &str) -> Result<Name, UserError> {
         let wrong = || {
-            Fault::request(format!("`{text}` is no unit name"))
+            UserError::usage(format!("`{text}` is no unit name"))
                 .hint("a unit name ends in its type, such as haproxy.service or postgresql@17-main.service")
         };
         let (stem, kind) = text.rsplit_once('.').ok_or_else(wrong)?;
@@ -65,7 +65,7 @@ impl Name {
     }
 
     /// Replaces the specifiers that an `[Install]` section may have (systemd.unit(5), "Specifiers").
-    fn expand(&self, text: &str) -> Result<String, Fault> {
+    fn expand(&self, text: &str) -> Result<String, UserError> {
         let mut expanded = String::new();
         let mut chars = text.chars();
         while let Some(c) = chars.next() {
@@ -82,7 +82,7 @@ impl Name {
                 Some('%') => expanded.push('%'),
                 other => {
                     let specifier = other.map_or(String::new(), String::from);
-                    return Err(Fault::request(format!(
+                    return Err(UserError::usage(format!(
                         "the unit `{}` has `{text}` in its [Install] section, and nobody knows `%{specifier}` before \
                          it runs",
                         self.text()
@@ -101,13 +101,13 @@ type Install = BTreeMap<String, Vec<String>>;
 ///
 /// # Errors
 /// When there is no such unit, it is masked or another's alias, or it does not say how it is enabled.
-pub fn enable(scene: &mut Scene<'_>, unit: &str) -> Result<BTreeMap<GuestPath, String>> {
+pub fn enable(view: &mut OverlayView<'_>, unit: &str) -> Result<BTreeMap<GuestPath, String>> {
     let mut links = BTreeMap::new();
-    for (name, file, install) in with_also(scene, Name::parse(unit)?)? {
+    for (name, file, install) in with_also(view, Name::parse(unit)?)? {
         links.extend(links_of(&name, &file, &install)?);
     }
     if links.is_empty() {
-        return Err(Fault::request(format!(
+        return Err(UserError::usage(format!(
             "the unit `{unit}` says nowhere in an [Install] section how it is enabled"
         ))
         .hint("it may be started by another unit already; add WantedBy= to an [Install] section, or do not enable it")
@@ -121,30 +121,30 @@ pub fn enable(scene: &mut Scene<'_>, unit: &str) -> Result<BTreeMap<GuestPath, S
 ///
 /// # Errors
 /// When there is no such unit.
-pub fn disable(scene: &mut Scene<'_>, unit: &str) -> Result<Vec<GuestPath>> {
+pub fn disable(view: &mut OverlayView<'_>, unit: &str) -> Result<Vec<GuestPath>> {
     let name = Name::parse(unit)?;
     // A unit whose file is gone or masked may still have links.
-    let names = match find(scene, &name) {
-        Found::Unit(..) => with_also(scene, name)?.into_iter().map(|(name, ..)| name).collect(),
+    let names = match find(view, &name) {
+        Found::Unit(..) => with_also(view, name)?.into_iter().map(|(name, ..)| name).collect(),
         Found::Masked => vec![name],
-        found => return Err(refusal(scene, &name, found).into()),
+        found => return Err(refusal(view, &name, found).into()),
     };
     let is_one = |path: &GuestPath| {
-        let target = scene.link(path).filter(|target| *target != "/dev/null");
+        let target = view.link(path).filter(|target| *target != "/dev/null");
         target.is_some_and(|target| names.iter().any(|name| leads_to(path, target, name)))
     };
-    Ok(scene.below(&GuestPath::constant(OWN)).into_iter().filter(is_one).collect())
+    Ok(view.below(&GuestPath::constant(OWN)).into_iter().filter(is_one).collect())
 }
 
 /// The link that `systemctl mask UNIT` makes: path and target. The unit need not be there.
 ///
 /// # Errors
 /// When the unit's file lies where the link must be.
-pub fn mask(scene: &Scene<'_>, unit: &str) -> Result<(GuestPath, String)> {
+pub fn mask(view: &OverlayView<'_>, unit: &str) -> Result<(GuestPath, String)> {
     Name::parse(unit)?;
     let path = GuestPath::constant(OWN).join(unit)?;
-    if scene.has(&path) && scene.link(&path).is_none() {
-        return Err(Fault::request(format!("`{path}` is the unit itself, which a mask would replace"))
+    if view.has(&path) && view.link(&path).is_none() {
+        return Err(UserError::usage(format!("`{path}` is the unit itself, which a mask would replace"))
             .hint("remove the unit, or disable it")
             .into());
     }
@@ -163,7 +163,7 @@ fn leads_to(path: &GuestPath, target: &str, name: &Name) -> bool {
 }
 
 /// The unit and all that its `Also=` names, each with its file and section.
-fn with_also(scene: &mut Scene<'_>, name: Name) -> Result<Vec<(Name, GuestPath, Install)>> {
+fn with_also(view: &mut OverlayView<'_>, name: Name) -> Result<Vec<(Name, GuestPath, Install)>> {
     let mut seen = BTreeSet::new();
     let mut todo = vec![name];
     let mut units = Vec::new();
@@ -171,11 +171,11 @@ fn with_also(scene: &mut Scene<'_>, name: Name) -> Result<Vec<(Name, GuestPath, 
         if !seen.insert(name.clone()) {
             continue;
         }
-        let (file, name) = match find(scene, &name) {
+        let (file, name) = match find(view, &name) {
             Found::Unit(file) => (file, name),
-            found => return Err(refusal(scene, &name, found).into()),
+            found => return Err(refusal(view, &name, found).into()),
         };
-        let install = install(scene, &name, &file)?;
+        let install = install(view, &name, &file)?;
         for also in install.get("Also").into_iter().flatten() {
             todo.push(Name::parse(&name.expand(also)?)?);
         }
@@ -197,7 +197,7 @@ fn links_of(name: &Name, file: &GuestPath, install: &Install) -> Result<BTreeMap
             if started.is_template() {
                 let example = started.with_instance("INSTANCE").text();
                 let message = format!("the unit `{}` is a template without a default instance", started.text());
-                return Err(Fault::request(message).hint(format!("name an instance: {example}")).into());
+                return Err(UserError::usage(message).hint(format!("name an instance: {example}")).into());
             }
             let wanting = Name::parse(&started.expand(wanting)?)?.text();
             links.insert(own.join(&format!("{wanting}.{suffix}/{}", started.text()))?, file.to_string());
@@ -225,14 +225,14 @@ enum Found {
     Nothing,
 }
 
-fn find(scene: &mut Scene<'_>, name: &Name) -> Found {
+fn find(view: &mut OverlayView<'_>, name: &Name) -> Found {
     for name in [Some(name.clone()), name.template()].into_iter().flatten() {
         for folder in FOLDERS {
             let Ok(path) = GuestPath::constant(folder).join(&name.text()) else { continue };
-            match scene.link(&path) {
+            match view.link(&path) {
                 Some("/dev/null") => return Found::Masked,
                 Some(target) => return Found::Alias(target.rsplit('/').next().unwrap_or_default().to_owned()),
-                None if scene.has(&path) => return Found::Unit(path),
+                None if view.has(&path) => return Found::Unit(path),
                 None => {}
             }
         }
@@ -240,42 +240,42 @@ fn find(scene: &mut Scene<'_>, name: &Name) -> Found {
     Found::Nothing
 }
 
-fn refusal(scene: &Scene<'_>, name: &Name, found: Found) -> Fault {
+fn refusal(view: &OverlayView<'_>, name: &Name, found: Found) -> UserError {
     let text = name.text();
     match found {
-        Found::Masked => Fault::request(format!("the unit `{text}` is masked")),
+        Found::Masked => UserError::usage(format!("the unit `{text}` is masked")),
         Found::Alias(real) => {
-            Fault::request(format!("`{text}` is another name of the unit `{real}`")).hint(format!("write `{real}`"))
+            UserError::usage(format!("`{text}` is another name of the unit `{real}`")).hint(format!("write `{real}`"))
         }
         Found::Nothing | Found::Unit(_) => {
             let known: BTreeSet<String> = FOLDERS
                 .iter()
-                .flat_map(|folder| scene.below(&GuestPath::constant(folder)))
+                .flat_map(|folder| view.below(&GuestPath::constant(folder)))
                 .map(|path| path.file_name().to_owned())
                 .filter(|file| Name::parse(file).is_ok())
                 .collect();
             let near = suggest(&text, known.iter().map(String::as_str), "").filter(|hint| hint.starts_with("did"));
             let hint = near.unwrap_or_else(|| "a package or an overlay must bring it".to_owned());
-            Fault::request(format!("the image has no unit `{text}`")).hint(hint)
+            UserError::usage(format!("the image has no unit `{text}`")).hint(hint)
         }
     }
 }
 
 /// The section of the unit's file and of its drop-ins, which are read in the order of their names; of two with one name
 /// that in the folder searched first counts.
-fn install(scene: &mut Scene<'_>, name: &Name, file: &GuestPath) -> Result<Install> {
+fn install(view: &mut OverlayView<'_>, name: &Name, file: &GuestPath) -> Result<Install> {
     let mut drop_ins: BTreeMap<String, GuestPath> = BTreeMap::new();
     for name in [Some(name.clone()), name.template()].into_iter().flatten() {
         for folder in FOLDERS {
             let folder = GuestPath::constant(folder).join(&format!("{}.d", name.text()))?;
-            for path in scene.below(&folder).into_iter().filter(|path| path.as_str().ends_with(".conf")) {
+            for path in view.below(&folder).into_iter().filter(|path| path.as_str().ends_with(".conf")) {
                 drop_ins.entry(path.file_name().to_owned()).or_insert(path);
             }
         }
     }
     let mut install = Install::new();
     for path in std::iter::once(file).chain(drop_ins.values()) {
-        read_install(&scene.text(path)?.unwrap_or_default(), &mut install);
+        read_install(&view.text(path)?.unwrap_or_default(), &mut install);
     }
     Ok(install)
 }

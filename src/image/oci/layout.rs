@@ -1,7 +1,7 @@
 //! The image as a folder.
 
 use super::OciImage;
-use crate::error::Fault;
+use crate::error::UserError;
 use anyhow::{Context as _, Result};
 use rustix::{
     fs::{CWD, RenameFlags, renameat_with},
@@ -60,7 +60,7 @@ impl OciImage {
 fn is_replaceable(target: &Path) -> Result<bool> {
     match fs::symlink_metadata(target) {
         Ok(_) if target.join("oci-layout").is_file() => Ok(true),
-        Ok(_) => Err(Fault::request(format!("{} is there and is no OCI image layout", target.display()))
+        Ok(_) => Err(UserError::usage(format!("{} is there and is no OCI image layout", target.display()))
             .hint("name another folder, or remove this one")
             .into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -1,6 +1,6 @@
 //! Image names, as Docker writes and completes them.
 
-use crate::error::Fault;
+use crate::error::UserError;
 use std::{fmt, str::FromStr};
 
 /// A name under which an engine knows an image: `ha-postgres:17`, `registry.example/team/ha-postgres:latest`.
@@ -39,12 +39,12 @@ impl fmt::Display for Reference {
 }
 
 impl FromStr for Reference {
-    type Err = Fault;
+    type Err = UserError;
 
     /// Reads `[REGISTRY[:PORT]/]PATH[:TAG]`; the tag is `latest` if not given.
-    fn from_str(text: &str) -> Result<Reference, Fault> {
+    fn from_str(text: &str) -> Result<Reference, UserError> {
         let wrong = |why: &str| {
-            Fault::request(format!("`{text}` is no image name: {why}"))
+            UserError::usage(format!("`{text}` is no image name: {why}"))
                 .hint("an image name is [REGISTRY[:PORT]/]NAME[:TAG] in lower case, such as ha-postgres:17")
         };
         if text.contains('@') {
@@ -135,8 +135,8 @@ mod tests {
             ("r.example:x/a", "`r.example:x` is no registry"),
             ("é/a", "`é` is no part of a name"),
         ] {
-            let fault = text.parse::<Reference>().unwrap_err();
-            assert_eq!(fault.message, format!("`{text}` is no image name: {why}"));
+            let problem = text.parse::<Reference>().unwrap_err();
+            assert_eq!(problem.message, format!("`{text}` is no image name: {why}"));
         }
     }
 }

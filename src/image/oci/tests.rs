@@ -11,13 +11,13 @@ fn path(text: &str) -> GuestPath {
     text.parse().unwrap()
 }
 
-struct Workshop {
+struct Fixture {
     folder: tempfile::TempDir,
     store: Store,
     spec: OciSpec,
 }
 
-fn workshop() -> Workshop {
+fn fixture() -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&folder.path().join("store")).unwrap();
     let mut base = LayerWriter::new(&store).unwrap();
@@ -38,10 +38,10 @@ fn workshop() -> Workshop {
         ports: vec![5000, 22],
         annotations: BTreeMap::from([("org.opencontainers.image.title".to_owned(), "demo".to_owned())]),
     };
-    Workshop { folder, store, spec }
+    Fixture { folder, store, spec }
 }
 
-impl Workshop {
+impl Fixture {
     fn image(&self) -> OciImage {
         OciImage::assemble(&self.store, &self.spec, &silent()).unwrap()
     }
@@ -79,9 +79,9 @@ fn json(bytes: &[u8]) -> Value {
 
 #[test]
 fn an_archive_leads_from_its_index_to_every_layer() {
-    let workshop = workshop();
-    let image = workshop.image();
-    let artifact = image.write_archive(&workshop.output("demo.tar"), &silent()).unwrap();
+    let fixture = fixture();
+    let image = fixture.image();
+    let artifact = image.write_archive(&fixture.output("demo.tar"), &silent()).unwrap();
     assert_eq!(artifact.digest, Digest::of(fs::read(&artifact.path).unwrap()));
     assert_eq!(artifact.size, fs::metadata(&artifact.path).unwrap().len());
 
@@ -115,8 +115,8 @@ fn an_archive_leads_from_its_index_to_every_layer() {
 
 #[test]
 fn the_documents_say_what_the_image_is() {
-    let workshop = workshop();
-    let image = workshop.image();
+    let fixture = fixture();
+    let image = fixture.image();
     let Blob::Document(config) = &image.blobs[image.config()] else { panic!() };
     insta::assert_snapshot!(serde_json::to_string_pretty(&json(config)).unwrap(), @r#"
     {
@@ -218,31 +218,31 @@ fn the_documents_say_what_the_image_is() {
 
 #[test]
 fn equal_images_are_equal_files() {
-    let (one, other) = (workshop(), workshop());
-    let write = |workshop: &Workshop| workshop.image().write_archive(&workshop.output("a.tar"), &silent()).unwrap();
+    let (one, other) = (fixture(), fixture());
+    let write = |fixture: &Fixture| fixture.image().write_archive(&fixture.output("a.tar"), &silent()).unwrap();
     assert_eq!(write(&one).digest, write(&other).digest);
     assert_eq!(write(&one).digest, write(&one).digest, "nothing changes the second time");
 }
 
 #[test]
 fn an_image_without_compression_carries_the_streams_themselves() {
-    let mut workshop = workshop();
-    workshop.spec.compression = Compression::None;
-    let image = workshop.image();
-    for layer in &workshop.spec.layers {
+    let mut fixture = fixture();
+    fixture.spec.compression = Compression::None;
+    let image = fixture.image();
+    for layer in &fixture.spec.layers {
         assert!(image.blobs.contains_key(&layer.layer.tar));
     }
 }
 
 #[test]
 fn a_damaged_blob_ends_in_no_file() {
-    let workshop = workshop();
-    let image = workshop.image();
-    let target = workshop.output("demo.tar");
+    let fixture = fixture();
+    let image = fixture.image();
+    let target = fixture.output("demo.tar");
     fs::write(&target, "old").unwrap();
-    let damage = |blob: &Digest, bytes: &[u8]| fs::write(workshop.store.blob_path(blob), bytes).unwrap();
-    let packed = pack_layers(&workshop.store, &workshop.spec, &silent()).unwrap();
-    let whole = workshop.store.get_blob(&packed[0].digest).unwrap().unwrap();
+    let damage = |blob: &Digest, bytes: &[u8]| fs::write(fixture.store.blob_path(blob), bytes).unwrap();
+    let packed = pack_layers(&fixture.store, &fixture.spec, &silent()).unwrap();
+    let whole = fixture.store.get_blob(&packed[0].digest).unwrap().unwrap();
     let mut flipped = whole.clone();
     flipped[40] ^= 1;
     for damaged in [&flipped[..], &whole[1..], b""] {
@@ -252,30 +252,30 @@ fn a_damaged_blob_ends_in_no_file() {
         let lost = format!("the store no longer has the blob {} whole", packed[0].digest);
         assert!(said.contains(&lost) && said.ends_with("hint: build again: what is lost is made anew"), "{said}");
         assert_eq!(fs::read(&target).unwrap(), b"old");
-        assert_eq!(workshop.outputs(), ["demo.tar"]);
-        assert!(image.write_layout(&workshop.output("layout")).is_err());
-        assert_eq!(workshop.outputs(), ["demo.tar"]);
+        assert_eq!(fixture.outputs(), ["demo.tar"]);
+        assert!(image.write_layout(&fixture.output("layout")).is_err());
+        assert_eq!(fixture.outputs(), ["demo.tar"]);
     }
     // What the hint promises.
-    workshop.image().write_archive(&target, &silent()).unwrap();
+    fixture.image().write_archive(&target, &silent()).unwrap();
 }
 
 #[test]
 fn a_layout_appears_whole_and_replaces_only_a_layout() {
-    let mut workshop = workshop();
-    let target = workshop.output("layout");
-    workshop.image().write_layout(&target).unwrap();
+    let mut fixture = fixture();
+    let target = fixture.output("layout");
+    fixture.image().write_layout(&target).unwrap();
     let first = fs::read(target.join("index.json")).unwrap();
-    workshop.spec.created += 1;
-    let image = workshop.image();
+    fixture.spec.created += 1;
+    let image = fixture.image();
     image.write_layout(&target).unwrap();
     assert_ne!(fs::read(target.join("index.json")).unwrap(), first);
-    assert_eq!(workshop.outputs(), ["layout"]);
+    assert_eq!(fixture.outputs(), ["layout"]);
     let blobs = fs::read_dir(target.join("blobs/sha256")).unwrap().count();
     assert_eq!(blobs, image.blobs.len(), "nothing of the first image is left");
     assert_eq!(fs::read(target.join("oci-layout")).unwrap(), br#"{"imageLayoutVersion":"1.0.0"}"#);
 
-    let foreign = workshop.output("precious");
+    let foreign = fixture.output("precious");
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("thesis.txt"), "years of work").unwrap();
     let error = image.write_layout(&foreign).unwrap_err();
@@ -297,12 +297,12 @@ fn a_file_system_that_cannot_exchange_still_replaces() {
 
 #[test]
 fn a_layer_without_its_directories_is_refused() {
-    let mut workshop = workshop();
-    let mut writer = LayerWriter::new(&workshop.store).unwrap();
+    let mut fixture = fixture();
+    let mut writer = LayerWriter::new(&fixture.store).unwrap();
     writer.set(path("/etc"), Entry::directory(0o755, 0)).unwrap();
     writer.remove(path("/etc/ssl/old")).unwrap();
-    workshop.spec.layers[1].layer = writer.finish().unwrap().0;
-    let error = OciImage::assemble(&workshop.store, &workshop.spec, &silent()).unwrap_err();
+    fixture.spec.layers[1].layer = writer.finish().unwrap().0;
+    let error = OciImage::assemble(&fixture.store, &fixture.spec, &silent()).unwrap_err();
     assert_eq!(error.to_string(), "the layer `overlay time` has `/etc/ssl/old` without its directory `/etc/ssl`");
 }
 
@@ -312,8 +312,8 @@ fn skopeo_reads_the_archive_as_both_of_its_kinds() {
         println!("skipped: there is no skopeo here");
         return;
     }
-    let workshop = workshop();
-    let artifact = workshop.image().write_archive(&workshop.output("demo.tar"), &silent()).unwrap();
+    let fixture = fixture();
+    let artifact = fixture.image().write_archive(&fixture.output("demo.tar"), &silent()).unwrap();
     for kind in ["oci-archive", "docker-archive"] {
         let said = Run::new("skopeo").args(["inspect", &format!("{kind}:{}", artifact.path.display())]).text().unwrap();
         let said = json(said.as_bytes());

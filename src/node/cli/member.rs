@@ -1,7 +1,7 @@
 //! The verbs that make a machine a member of its cluster and keep it one.
 
 use crate::{
-    error::Fault,
+    error::UserError,
     model::Time,
     node::{
         check as checks, init as first_boot, leader, leave as leaving, renew as certificates,
@@ -117,6 +117,13 @@ pub fn move_etcd_leader(arguments: Vec<OsString>) -> Result<ExitCode> {
 pub fn leave_command() -> Command {
     Command::new("leave")
         .about("Takes this node out of its cluster for good: stops its services, tells the others; its data stays")
+        .arg(
+            Arg::new("force")
+                .long("force")
+                .action(ArgAction::SetTrue)
+                .help("Leaves even if no other member has a good copy of the data, or writes stop without this node"),
+        )
+        .after_help("A primary hands over first. A node whose data no other member has does not leave without --force.")
 }
 
 /// Runs `leave`.
@@ -124,8 +131,8 @@ pub fn leave_command() -> Command {
 /// # Errors
 /// When nobody can be told, or a service does not stop.
 pub fn leave(arguments: Vec<OsString>) -> Result<ExitCode> {
-    leave_command().try_get_matches_from(arguments)?;
-    leaving::leave(&state()?).map(|()| ExitCode::SUCCESS)
+    let force = leave_command().try_get_matches_from(arguments)?.get_flag("force");
+    leaving::leave(&state()?, force).map(|()| ExitCode::SUCCESS)
 }
 
 /// How `save-haproxy-state` is described.
@@ -146,5 +153,5 @@ pub fn save_haproxy_state(arguments: Vec<OsString>) -> Result<ExitCode> {
 
 fn state() -> Result<State> {
     let state = State::load(Path::new(STATE_PATH))?;
-    state.ok_or_else(|| Fault::work("this machine is no member of a cluster yet").hint("pgha-node init").into())
+    state.ok_or_else(|| UserError::runtime("this machine is no member of a cluster yet").hint("pgha-node init").into())
 }

@@ -70,7 +70,7 @@ fn every_view() -> Vec<View> {
                             me: "pg-1".into(),
                             forms: flags & 1 == 1,
                             version: 17,
-                            keys: Keys { revision: 9, first: first.clone(), initialize: initialize.clone() },
+                            keys: Keys { first: first.clone(), initialize: initialize.clone(), ..Keys::default() },
                             database: database.clone(),
                             begun: begun.clone(),
                             room: flags & 2 == 2,
@@ -154,7 +154,7 @@ fn step(change: impl FnOnce(&mut View)) -> Step {
         me: "pg-1".into(),
         forms: true,
         version: 17,
-        keys: Keys { revision: 9, ..Keys::default() },
+        keys: Keys::default(),
         database: Database::Absent,
         begun: Presence::Absent,
         room: true,
@@ -321,11 +321,11 @@ impl World {
             forms: own + 1 < NODES,
             version: 17,
             keys: Keys {
-                revision: 9,
                 first: self.first.and_then(|(node, known)| first(&name(node), known.map(system).as_deref(), 3)),
                 initialize: self.initialize.and_then(|(known, younger)| {
                     initialize(&known.map(system).unwrap_or_default(), if younger { 5 } else { 2 })
                 }),
+                ..Keys::default()
             },
             database: match node.disk {
                 Disk::Nothing => Database::Absent,

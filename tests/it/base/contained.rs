@@ -128,7 +128,7 @@ fn packages_that_are_no_base_are_refused() {
     let Some(kitchen) = kitchen() else { return };
     let spec = only(&[small(&kitchen.store, "lonely", "", &[], &[])]);
     let error = base::build(&kitchen.store, &silent(), &sandbox(), &[], &spec, &mut base::at_hand(&[])).unwrap_err();
-    assert_eq!(error::blame(&error), error::Blame::Request);
+    assert_eq!(error::kind_of(&error), error::ErrorKind::Usage);
     insta::assert_snapshot!(error::report(&error));
 }
 

@@ -8,11 +8,12 @@ use crate::support::{Ran, builder, has, has_mirror, project, shared_store, wait}
 use ext4_view::{Ext4, Ext4Read};
 use pgha_image::{
     machine::{
-        Accel, Agent, Console, DiskBus, DiskFormat, DiskImage, Firmware, Machine, Net, Order, Probed, Qemu, Seed,
+        Accel, Agent, Console, DiskBus, DiskFormat, DiskImage, Firmware, Machine, MachineConfig, Net, Probed, Qemu,
+        Seed,
     },
     pipeline::Mirrors,
     recipe::Archive,
-    reexec::{Guard, Life},
+    reexec::{Launcher, Lifetime},
 };
 use serde_json::Value;
 use std::{
@@ -66,8 +67,8 @@ impl Bench {
     }
 
     /// The machine that most tests boot.
-    fn order(&self) -> Order {
-        Order {
+    fn config(&self) -> MachineConfig {
+        MachineConfig {
             name: "boot".to_owned(),
             image: self.image(DiskFormat::Qcow2),
             firmware: Firmware::Bios,
@@ -82,11 +83,11 @@ impl Bench {
         }
     }
 
-    fn start(&self, order: Order) -> Booted<'_> {
+    fn start(&self, config: MachineConfig) -> Booted<'_> {
         let folder = tempfile::tempdir().unwrap();
-        order.prepare(self.probed.accel, folder.path()).unwrap();
-        let guard = Guard::with_program(crate::support::PROGRAM);
-        let machine = Machine::start(&self.qemu, folder.path(), Life::Tied, &guard).unwrap();
+        config.prepare(self.probed.accel, folder.path()).unwrap();
+        let launcher = Launcher::with_program(crate::support::PROGRAM);
+        let machine = Machine::start(&self.qemu, folder.path(), Lifetime::Tied, &launcher).unwrap();
         Booted { bench: self, machine, _folder: folder }
     }
 }
@@ -191,7 +192,7 @@ fn server(bench: &Bench) -> Option<DiskImage> {
 
 fn boots(bench: &Bench, firmware: Firmware, bus: DiskBus, format: DiskFormat) {
     println!("{firmware:?} {bus:?} {format:?}");
-    let booted = bench.start(Order { image: bench.image(format), firmware, bus, ..bench.order() });
+    let booted = bench.start(MachineConfig { image: bench.image(format), firmware, bus, ..bench.config() });
     booted.wait();
     let efi = "test -d /sys/firmware/efi && echo uefi || echo bios";
     booted.ask(&["sh", "-c", efi], if firmware == Firmware::Bios { "bios" } else { "uefi" });
@@ -236,7 +237,7 @@ fn an_image_boots_on_every_firmware_disk_and_format() {
 fn a_disk_is_used_whole_whatever_its_size() {
     let Some(bench) = Bench::new() else { return };
     for gib in [20u64, 1024] {
-        let booted = bench.start(Order { disk_size: Some(gib << 30), ..bench.order() });
+        let booted = bench.start(MachineConfig { disk_size: Some(gib << 30), ..bench.config() });
         booted.wait();
         let said = booted.ask(&["findmnt", "-bnro", "SIZE", "/"], "");
         let size: u64 = said.parse().unwrap();
@@ -263,7 +264,7 @@ fn two_boots_of_one_image_are_two_machines() {
     let mut seen = BTreeSet::new();
     for seed in [Some(seed.clone()), Some(seed), None] {
         let with_seed = seed.is_some();
-        let booted = bench.start(Order { image: server.clone(), seed, ..bench.order() });
+        let booted = bench.start(MachineConfig { image: server.clone(), seed, ..bench.config() });
         booted.wait();
         let id = booted.ask(&["cat", "/etc/machine-id"], "");
         assert_eq!(id.len(), 32, "{id}");
@@ -287,7 +288,7 @@ fn two_boots_of_one_image_are_two_machines() {
 fn a_kernel_that_apt_installs_in_the_guest_boots() {
     let Some(bench) = Bench::new() else { return };
     let Some(server) = server(&bench) else { return };
-    let booted = bench.start(Order { image: server, ..bench.order() });
+    let booted = bench.start(MachineConfig { image: server, ..bench.config() });
     booted.wait();
     // What GRUB loads, and with which arguments; it finds kernels by their links or by their own names.
     let menu = "readlink -f /vmlinuz /initrd.img; sed -n 's/^[[:space:]]*linux[[:space:]]*[^ ]* *//p' /boot/grub/grub.cfg \
@@ -317,8 +318,8 @@ fn a_kernel_that_was_changed_boots_without_secure_boot_only() {
     fs::copy(bench.image(DiskFormat::Raw).path, &tampered).unwrap();
     tamper(&tampered);
     let image = DiskImage::open(&tampered).unwrap();
-    bench.start(Order { image: image.clone(), firmware: Firmware::Uefi, ..bench.order() }).wait();
-    let booted = bench.start(Order { image, firmware: Firmware::UefiSecureBoot, ..bench.order() });
+    bench.start(MachineConfig { image: image.clone(), firmware: Firmware::Uefi, ..bench.config() }).wait();
+    let booted = bench.start(MachineConfig { image, firmware: Firmware::UefiSecureBoot, ..bench.config() });
     wait("GRUB's refusal", bench.probed.accel.patience(BOOT), || {
         let console = booted.console();
         assert!(!console.contains("Linux version"), "the kernel ran: {console}");

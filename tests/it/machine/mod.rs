@@ -6,8 +6,8 @@ mod cluster;
 
 use crate::support::{PROGRAM, Ran, builder, has, wait};
 use pgha_image::{
-    machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, Net, Order, Qemu},
-    reexec::{Guard, Life},
+    machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, MachineConfig, Net, Qemu},
+    reexec::{Launcher, Lifetime},
     switch::{PortSpec, Switch, SwitchSpec},
 };
 use std::{
@@ -53,10 +53,10 @@ fn write_guest(path: &Path) {
     fs::write(path, disk).unwrap();
 }
 
-fn order(folder: &Path, name: &str) -> Order {
+fn config(folder: &Path, name: &str) -> MachineConfig {
     let image = folder.join("disk.img");
     write_guest(&image);
-    Order {
+    MachineConfig {
         name: name.to_owned(),
         image: DiskImage::open(&image).unwrap(),
         firmware: Firmware::Bios,
@@ -100,12 +100,12 @@ fn wait_for_console(machine: &Machine, text: &str) {
 fn a_machine_is_paused_found_again_and_ended() {
     let Some(qemu) = qemu() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let guard = Guard::with_program(PROGRAM);
+    let launcher = Launcher::with_program(PROGRAM);
     let place = folder.path().join("machine");
-    order(folder.path(), "pg-1").prepare(Accel::Tcg, &place).unwrap();
-    let machine = Machine::start(&qemu, &place, Life::Detached, &guard).unwrap();
+    config(folder.path(), "pg-1").prepare(Accel::Tcg, &place).unwrap();
+    let machine = Machine::start(&qemu, &place, Lifetime::Detached, &launcher).unwrap();
     wait_for_console(&machine, "ready");
-    let again = Machine::start(&qemu, &place, Life::Detached, &guard).unwrap_err();
+    let again = Machine::start(&qemu, &place, Lifetime::Detached, &launcher).unwrap_err();
     assert_eq!(format!("{again:#}"), "starting the machine pg-1: it runs already");
     machine.pause().unwrap();
     // As a later call of the program does.
@@ -120,7 +120,7 @@ fn a_machine_is_paused_found_again_and_ended() {
     assert!(Machine::open(&place).unwrap().is_none());
     assert_eq!(processes_in(&place), [""; 0]);
     // Its disk is as it left it, and it starts again.
-    let machine = Machine::start(&qemu, &place, Life::Tied, &guard).unwrap();
+    let machine = Machine::start(&qemu, &place, Lifetime::Tied, &launcher).unwrap();
     drop(machine);
     assert_eq!(processes_in(&place), [""; 0]);
 }
@@ -130,9 +130,9 @@ fn what_qemu_says_against_a_machine_is_told() {
     let Some(qemu) = qemu() else { return };
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("machine");
-    order(folder.path(), "pg-1").prepare(Accel::Tcg, &place).unwrap();
+    config(folder.path(), "pg-1").prepare(Accel::Tcg, &place).unwrap();
     fs::remove_file(place.join("disk.qcow2")).unwrap();
-    let error = Machine::start(&qemu, &place, Life::Tied, &Guard::with_program(PROGRAM)).unwrap_err();
+    let error = Machine::start(&qemu, &place, Lifetime::Tied, &Launcher::with_program(PROGRAM)).unwrap_err();
     let told = format!("{error:#}");
     assert!(told.contains("starting the machine pg-1: QEMU ended") && told.contains("disk.qcow2"), "{told}");
 }
@@ -141,10 +141,10 @@ fn what_qemu_says_against_a_machine_is_told() {
 fn machines_meet_at_a_switch_that_outlives_its_starter() {
     let Some(qemu) = qemu() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let guard = Guard::with_program(PROGRAM);
+    let launcher = Launcher::with_program(PROGRAM);
     let names = ["pg-1", "pg-2"];
     for name in names {
-        Order { net: Net::Switch, ..order(folder.path(), name) }
+        MachineConfig { net: Net::Switch, ..config(folder.path(), name) }
             .prepare(Accel::Tcg, &folder.path().join(name))
             .unwrap();
     }
@@ -155,10 +155,11 @@ fn machines_meet_at_a_switch_that_outlives_its_starter() {
         ports: names.map(|name| PortSpec { name: name.to_owned(), folder: folder.path().join(name) }).into(),
         forwards: Vec::new(),
     };
-    let (switch, _) = Switch::start(&spec, Life::Detached, &guard).unwrap();
+    let (switch, _) = Switch::start(&spec, Lifetime::Detached, &launcher).unwrap();
     drop(switch);
     let switch = Switch::open(&spec.control).expect("the switch is gone");
-    let machines = names.map(|name| Machine::start(&qemu, &folder.path().join(name), Life::Tied, &guard).unwrap());
+    let machines =
+        names.map(|name| Machine::start(&qemu, &folder.path().join(name), Lifetime::Tied, &launcher).unwrap());
     let connected = || {
         let status = switch.status().unwrap();
         names.map(|name| status.ports[name].connected)

@@ -1,7 +1,7 @@
 //! The machine: environment, files, names and addresses, other templates.
 
 use super::{super::Compiled, Args, Function, Outcome, Scope, error, list, text};
-use crate::{confd::path, dns, error::Fault, exec::Run, files};
+use crate::{confd::path, dns, error::UserError, exec::Run, files};
 use anyhow::{Context as _, Result};
 use gotmpl::Value;
 use std::{
@@ -94,15 +94,15 @@ pub fn open_include(folder: &Path, name: &str, stack: &[PathBuf]) -> Result<(Pat
     let inside = path::clean(name);
     if inside == "." || inside == ".." || inside.starts_with("../") || inside.starts_with('/') {
         return Err(
-            Fault::request(format!("the included template `{name}` lies outside of {}", folder.display())).into()
+            UserError::usage(format!("the included template `{name}` lies outside of {}", folder.display())).into()
         );
     }
     let path = folder.join(inside);
     if stack.contains(&path) {
-        return Err(Fault::request(format!("the template `{name}` includes itself")).into());
+        return Err(UserError::usage(format!("the template `{name}` includes itself")).into());
     }
     if stack.len() > DEEPEST {
-        return Err(Fault::request(format!("templates include each other more than {DEEPEST} deep")).into());
+        return Err(UserError::usage(format!("templates include each other more than {DEEPEST} deep")).into());
     }
     let source = files::read_text(&path).with_context(|| format!("including `{name}`"))?;
     let label = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -14,7 +14,7 @@ mod time;
 pub use host::open_include;
 
 use super::{super::memkv::Store, rewrite};
-use crate::error::Fault;
+use crate::error::UserError;
 use gotmpl::{FuncMap, TemplateError, Value, ValueFunc};
 use std::{
     collections::BTreeMap,
@@ -85,9 +85,9 @@ pub fn check(name: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
-        return Err(Fault::request(format!("the function `{name}` cannot be had: {reason}")).into());
+        return Err(UserError::usage(format!("the function `{name}` cannot be had: {reason}")).into());
     }
-    Err(Fault::request(format!("function \"{name}\" not defined")).into())
+    Err(UserError::usage(format!("function \"{name}\" not defined")).into())
 }
 
 /// All functions, bound to what a rendering can see.

@@ -47,8 +47,8 @@ fn machine(links: bool) -> Base {
     base(if links { LINKS } else { &[] }, UNITS)
 }
 
-fn with<T>(base: &Base, work: impl FnOnce(&mut Scene<'_>) -> T) -> T {
-    work(&mut Scene::new(&base.store, &base.tree, &BTreeMap::new()))
+fn with<T>(base: &Base, work: impl FnOnce(&mut OverlayView<'_>) -> T) -> T {
+    work(&mut OverlayView::new(&base.store, &base.tree, &BTreeMap::new()))
 }
 
 /// The same units as files below a folder, for `systemctl --root`.
@@ -102,7 +102,7 @@ fn enabling_makes_the_links_that_systemctl_makes() {
         "dropped.service",
         "mine.service",
     ] {
-        let links = with(&base, |scene| enable(scene, unit).unwrap());
+        let links = with(&base, |view| enable(view, unit).unwrap());
         let text: Vec<_> = links.iter().map(|(path, target)| format!("{path} -> {target}")).collect();
         made.push(format!("{unit}\n{}\n", text.join("\n")));
         if !has_systemctl() {
@@ -175,7 +175,7 @@ fn enabling_makes_the_links_that_systemctl_makes() {
 fn disabling_removes_the_links_that_systemctl_removes() {
     let base = machine(true);
     for unit in ["plain.service", "tty@.service", "tty@tty2.service", "mine.service", "all.service"] {
-        let gone = with(&base, |scene| disable(scene, unit).unwrap());
+        let gone = with(&base, |view| disable(view, unit).unwrap());
         if !has_systemctl() {
             println!("skipped: there is no systemctl here to compare with");
             continue;
@@ -188,7 +188,7 @@ fn disabling_removes_the_links_that_systemctl_removes() {
         let theirs: Vec<_> = before.into_keys().filter(|path| !after.contains_key(path)).collect();
         assert_eq!(gone, theirs, "{unit}");
     }
-    let gone = with(&base, |scene| disable(scene, "plain.service").unwrap());
+    let gone = with(&base, |view| disable(view, "plain.service").unwrap());
     assert_eq!(
         gone.iter().map(GuestPath::as_str).collect::<Vec<_>>(),
         [
@@ -213,7 +213,7 @@ fn what_cannot_be_enabled_is_refused_with_the_reason() {
         "db@.service",
         "strange.service",
     ]
-    .map(|unit| report(&with(&base, |scene| enable(scene, unit)).unwrap_err()))
+    .map(|unit| report(&with(&base, |view| enable(view, unit)).unwrap_err()))
     .into();
     insta::assert_snapshot!(said.join("\n\n"), @r#"
     error: the image has no unit `plian.service`
@@ -284,6 +284,6 @@ fn an_overlay_enables_its_own_unit_and_silences_others() {
 #[test]
 fn a_unit_file_is_not_masked_away() {
     let base = machine(true);
-    let error = with(&base, |scene| mask(scene, "mine.service")).unwrap_err();
+    let error = with(&base, |view| mask(view, "mine.service")).unwrap_err();
     assert_eq!(error.to_string(), "`/etc/systemd/system/mine.service` is the unit itself, which a mask would replace");
 }

@@ -5,7 +5,7 @@ use crate::{
     base,
     model::Digest,
     plan::Plan,
-    store::{Outcome, Store},
+    store::{CachedResult, Store},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -20,34 +20,34 @@ const VERSION: u32 = 2;
 
 /// The key of a finished build: what it was made of, and where it was put.
 #[derive(Debug)]
-pub struct Finished(Digest);
+pub struct UpToDate(Digest);
 
 /// What a finished build left in the output folder.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    artifacts: Vec<Seen>,
+    artifacts: Vec<ArtifactRecord>,
 }
 
 /// An artifact as it was when it was finished.
 #[derive(Debug, Serialize, Deserialize)]
-struct Seen {
+struct ArtifactRecord {
     kind: String,
     path: PathBuf,
     sha256: Digest,
     size: u64,
-    stamp: Stamp,
+    stamp: FileStamp,
 }
 
 /// What changes when somebody writes a file, replaces it, or touches it.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+struct FileStamp {
     inode: u64,
     length: u64,
     modified: (i64, i64),
     changed: (i64, i64),
 }
 
-impl Outcome for Record {
+impl CachedResult for Record {
     const KIND: &'static str = "build";
 
     fn blobs(&self) -> Vec<Digest> {
@@ -55,18 +55,18 @@ impl Outcome for Record {
     }
 }
 
-impl Finished {
+impl UpToDate {
     /// The key of building `plan` for `target`.
     ///
     /// # Errors
     /// When the output folder is not there.
-    pub fn of(plan: &Plan, target: &Target) -> Result<Finished> {
+    pub fn of(plan: &Plan, target: &Target) -> Result<UpToDate> {
         let folder = fs::canonicalize(&target.folder)
             .with_context(|| format!("resolving the folder {}", target.folder.display()))?;
         let formats: Vec<&Format> = target.formats.iter().collect();
         let key =
             (VERSION, base::ENGINE, env!("CARGO_PKG_VERSION"), plan.digest(), formats, target.compression, folder);
-        Ok(Finished(Digest::of(serde_json::to_vec(&key)?)))
+        Ok(UpToDate(Digest::of(serde_json::to_vec(&key)?)))
     }
 
     /// The artifacts, if this very build was finished before and nobody has touched them since.
@@ -77,7 +77,7 @@ impl Finished {
             .into_iter()
             .map(|seen| {
                 let kind = KINDS.into_iter().find(|kind| *kind == seen.kind)?;
-                let untouched = Stamp::of(&seen.path).is_ok_and(|stamp| stamp == seen.stamp);
+                let untouched = FileStamp::of(&seen.path).is_ok_and(|stamp| stamp == seen.stamp);
                 untouched.then_some(Artifact { kind, path: seen.path, sha256: seen.sha256, size: seen.size })
             })
             .collect()
@@ -89,18 +89,18 @@ impl Finished {
     /// When an artifact is gone, or the store cannot be written.
     pub fn remember(&self, store: &Store, artifacts: &[Artifact]) -> Result<()> {
         let seen = artifacts.iter().map(|artifact| {
-            let stamp = Stamp::of(&artifact.path)?;
+            let stamp = FileStamp::of(&artifact.path)?;
             let Artifact { kind, path, sha256, size } = artifact.clone();
-            Ok(Seen { kind: kind.to_owned(), path, sha256, size, stamp })
+            Ok(ArtifactRecord { kind: kind.to_owned(), path, sha256, size, stamp })
         });
         store.put_action(&self.0, &Record { artifacts: seen.collect::<Result<_>>()? })
     }
 }
 
-impl Stamp {
-    fn of(path: &Path) -> Result<Stamp> {
+impl FileStamp {
+    fn of(path: &Path) -> Result<FileStamp> {
         let metadata: Metadata = fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
-        Ok(Stamp {
+        Ok(FileStamp {
             inode: metadata.ino(),
             length: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),

@@ -14,16 +14,16 @@ use std::{
 
 /// The tree below with the overlay's entries on top.
 #[derive(Debug)]
-pub struct Scene<'a> {
+pub struct OverlayView<'a> {
     below: &'a Tree,
     places: &'a BTreeMap<GuestPath, Place>,
     contents: Contents,
 }
 
-impl<'a> Scene<'a> {
+impl<'a> OverlayView<'a> {
     /// Puts `places` on top of `below`, whose contents lie in `store`.
-    pub fn new(store: &Store, below: &'a Tree, places: &'a BTreeMap<GuestPath, Place>) -> Scene<'a> {
-        Scene { below, places, contents: Contents::new(store) }
+    pub fn new(store: &Store, below: &'a Tree, places: &'a BTreeMap<GuestPath, Place>) -> OverlayView<'a> {
+        OverlayView { below, places, contents: Contents::new(store) }
     }
 
     /// The target of the symbolic link at `path`; `None` if it is none.

@@ -55,14 +55,14 @@ pub fn emulated() -> bool {
 }
 
 /// Where clusters are remembered and built; the cluster goes when the value goes.
-pub struct Ground {
+pub struct TestCluster {
     runner: Runner,
     folder: tempfile::TempDir,
     image: Option<String>,
     up: bool,
 }
 
-impl Drop for Ground {
+impl Drop for TestCluster {
     fn drop(&mut self) {
         self.down();
         if let (Runner::Docker, Some(image)) = (self.runner, &self.image) {
@@ -71,7 +71,7 @@ impl Drop for Ground {
     }
 }
 
-impl Ground {
+impl TestCluster {
     /// Whether this machine can run them; says so if not.
     pub fn is_possible() -> bool {
         let runner = Runner::wanted();
@@ -89,12 +89,13 @@ impl Ground {
         answers
     }
 
-    pub fn new() -> Ground {
-        let ground = Ground { runner: Runner::wanted(), folder: tempfile::tempdir().unwrap(), image: None, up: false };
-        if ground.runner == Runner::Docker {
+    pub fn new() -> TestCluster {
+        let cluster =
+            TestCluster { runner: Runner::wanted(), folder: tempfile::tempdir().unwrap(), image: None, up: false };
+        if cluster.runner == Runner::Docker {
             remove_leftovers(NAME);
         }
-        ground
+        cluster
     }
 
     /// Whether nodes are containers, as fast as this machine; emulated processors are many times slower.
@@ -157,7 +158,7 @@ impl Ground {
     }
 
     /// Runs `pgha-image cluster VERB` with the shared cluster and `arguments`; it must end well.
-    pub fn cluster(&self, verb: &str, arguments: &[&str]) -> String {
+    pub fn verb(&self, verb: &str, arguments: &[&str]) -> String {
         let mut command = self.program();
         command.args(["cluster", verb, NAME]).args(arguments);
         Ran::well(&mut command).stdout
@@ -193,7 +194,7 @@ impl Ground {
     pub fn healthy(&mut self) {
         if !self.up {
             self.prepare();
-            self.cluster("start", &[]);
+            self.verb("start", &[]);
         }
         self.wait_healthy();
     }
@@ -204,7 +205,7 @@ impl Ground {
         let began = Instant::now();
         let nodes = wait("a healthy cluster", within, || {
             let status = self.status();
-            if status.ailment.is_empty() { Ok(status.nodes) } else { Err(status.ailment) }
+            if status.problem.is_empty() { Ok(status.nodes) } else { Err(status.problem) }
         });
         let left = within.saturating_sub(began.elapsed());
         wait("two replicas behind the front door", left, || {
@@ -221,10 +222,10 @@ impl Ground {
 
     /// How the shared cluster stands.
     pub fn status(&self) -> Status {
-        let text = self.cluster("status", &["--json"]);
+        let text = self.verb("status", &["--json"]);
         let value: Value = serde_json::from_str(&text).unwrap();
         let nodes = value["nodes"].as_array().unwrap().iter().map(Node::of).collect();
-        Status { nodes, ailment: value["ailment"].as_str().unwrap_or_default().to_owned() }
+        Status { nodes, problem: value["problem"].as_str().unwrap_or_default().to_owned() }
     }
 
     /// The name of the primary, of which there must be one.
@@ -273,7 +274,7 @@ impl Ground {
 
     /// How this machine reaches the port of a node.
     pub fn node_door(&self, node: &str, port: u16) -> Connection {
-        Connection::from_environment(&self.cluster("env", &["--node", node, "--port", &port.to_string()]))
+        Connection::from_environment(&self.verb("env", &["--node", node, "--port", &port.to_string()]))
     }
 
     /// Who answers behind the port of the virtual address: `primary`, or the name of a replica.
@@ -322,7 +323,7 @@ impl Ground {
 #[derive(Debug)]
 pub struct Status {
     pub nodes: Vec<Node>,
-    pub ailment: String,
+    pub problem: String,
 }
 
 /// How a node stands.
@@ -338,13 +339,13 @@ pub struct Node {
 impl Node {
     fn of(value: &Value) -> Node {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let said = &value["said"];
+        let status = &value["status"];
         Node {
             name: text(&value["node"]),
-            role: text(&said["postgresql"]["role"]),
-            state: text(&said["postgresql"]["state"]),
-            synchronous: said["postgresql"]["synchronous"] == true,
-            vip: said["vip"] == true,
+            role: text(&status["postgresql"]["role"]),
+            state: text(&status["postgresql"]["state"]),
+            synchronous: status["postgresql"]["synchronous"] == true,
+            vip: status["vip"] == true,
         }
     }
 }
@@ -356,5 +357,8 @@ fn remove_leftovers(name: &str) {
     for id in found.stdout.split_whitespace() {
         let _ = Command::new("docker").args(["rm", "--force", "--volumes", id]).output();
     }
-    let _ = Command::new("docker").args(["network", "rm", &format!("pgha-{name}")]).output();
+    let found = Ran::of(Command::new("docker").args(["network", "ls", "--quiet", "--filter", &label]));
+    for id in found.stdout.split_whitespace() {
+        let _ = Command::new("docker").args(["network", "rm", id]).output();
+    }
 }

@@ -1,10 +1,10 @@
 //! What a backend holds, kept up to date by one thread and shared by the resources that read from it.
 
 use super::{
-    backend::{Backend, Change, News, Snapshot, Stop},
+    backend::{Backend, Change, Snapshot, Stop, WatchEvent},
     memkv::Store,
     metrics::Metrics,
-    watch::retry_delay,
+    schedule::retry_delay,
 };
 use crate::log;
 use anyhow::Result;
@@ -19,43 +19,44 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Wakes a worker.
 #[derive(Debug, Default)]
-pub struct Bell {
-    rung: Mutex<Rung>,
+pub struct Waker {
+    reason: Mutex<WakeReason>,
     woken: Condvar,
 }
 
 /// Why a worker was woken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Rung {
+pub struct WakeReason {
     /// Its keys changed, or all were read again.
     pub changed: bool,
     /// It is to end.
     pub stop: bool,
 }
 
-impl Bell {
+impl Waker {
     /// Wakes the worker.
-    pub fn ring(&self, why: Rung) {
-        let mut rung = lock(&self.rung);
-        rung.changed |= why.changed;
-        rung.stop |= why.stop;
+    pub fn wake(&self, why: WakeReason) {
+        let mut reason = lock(&self.reason);
+        reason.changed |= why.changed;
+        reason.stop |= why.stop;
         self.woken.notify_all();
     }
 
     /// Waits until rung, at most `limit`; what was rung is then forgotten, except the end.
-    pub fn wait(&self, limit: Duration) -> Rung {
-        let rung = lock(&self.rung);
-        let waiting = |rung: &mut Rung| *rung == Rung::default();
-        let (mut rung, _) = self.woken.wait_timeout_while(rung, limit, waiting).unwrap_or_else(PoisonError::into_inner);
-        let why = *rung;
-        rung.changed = false;
+    pub fn wait(&self, limit: Duration) -> WakeReason {
+        let reason = lock(&self.reason);
+        let waiting = |reason: &mut WakeReason| *reason == WakeReason::default();
+        let (mut reason, _) =
+            self.woken.wait_timeout_while(reason, limit, waiting).unwrap_or_else(PoisonError::into_inner);
+        let why = *reason;
+        reason.changed = false;
         why
     }
 }
 
 /// What a worker reads.
 #[derive(Debug, Clone)]
-pub struct Reading {
+pub struct StoreView {
     /// The resource's keys, without the prefix.
     pub store: Arc<Store>,
     /// The store's revision.
@@ -68,7 +69,7 @@ pub struct Reading {
 
 /// A backend's keys.
 #[derive(Debug)]
-pub struct Feed {
+pub struct Watcher {
     backend: Arc<dyn Backend>,
     places: Vec<String>,
     state: Mutex<State>,
@@ -79,16 +80,16 @@ pub struct Feed {
 struct State {
     snapshot: Option<Snapshot>,
     healthy_since: Option<Instant>,
-    bells: Vec<(Vec<String>, Arc<Bell>)>,
+    wakers: Vec<(Vec<String>, Arc<Waker>)>,
 }
 
-impl Feed {
-    /// A feed for what `bells` want: the places of each.
-    pub fn new(backend: Arc<dyn Backend>, bells: Vec<(Vec<String>, Arc<Bell>)>, metrics: Arc<Metrics>) -> Feed {
-        let mut places: Vec<String> = bells.iter().flat_map(|(places, _)| places.clone()).collect();
+impl Watcher {
+    /// A feed for what `wakers` want: the places of each.
+    pub fn new(backend: Arc<dyn Backend>, wakers: Vec<(Vec<String>, Arc<Waker>)>, metrics: Arc<Metrics>) -> Watcher {
+        let mut places: Vec<String> = wakers.iter().flat_map(|(places, _)| places.clone()).collect();
         places.sort_unstable();
         places.dedup();
-        Feed { backend, places, state: Mutex::new(State { bells, ..State::default() }), metrics }
+        Watcher { backend, places, state: Mutex::new(State { wakers, ..State::default() }), metrics }
     }
 
     /// Reads once and wakes everybody.
@@ -102,8 +103,8 @@ impl Feed {
                 let mut state = lock(&self.state);
                 state.healthy_since.get_or_insert_with(Instant::now);
                 state.snapshot = Some(snapshot.clone());
-                for (_, bell) in &state.bells {
-                    bell.ring(Rung { changed: true, stop: false });
+                for (_, waker) in &state.wakers {
+                    waker.wake(WakeReason { changed: true, stop: false });
                 }
                 Ok(snapshot)
             }
@@ -115,13 +116,13 @@ impl Feed {
     }
 
     /// What `places` hold, without `prefix`; nothing before the first answer.
-    pub fn reading(&self, places: &[String], prefix: &str) -> Option<Reading> {
+    pub fn view(&self, places: &[String], prefix: &str) -> Option<StoreView> {
         let state = lock(&self.state);
         let snapshot = state.snapshot.as_ref()?;
         let wanted = |key: &str| places.iter().any(|place| self.backend.covers(place, key));
         let pairs = snapshot.values.iter().filter(|(key, _)| wanted(key));
         let store = pairs.map(|(key, value)| (relative(key, prefix), Arc::clone(value))).collect();
-        Some(Reading {
+        Some(StoreView {
             store: Arc::new(store),
             revision: snapshot.revision,
             cluster: snapshot.cluster,
@@ -150,26 +151,26 @@ impl Feed {
 
     fn follow(&self, is_watching: bool, snapshot: &Snapshot, until: Instant, stop: &Stop) -> Result<()> {
         if is_watching {
-            return self.backend.watch(&self.places, snapshot, until, stop, &mut |news| self.take(news));
+            return self.backend.watch(&self.places, snapshot, until, stop, &mut |event| self.take(event));
         }
         sleep(until.saturating_duration_since(Instant::now()), stop);
         Ok(())
     }
 
-    fn take(&self, news: News) {
+    fn take(&self, event: WatchEvent) {
         let mut state = lock(&self.state);
         state.healthy_since.get_or_insert_with(Instant::now);
-        let News::Changes(revision, changes) = news else {
+        let WatchEvent::Changes(revision, changes) = event else {
             self.metrics.store_alive();
             return;
         };
         self.metrics.store_answered(revision);
-        let State { snapshot: Some(snapshot), bells, .. } = &mut *state else { return };
+        let State { snapshot: Some(snapshot), wakers, .. } = &mut *state else { return };
         snapshot.revision = snapshot.revision.max(revision);
-        for (places, bell) in bells.iter() {
+        for (places, waker) in wakers.iter() {
             let concerns = |change: &Change| places.iter().any(|place| self.backend.covers(place, &change.key));
             if changes.iter().any(concerns) {
-                bell.ring(Rung { changed: true, stop: false });
+                waker.wake(WakeReason { changed: true, stop: false });
             }
         }
         for Change { key, value } in changes {

@@ -3,7 +3,7 @@
 
 use super::Plan;
 use crate::{
-    error::Fault,
+    error::UserError,
     model::{
         samples,
         scope::{EtcdStart, Machine, Scope},
@@ -29,7 +29,7 @@ pub fn render_all(plan: &Plan) -> Result<()> {
         let text = fs::read_to_string(&file.source).with_context(|| format!("reading {}", file.source.display()))?;
         for scope in &scopes {
             render(&file.origin, &text, scope).map_err(|error| {
-                Fault::request(error.root_cause().to_string())
+                UserError::usage(error.root_cause().to_string())
                     .hint("src/model/scope.rs tells what a template may name, src/render.rs which helpers there are")
             })?;
         }

@@ -32,18 +32,18 @@ pub struct Record {
 
 /// Where the record of one resource is kept, with a copy of its last good content.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct StateFile {
     record: PathBuf,
     good: PathBuf,
 }
 
-impl Keeper {
+impl StateFile {
     /// The keeper of the resource file `resource` in `folder`.
-    pub fn new(folder: &Path, resource: &Path) -> Keeper {
+    pub fn new(folder: &Path, resource: &Path) -> StateFile {
         let name = resource.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         // Resources of equal names may lie in several folders.
         let id = &hash(resource.as_os_str().as_encoded_bytes())[..12];
-        Keeper { record: folder.join(format!("{name}-{id}.json")), good: folder.join(format!("{name}-{id}.good")) }
+        StateFile { record: folder.join(format!("{name}-{id}.json")), good: folder.join(format!("{name}-{id}.good")) }
     }
 
     /// The record; nothing if there is none, or none that can be read.
@@ -98,8 +98,8 @@ mod tests {
     #[test]
     fn a_record_comes_back_and_a_damaged_one_does_not() {
         let folder = tempfile::tempdir().unwrap();
-        let keeper = Keeper::new(&folder.path().join("state"), Path::new("/etc/confd/conf.d/haproxy.toml"));
-        assert_eq!(keeper.load(), None);
+        let state_file = StateFile::new(&folder.path().join("state"), Path::new("/etc/confd/conf.d/haproxy.toml"));
+        assert_eq!(state_file.load(), None);
         let record = Record {
             schema: 1,
             dest: "/etc/haproxy/haproxy.cfg".into(),
@@ -109,13 +109,13 @@ mod tests {
             items: 3,
             reload_owed: true,
         };
-        keeper.save(&record).unwrap();
-        assert_eq!(keeper.load(), Some(record));
-        fs::write(&keeper.record, "{\"schema\":1").unwrap();
-        assert_eq!(keeper.load(), None);
-        keeper.save_good(b"good").unwrap();
-        assert_eq!(keeper.load_good().as_deref(), Some(&b"good"[..]));
-        let other = Keeper::new(folder.path(), Path::new("/etc/confd/conf.d/sub/haproxy.toml"));
-        assert_ne!(other.record.file_name(), keeper.record.file_name());
+        state_file.save(&record).unwrap();
+        assert_eq!(state_file.load(), Some(record));
+        fs::write(&state_file.record, "{\"schema\":1").unwrap();
+        assert_eq!(state_file.load(), None);
+        state_file.save_good(b"good").unwrap();
+        assert_eq!(state_file.load_good().as_deref(), Some(&b"good"[..]));
+        let other = StateFile::new(folder.path(), Path::new("/etc/confd/conf.d/sub/haproxy.toml"));
+        assert_ne!(other.record.file_name(), state_file.record.file_name());
     }
 }
