@@ -16,7 +16,7 @@ use super::{
     wal::Wal,
 };
 use crate::{
-    error::Fault,
+    error::UserError,
     files::{NewFile, Presence, sync_folder},
     log,
     node::{
@@ -178,7 +178,7 @@ impl Ground {
             Ok(said) => said,
             Err(error) => error.to_string(),
         };
-        Err(Fault::work(format!("the database in {} does not come up: {why}", self.data.display()))
+        Err(UserError::runtime(format!("the database in {} does not come up: {why}", self.data.display()))
             .hint("nothing of it is lost: PostgreSQL's own words say what is missing")
             .into())
     }

@@ -11,10 +11,9 @@ use super::{
 };
 use crate::{
     clock,
-    error::Fault,
-    etcd::{Client, EtcdError, KeyValue, RangeRequest, Settings},
+    error::UserError,
+    etcd::{Client, EtcdError, RangeRequest, Settings},
     exec::Running,
-    log,
     node::{
         aside::Size,
         etcd_data::{self, EtcdData},
@@ -71,7 +70,7 @@ impl Etcd {
         let size = Size::of(data, COUNTED);
         let disk = rustix::fs::statvfs(above).with_context(|| format!("looking at {}", above.display()))?;
         if disk.f_bavail.saturating_mul(disk.f_frsize) < size.bytes + (64 << 20) {
-            return Err(Fault::work(format!("there is no room in {} for a copy of etcd's data ({size})", above.display()))
+            return Err(UserError::runtime(format!("there is no room in {} for a copy of etcd's data ({size})", above.display()))
                 .hint("make room, such as by `pgha-node aside remove`")
                 .into());
         }
@@ -192,7 +191,7 @@ impl Private {
         for prefix in prefixes {
             let range = self.client.range(&RangeRequest::prefix(prefix.as_str()))?;
             contents.revision = contents.revision.max(range.header.revision);
-            contents.entries.extend(range.kvs.into_iter().filter_map(entry));
+            contents.entries.extend(range.kvs.into_iter().filter_map(Entry::of));
         }
         contents.entries.sort();
         Ok(contents)
@@ -214,18 +213,6 @@ impl Private {
             Err(error @ crate::exec::ExecError::TimedOut { .. }) => Err(error.into()),
             // It ends by the signal that it was sent.
             _ => Ok(()),
-        }
-    }
-}
-
-/// A key as it is kept; what is not text is none of ours.
-fn entry(found: KeyValue) -> Option<Entry> {
-    let name = String::from_utf8_lossy(&found.key).into_owned();
-    match (String::from_utf8(found.key), String::from_utf8(found.value)) {
-        (Ok(key), Ok(value)) => Some(Entry { key, value, leased: found.lease != 0 }),
-        _ => {
-            log::warning!("etcd's key {name} is not text and is left behind");
-            None
         }
     }
 }

@@ -8,6 +8,7 @@ use super::{
     plan::Kept,
     timeline::{History, Place, parse_position},
 };
+use crate::{etcd::KeyValue, log};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -26,6 +27,18 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// A key as etcd tells it; `None` if it is not text, which none of ours and Patroni's is.
+    pub fn of(found: KeyValue) -> Option<Entry> {
+        let name = String::from_utf8_lossy(&found.key).into_owned();
+        match (String::from_utf8(found.key), String::from_utf8(found.value)) {
+            (Ok(key), Ok(value)) => Some(Entry { key, value, leased: found.lease != 0 }),
+            _ => {
+                log::warning!("etcd's key {name} is not text and is left behind");
+                None
+            }
+        }
+    }
+
     fn new(key: String, value: impl Into<String>) -> Entry {
         Entry { key, value: value.into(), leased: false }
     }

@@ -40,6 +40,8 @@ pub struct Node {
     pub etcd: Etcd,
     /// Whether Patroni runs there.
     pub patroni: bool,
+    /// Whether its server runs as a primary, so that it has more a moment later.
+    pub primary: bool,
     /// An order to go on from it, which was given there and is not carried out yet.
     pub order: Option<String>,
 }
@@ -197,6 +199,8 @@ pub enum Refusal {
     Nothing,
     /// There is no database here, and etcd's data name none.
     NeverBegun,
+    /// Another node's server runs as a primary.
+    Primary(String),
     /// Patroni runs on these nodes and would overwrite what they have more than this one.
     Running(Vec<Loss>),
     /// This node has less than others, or another database, or that is not known: a person must insist.
@@ -275,6 +279,9 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
     }
     if let Some(node) = view.others(&view.me).find(|node| node.order.is_some()) {
         return Err(Refusal::Pending(node.name.clone()));
+    }
+    if let Some(node) = view.others(&view.me).find(|node| node.primary) {
+        return Err(Refusal::Primary(node.name.clone()));
     }
     let Some(own) = view.own() else { return Err(Refusal::Nothing) };
     let (losses, doubts) = match &own.database {
@@ -420,6 +427,10 @@ pub fn advise(view: &View) -> Advice {
         let with_etcd = view.nodes.iter().filter(|node| matches!(node.etcd, Etcd::Present { .. }));
         return Advice::NoDatabase(with_etcd.map(|node| node.name.clone()).collect());
     }
+    // Who takes writes has everything a moment later.
+    if let Some(primary) = view.nodes.iter().find(|node| node.primary && node.copy().is_some()) {
+        return Advice::From(vec![primary.name.clone()]);
+    }
     let whole = |choice: &&Choice| choice.doubts.is_empty() && choice.losses.iter().all(|loss| loss.given_up);
     let mut best: Vec<&str> = choices.iter().filter(whole).map(|choice| choice.node.as_str()).collect();
     if best.is_empty() {
@@ -504,6 +515,7 @@ impl fmt::Display for Refusal {
             Refusal::NeverBegun => {
                 f.write_str("this node has no database, and its etcd's data say that the cluster never had one")
             }
+            Refusal::Primary(node) => write!(f, "the database of {node} runs as a primary and takes writes"),
             Refusal::Running(losses) => {
                 let names: Vec<&str> = losses.iter().map(|loss| loss.node.as_str()).collect();
                 write!(
@@ -540,6 +552,10 @@ impl Refusal {
                  form a new cluster"
                     .to_owned()
             }
+            Refusal::Primary(node) => format!(
+                "go on from {node}: pgha-node recover --from-this-node, there. Or, if its data are not wanted: systemctl stop \
+                 pgha-node patroni, there"
+            ),
             Refusal::Running(losses) => {
                 let names: Vec<&str> = losses.iter().map(|loss| loss.node.as_str()).collect();
                 format!(

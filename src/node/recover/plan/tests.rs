@@ -67,7 +67,7 @@ impl Has {
             (_, true) => Etcd::Present { cluster: Some("c".into()), member: Some(format!("{number}")) },
             (_, false) => Etcd::Absent,
         };
-        Node { name: format!("pg-{number}"), silent, database: self.database(), etcd, patroni: false, order: None }
+        Node { name: format!("pg-{number}"), silent, database: self.database(), etcd, patroni: false, primary: false, order: None }
     }
 }
 
@@ -158,6 +158,12 @@ fn check(has: &[Has], view: View) {
         if let Ok(plan) = plan(&running, force) {
             assert_eq!(plan.losses, []);
         }
+    }
+
+    if let (Some(other), true) = (running.nodes.get_mut(1), has.get(1).is_some_and(|has| has.wal().is_some())) {
+        other.primary = true;
+        assert_eq!(plan(&running, true), Err(Refusal::Primary("pg-2".into())));
+        assert_eq!(advise(&running), Advice::From(vec!["pg-2".into()]));
     }
 
     // There is always a way on from a usable database, and the advice names one: what it names goes without insisting.
@@ -253,9 +259,12 @@ fn refusals_say_what_is_wrong_and_the_way_out() {
     running.nodes[1].patroni = true;
     let mut ordered = two(B, A);
     ordered.nodes[1].order = Some("ordered".into());
+    let mut primary = two(B, A);
+    primary.nodes[1].primary = true;
     let texts = [
         told(View { quorum: Some(vec!["pg-2".into(), "pg-3".into()]), ..two(A, A) }, false),
         told(ordered, true),
+        told(primary, true),
         told(two(Unknown, A), true),
         told(two(Unusable, A), true),
         told(view(vec![Nothing.node(1, false), A.node(2, true)]), true),
