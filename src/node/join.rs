@@ -11,142 +11,18 @@
 //! [`super::promise::Reply`] names, each of which is on the disk before anything follows from it. A step is carried out
 //! only if [`Own`] is still what it was when the node began to look ([`View::own`]): a promise may have been given since.
 
+pub use super::promise::{Begun, Document, Found, Own, Place, quorum};
+
 use super::{
     etcd_data::{EtcdData, Ids},
     promise::{self, Answer, Promises, Request},
 };
 use crate::model::{
-    ClusterSpec, Digest,
-    keys::Keys,
+    ClusterSpec,
     scope::{EtcdStart, peer_url},
 };
-use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-
-/// A member's name and where its etcd talks to its peers.
-pub type Place = (String, String);
-
-/// What forming and joining need to know of the cluster document.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Document {
-    /// The digest of the whole document, without its secrets.
-    pub digest: String,
-    /// The cluster's derived identity.
-    pub identity: String,
-    /// The members, in the document's order.
-    pub members: Vec<Place>,
-}
-
-impl Document {
-    /// What `spec` says.
-    ///
-    /// # Errors
-    /// When it cannot be written as JSON.
-    pub fn of(spec: &ClusterSpec) -> Result<Document> {
-        // A secret serializes as stars, so that nothing can be guessed from the digest.
-        let canonical = serde_json::to_vec(spec).context("writing the document as JSON")?;
-        Ok(Document {
-            digest: Digest::of(canonical).hex(),
-            identity: Keys::new(spec).identity(),
-            members: spec.members.iter().map(|member| (member.name.clone(), peer_url(member))).collect(),
-        })
-    }
-
-    /// The node that forms the cluster: the first that is not left out.
-    pub fn founder(&self, without: &BTreeSet<String>) -> Option<&str> {
-        self.members.iter().map(|(name, _)| name.as_str()).find(|name| !without.contains(*name))
-    }
-
-    /// Whether the cluster can be formed without these members.
-    ///
-    /// # Errors
-    /// Why it cannot.
-    pub fn allows(&self, without: &BTreeSet<String>) -> Result<(), String> {
-        if let Some(stranger) = without.iter().find(|name| self.place(name).is_none()) {
-            return Err(format!("the document has no member `{stranger}`"));
-        }
-        let (all, rest) = (self.members.len(), self.members.len() - without.len());
-        if rest < quorum(all) {
-            return Err(format!("{rest} of {all} members are not a majority"));
-        }
-        Ok(())
-    }
-
-    fn place(&self, name: &str) -> Option<&Place> {
-        self.members.iter().find(|(known, _)| known == name)
-    }
-}
-
-/// How many of `members` are a majority.
-pub fn quorum(members: usize) -> usize {
-    members / 2 + 1
-}
-
-/// Whether something is there.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Found {
-    /// It is.
-    Present,
-    /// It is not: looking for it said so.
-    Absent,
-    /// Looking for it failed, and why.
-    Unknown(String),
-}
-
-/// How this node's etcd member began, as it is kept on its disk.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Begun {
-    /// How etcd starts.
-    pub start: EtcdStart,
-    /// The ids that it has then; `None` if an older version of this program has kept it.
-    pub ids: Option<Ids>,
-    /// Whether its etcd has ever answered.
-    pub seen: bool,
-}
-
-/// What a node knows of itself.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Own {
-    /// Its etcd's data.
-    pub etcd: EtcdData,
-    /// Whether its etcd runs and has never been part of a quorum.
-    pub idle: bool,
-    /// A database of any major version.
-    pub database: Found,
-    /// How its etcd member began.
-    pub begun: Option<Begun>,
-    /// Whether every service has been ready once.
-    pub complete: bool,
-    /// What it has promised.
-    pub promises: Promises,
-}
-
-impl Own {
-    /// Whether it has never been a member of a cluster, as far as its disks say.
-    ///
-    /// # Errors
-    /// Why it is not known to be so.
-    pub fn fresh(&self) -> Result<(), String> {
-        match (&self.etcd, &self.database) {
-            (EtcdData::Unknown(why), _) => Err(format!("etcd's data cannot be read: {why}")),
-            (_, Found::Unknown(why)) => Err(format!("whether there is a database cannot be known: {why}")),
-            (EtcdData::Data(_) | EtcdData::Unborn, _) => Err("it has etcd's data".to_owned()),
-            (EtcdData::Absent, _) if self.begun.is_some() => Err("it has begun to start etcd".to_owned()),
-            (_, Found::Present) => Err("it has a database".to_owned()),
-            _ if self.complete => Err("it was a member of the cluster".to_owned()),
-            (EtcdData::Absent, Found::Absent) => Ok(()),
-        }
-    }
-
-    /// The cluster whose etcd it has data of, or has begun to start.
-    pub fn cluster(&self) -> Option<u64> {
-        match &self.etcd {
-            EtcdData::Data(ids) => Some(ids.cluster),
-            _ => self.begun.as_ref()?.ids.map(|ids| ids.cluster),
-        }
-    }
-}
 
 /// A person's order to form the cluster without some members.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -358,7 +234,10 @@ fn enter(view: &View, cluster: &Cluster, mine: &Listed) -> Step {
 }
 
 fn occupied(namesake: &Listed) -> Step {
-    wait(format!("a running etcd member at {} has this node's name: stop it first", namesake.peer_urls.join(", ")))
+    wait(format!(
+        "an etcd member at {} has this node's name and runs, or did so a short time ago: stop it first",
+        namesake.peer_urls.join(", ")
+    ))
 }
 
 /// The members as `initial-cluster` wants them; who has not started is named by the document.
@@ -603,7 +482,7 @@ impl View {
     }
 
     /// How the others are, in a few words.
-    fn standing(&self) -> String {
+    pub fn standing(&self) -> String {
         let words = self.peers.iter().map(|(name, peer)| match peer {
             Peer::Silent(why) | Peer::Unclear(why) => format!("{name}: {why}"),
             Peer::Told(Answer { not_fresh: Some(why), .. }) => format!("{name}: {why}"),

@@ -6,9 +6,12 @@
 //! cli
 //! check leader leave renew status
 //! init
-//! bootstrap machine peers
+//! bootstrap form machine
+//! first peers
+//! order
 //! identity join pki state
-//! apply metadata progress units
+//! aside begun promise
+//! apply database etcd_data lock metadata progress units
 //! ```
 
 pub mod apply;
@@ -21,7 +24,7 @@ pub mod cli;
 pub mod database;
 pub mod etcd_data;
 pub mod first;
-pub mod former;
+pub mod form;
 pub mod identity;
 pub mod init;
 pub mod join;
@@ -30,6 +33,7 @@ pub mod leave;
 pub mod lock;
 pub mod machine;
 pub mod metadata;
+pub mod order;
 pub mod peers;
 pub mod pki;
 pub mod progress;

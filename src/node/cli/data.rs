@@ -205,7 +205,7 @@ pub fn verify_ownership(arguments: Vec<OsString>) -> Result<ExitCode> {
     let claim = Claim::look()?;
     io::stderr().write_all(claim.words().as_bytes())?;
     let me = claim.view.me.clone();
-    let question = match crate::node::verify_ownership::verdict(&claim.view) {
+    let question = match crate::node::claim::verdict(&claim.view) {
         Verdict::Fits => format!("They fit what the cluster says, and become the data of {me}."),
         Verdict::Unchecked(why) if matches.get_flag("unchecked") => {
             format!(
