@@ -9,13 +9,13 @@ use crate::{
     node::{
         init::{Node, postgresql_version},
         lock,
-        peers::TlsCredentials,
         recover::{
             act::{self, Outcome},
             look::Here,
             order::{self, Order},
             plan::{self, Refusal},
             show::{self, Report},
+            window,
         },
         units,
     },
@@ -55,7 +55,7 @@ pub fn recover_command() -> Command {
 pub fn recover(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = recover_command().try_get_matches_from(arguments)?;
     let node = Node::find()?;
-    let here = here(&node)?;
+    let here = here_of(&node)?;
     if matches.get_flag("cancel") {
         cancel(&here)?;
     } else if matches.get_flag("from-this-node") {
@@ -66,12 +66,11 @@ pub fn recover(arguments: Vec<OsString>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn here(node: &Node) -> Result<Here<'_>> {
+fn here_of(node: &Node) -> Result<Here<'_>> {
     let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
         .with_context(|| format!("reading {MANIFEST_PATH}"))?;
     let version = postgresql_version(&manifest)?.ok_or_else(|| UserError::usage("this image has no PostgreSQL"))?;
-    let credentials = TlsCredentials::of_the_node();
-    Ok(Here { spec: &node.spec, own: node.own, root: "/".into(), version, credentials })
+    Ok(Here::of_the_node(&node.spec, node.own, version))
 }
 
 fn look(here: &Here<'_>, json: bool) -> Result<()> {
@@ -110,7 +109,11 @@ fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
     }
     let _held = lock::hold("recover", |who| log::info!("waiting for {who}"))?;
     order.store(&path)?;
+    act::stop()?;
+    // Another node that is given such an order meanwhile sees this one's.
+    let window = window::open(here.spec, here.own, here.version);
     let outcome = act::carry_out(here, order, act::stop, |text| log::info!("recovering: {text}"));
+    drop(window);
     // Whatever became of it: the node goes on, with the order or without it.
     units::start(NODE_UNIT)?;
     match outcome? {

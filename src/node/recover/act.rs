@@ -116,6 +116,19 @@ pub fn stop() -> Result<()> {
     Ok(())
 }
 
+/// Goes on with an order that was cut off, if there is one.
+///
+/// # Errors
+/// When a step of it fails; it is tried again then.
+pub fn go_on(here: &Here<'_>, tell: impl FnMut(&str)) -> Result<()> {
+    let Some(order) = Order::load(&here.below(order::PATH)).known()? else { return Ok(()) };
+    match carry_out(here, order, stop, tell)? {
+        Outcome::Done(_) => {}
+        Outcome::Dropped(refusal) => log::warning!("the order to go on from this node is dropped: {refusal}"),
+    }
+    Ok(())
+}
+
 /// Carries an order out, from where it stands. `stop` stops what uses the data; `tell` is told what is being done.
 ///
 /// # Errors

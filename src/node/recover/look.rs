@@ -27,7 +27,7 @@ use crate::{
         bootstrap, database,
         database::Lsn,
         etcd_data::EtcdData,
-        peers::TlsCredentials,
+        peers::{Facts, TlsCredentials},
         state::{ETCD_DATA, POSTGRESQL_DATA},
     },
 };
@@ -57,10 +57,6 @@ pub const PATH: &str = "/pgha/facts";
 /// What a node tells of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
-    /// The version of this shape: 1.
-    pub schema: u32,
-    /// Its name.
-    pub node: String,
     /// Its database.
     pub database: Database,
     /// Its etcd's data.
@@ -84,7 +80,13 @@ pub struct Here<'a> {
     pub credentials: TlsCredentials,
 }
 
-impl Here<'_> {
+impl<'a> Here<'a> {
+    /// The member `own` of `spec`, as which this machine runs.
+    pub fn of_the_node(spec: &'a ClusterSpec, own: usize, version: u32) -> Here<'a> {
+        let credentials = TlsCredentials::of_the_node();
+        Here { spec, own, root: "/".into(), version, credentials }
+    }
+
     /// This node's member.
     pub fn me(&self) -> &Member {
         &self.spec.members[self.own]
@@ -129,8 +131,6 @@ impl Here<'_> {
     /// What this node tells of itself.
     pub fn told(&self) -> Told {
         Told {
-            schema: 1,
-            node: self.me().name.clone(),
             database: self.database(),
             etcd: self.etcd(),
             order: order::pending(&self.below(order::PATH)),
@@ -318,7 +318,7 @@ impl Here<'_> {
     /// What is known of a node of the document.
     fn ask(&self, member: &Member) -> Node {
         if member.name == self.me().name {
-            let Told { database, etcd, order, .. } = self.told();
+            let Told { database, etcd, order } = self.told();
             let status = self.ask_patroni(member).ok();
             let (patroni, primary) = status.map_or((false, false), |status| (true, status.is_primary()));
             return Node { name: member.name.clone(), silent: None, database, etcd, patroni, primary, order };
@@ -327,7 +327,7 @@ impl Here<'_> {
             Ok(status) => self.with_patroni(member, &status),
             Err(why) => match self.ask_for_facts(member) {
                 Ok(told) => Node {
-                    name: told.node,
+                    name: member.name.clone(),
                     silent: None,
                     database: told.database,
                     etcd: told.etcd,
@@ -345,11 +345,11 @@ impl Here<'_> {
     fn ask_for_facts(&self, member: &Member) -> Result<Told> {
         let agent = self.credentials.agent(TELLS_WITHIN)?;
         let url = format!("https://{}{PATH}", host_port(member.address, ports::PATRONI));
-        let told: Told = agent.get(&url).call()?.body_mut().with_config().limit(LONGEST).read_json()?;
-        if told.schema != 1 || told.node != member.name {
-            bail!("{} answers at the address of {}", told.node, member.name);
+        let facts: Facts = agent.get(&url).call()?.body_mut().with_config().limit(LONGEST).read_json()?;
+        if facts.schema != 1 || facts.node != member.name {
+            bail!("{} answers at the address of {}", facts.node, member.name);
         }
-        Ok(told)
+        facts.recover.with_context(|| format!("{} does not tell what it has", member.name))
     }
 
     /// Patroni's status.

@@ -19,3 +19,4 @@ pub mod returning;
 pub mod show;
 pub mod timeline;
 pub mod wal;
+pub mod window;
