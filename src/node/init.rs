@@ -143,9 +143,10 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
 
     let postgresql = postgresql_version(&manifest)?;
     // Until Patroni has its port.
-    let mut window = postgresql.and_then(|version| recover::window::open(&node.spec, node.own, version));
+    let mut window = None;
     if let Some(version) = postgresql {
         let here = recover::look::Here::of_the_node(&node.spec, node.own, version);
+        window = recover::window::open(&here);
         recover::act::go_on(&here, |text| reporter.report(Phase::Working, "recovering the cluster", text))?;
     }
     loop {

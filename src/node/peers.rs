@@ -144,6 +144,11 @@ impl TlsCredentials {
         TlsCredentials(folder.to_owned())
     }
 
+    /// Where they lie.
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }

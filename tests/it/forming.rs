@@ -10,7 +10,7 @@ use pgha_image::{
         etcd_data::{EtcdData, Ids},
         form::{Acted, Forming, ORDER_PATH},
         join::{self, Order, Peer, Step, View},
-        peers::{self, Material},
+        peers::{self, TlsCredentials},
         pki::{Authority, Store},
         promise::Request,
         state::{ETCD_DATA, STATE_PATH, State},
@@ -37,7 +37,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// How long nothing must happen.
 const QUIET: Duration = Duration::from_secs(4);
 
-fn has_etcd() -> bool {
+pub(crate) fn has_etcd() -> bool {
     let there = Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !there {
         println!("skipped: etcd is not installed here");
@@ -45,7 +45,7 @@ fn has_etcd() -> bool {
     there
 }
 
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;
     loop {
         if let Some(seen) = look() {
@@ -57,7 +57,7 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A document whose members have loopback addresses that no other test has.
-fn spec(count: usize) -> ClusterSpec {
+pub(crate) fn spec(count: usize) -> ClusterSpec {
     static NETWORK: AtomicU8 = AtomicU8::new(1);
     let network = NETWORK.fetch_add(1, Ordering::Relaxed);
     let mut spec = samples::five();
@@ -71,9 +71,9 @@ fn spec(count: usize) -> ClusterSpec {
 }
 
 /// A machine, on or off.
-struct Machine {
-    spec: ClusterSpec,
-    own: usize,
+pub(crate) struct Machine {
+    pub(crate) spec: ClusterSpec,
+    pub(crate) own: usize,
     root: Arc<TempDir>,
     shared: Arc<Shared>,
     thread: Option<thread::JoinHandle<()>>,
@@ -94,19 +94,19 @@ impl Machine {
         Machine { spec: spec.clone(), own, root, shared, thread: None }
     }
 
-    fn all(spec: &ClusterSpec) -> Vec<Machine> {
+    pub(crate) fn all(spec: &ClusterSpec) -> Vec<Machine> {
         (0..spec.members.len()).map(|own| Machine::new(spec, own)).collect()
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.root.path().join(path.trim_start_matches('/'))
     }
 
-    fn material(&self) -> Material {
-        Material::at(&self.path("tls"))
+    pub(crate) fn credentials(&self) -> TlsCredentials {
+        TlsCredentials::at(&self.path("tls"))
     }
 
-    fn certify(&self) {
+    pub(crate) fn certify(&self) {
         let authority = Authority::of(&self.spec).unwrap();
         Store::at(&self.path("tls")).ensure(&self.spec, self.own, &authority, SystemTime::now()).unwrap();
         fs::create_dir_all(self.path("var/lib/pgha")).unwrap();
@@ -114,10 +114,10 @@ impl Machine {
     }
 
     fn forming(&self) -> Forming {
-        Forming::new(&self.spec, self.own, self.root.path(), self.material()).unwrap()
+        Forming::new(&self.spec, self.own, self.root.path(), self.credentials()).unwrap()
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         self.certify();
         self.shared = Arc::default();
         let (shared, spec, own) = (Arc::clone(&self.shared), self.spec.clone(), self.own);
@@ -126,7 +126,7 @@ impl Machine {
     }
 
     /// As if its power failed.
-    fn cut(&mut self) {
+    pub(crate) fn cut(&mut self) {
         self.shared.off.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
@@ -134,24 +134,24 @@ impl Machine {
     }
 
     /// Gives it an empty disk.
-    fn replace(&mut self) {
+    pub(crate) fn replace(&mut self) {
         self.cut();
         self.root = Arc::new(tempfile::tempdir().unwrap());
     }
 
-    fn serves(&self) -> bool {
+    pub(crate) fn serves(&self) -> bool {
         self.shared.serves.load(Ordering::Relaxed)
     }
 
-    fn waits(&self) -> String {
+    pub(crate) fn waits(&self) -> String {
         self.shared.waits.lock().unwrap().clone()
     }
 
-    fn did(&self, what: impl Fn(&Step) -> bool) -> bool {
+    pub(crate) fn did(&self, what: impl Fn(&Step) -> bool) -> bool {
         self.shared.steps.lock().unwrap().iter().any(what)
     }
 
-    fn ids(&self) -> Ids {
+    pub(crate) fn ids(&self) -> Ids {
         match EtcdData::look(&self.path(ETCD_DATA)) {
             EtcdData::Data(ids) => ids,
             other => panic!("{other:?}"),
@@ -164,8 +164,8 @@ impl Machine {
         fs::write(self.path(ORDER_PATH), serde_json::to_string(&Order { document, without }).unwrap()).unwrap();
     }
 
-    fn client(&self) -> pgha_image::etcd::Client {
-        self.material().etcd(vec![client_url(&self.spec.members[self.own])]).unwrap()
+    pub(crate) fn client(&self) -> pgha_image::etcd::Client {
+        self.credentials().etcd(vec![client_url(&self.spec.members[self.own])]).unwrap()
     }
 }
 
@@ -220,8 +220,8 @@ fn serve(
     forming: &mut Forming,
     etcd: &mut Child,
 ) -> bool {
-    let material = Material::at(&root.join("tls"));
-    let client = material.etcd(vec![client_url(&spec.members[own])]).unwrap();
+    let credentials = TlsCredentials::at(&root.join("tls"));
+    let client = credentials.etcd(vec![client_url(&spec.members[own])]).unwrap();
     let mut doubted = Instant::now();
     while !shared.off.load(Ordering::Relaxed) {
         thread::sleep(Duration::from_millis(100));
@@ -233,7 +233,7 @@ fn serve(
             continue;
         }
         doubted = Instant::now();
-        let me = peers::own_etcd(&spec.members[own], &material).unwrap();
+        let me = peers::own_etcd(&spec.members[own], &credentials).unwrap();
         let view = forming.look(matches!(me, Peer::Etcd { ever: false, .. })).unwrap();
         let step = join::next(&view);
         if matches!(step, Step::SetAside(_) | Step::Abandon(_)) {
@@ -269,11 +269,11 @@ fn launch(spec: &ClusterSpec, own: usize, root: &Path, start: &EtcdStart) -> Chi
     command.stderr(log).stdout(Stdio::null()).stdin(Stdio::null()).spawn().unwrap()
 }
 
-fn start_all(machines: &mut [Machine]) {
+pub(crate) fn start_all(machines: &mut [Machine]) {
     machines.iter_mut().for_each(Machine::start);
 }
 
-fn all_serve(machines: &[Machine]) {
+pub(crate) fn all_serve(machines: &[Machine]) {
     wait_for("all to serve", || machines.iter().all(Machine::serves).then_some(()));
     let clusters: BTreeSet<u64> = machines.iter().map(|machine| machine.ids().cluster).collect();
     assert_eq!(clusters.len(), 1);
@@ -452,7 +452,7 @@ fn a_founder_whose_companions_are_replaced_before_they_began_forms_anew() {
 fn seen(machine: &Machine) -> Peer {
     let document = join::Document::of(&machine.spec).unwrap().digest;
     let request = Request { from: "pg-1".into(), document, incarnation: None, without: BTreeSet::new() };
-    let peers = peers::ask(&[&machine.spec.members[1]], &request, &machine.material()).unwrap();
+    let peers = peers::ask(&[&machine.spec.members[1]], &request, &machine.credentials()).unwrap();
     peers.into_iter().next().unwrap()
 }
 
@@ -525,7 +525,7 @@ fn hostile_callers_get_nothing_and_harm_nobody() {
     wait_for("it to answer again", || matches!(seen(&machines[0]), Peer::Told(_)).then_some(()));
     drop(idle);
     // With a certificate, but in the wrong words.
-    let agent = machines[0].material().agent(Duration::from_secs(3)).unwrap();
+    let agent = machines[0].credentials().agent(Duration::from_secs(3)).unwrap();
     let url = peer_url(&spec.members[1]);
     let post =
         |body: &str| agent.post(format!("{url}/pgha/hello")).send(body).map(|response| response.status().as_u16());
@@ -548,11 +548,11 @@ fn hostile_callers_get_nothing_and_harm_nobody() {
         incarnation: Some("0".repeat(32)),
         without: BTreeSet::from(["pg-1".into()]),
     };
-    let peers = peers::ask(&[&spec.members[1]], &request, &machines[0].material()).unwrap();
+    let peers = peers::ask(&[&spec.members[1]], &request, &machines[0].credentials()).unwrap();
     assert!(matches!(&peers[0], Peer::Told(told) if told.promise.is_none() && told.refusal.is_some()), "{peers:?}");
     assert!(!machines[1].path("var/lib/pgha/promise.json").exists());
     // What it has.
-    let facts = peers::facts(&spec.members[1], &machines[0].material()).unwrap();
+    let facts = peers::facts(&spec.members[1], &machines[0].credentials()).unwrap();
     assert_eq!((facts.node.as_str(), facts.etcd, facts.complete), ("pg-2", None, false));
     drop(reception);
 }

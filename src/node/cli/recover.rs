@@ -111,7 +111,7 @@ fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
     order.store(&path)?;
     act::stop()?;
     // Another node that is given such an order meanwhile sees this one's.
-    let window = window::open(here.spec, here.own, here.version);
+    let window = window::open(here);
     let outcome = act::carry_out(here, order, act::stop, |text| log::info!("recovering: {text}"));
     drop(window);
     // Whatever became of it: the node goes on, with the order or without it.

@@ -25,6 +25,11 @@ impl Account {
 
     /// The program, to be run as this user, and interrupted when this process dies.
     pub fn run(self, program: impl Into<OsString>) -> Run {
+        let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        if (user, group) == (self.user, self.group) {
+            // Nobody but root may leave its groups.
+            return Run::new("setpriv").args(["--pdeathsig", "INT", "--"]).arg(program);
+        }
         Run::new("setpriv")
             .args(["--reuid", &self.user.to_string(), "--regid", &self.group.to_string()])
             .args(["--clear-groups", "--pdeathsig", "INT", "--"])

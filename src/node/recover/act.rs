@@ -289,3 +289,6 @@ fn remember(here: &Here<'_>, order: &Order) -> Result<()> {
     let state = state.unwrap_or_else(|| State::new(here.spec, here.own, start.clone()));
     state.begin(Begun { start, ids: order.ids, seen: true }).named(here.spec, here.own).store(&path)
 }
+
+#[cfg(test)]
+mod tests;

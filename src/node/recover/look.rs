@@ -20,7 +20,7 @@ use crate::{
     files::Presence,
     model::{
         ClusterSpec, Member,
-        scope::{TLS_PATH, client_url, host_port, peer_url, ports},
+        scope::{client_url, host_port, peer_url, ports},
     },
     node::{
         begun::{BEGUN_PATH, Begun, What},
@@ -121,8 +121,8 @@ impl<'a> Here<'a> {
         let loopback: IpAddr =
             if self.me().address.is_ipv6() { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
         Ok(PrivateEtcd {
-            program: "/usr/bin/etcd".into(),
-            tls: Some(PathBuf::from(TLS_PATH)),
+            program: "etcd".into(),
+            tls: Some(self.credentials.folder().to_owned()),
             loopback,
             account: Account::owner_of(data.parent().unwrap_or(Path::new("/")))?,
         })

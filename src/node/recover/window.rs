@@ -38,20 +38,18 @@ struct Window {
     told: Mutex<Option<(Instant, Told)>>,
 }
 
-/// Opens the window of the member `own` of `spec`, whose image has PostgreSQL `version`; `None` where that is not possible,
-/// as where Patroni runs. It is closed when it is dropped.
-pub fn open(spec: &ClusterSpec, own: usize, version: u32) -> Option<DiscoveryListener> {
-    let credentials = TlsCredentials::of_the_node();
+/// Opens the window of a node; `None` where that is not possible, as where Patroni runs. It is closed when it is dropped.
+pub fn open(here: &Here<'_>) -> Option<DiscoveryListener> {
     let window = Window {
-        spec: spec.clone(),
-        own,
-        root: "/".into(),
-        version,
-        credentials: credentials.clone(),
+        spec: here.spec.clone(),
+        own: here.own,
+        root: here.root.clone(),
+        version: here.version,
+        credentials: here.credentials.clone(),
         told: Mutex::new(None),
     };
-    let address = SocketAddr::new(spec.members[own].address, ports::PATRONI);
-    match DiscoveryListener::open(address, &credentials, Arc::new(window)) {
+    let address = SocketAddr::new(here.me().address, ports::PATRONI);
+    match DiscoveryListener::open(address, &here.credentials, Arc::new(window)) {
         Ok(listener) => Some(listener),
         Err(error) => {
             log::debug!("not telling the others what this node has: {error:#}");
