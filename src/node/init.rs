@@ -325,8 +325,7 @@ fn bring_up(name: &str, service: &Service, node: &Node, reporter: &mut Reporter)
             .into());
         }
         reporter.report(Phase::Waiting, &step, &missing);
-        poll.wait();
-        lock::rest(PAUSE / 2)?;
+        lock::rest(poll.next_pause())?;
     }
 }
 

@@ -506,7 +506,7 @@ fn wrong_documents(cluster: &mut TestCluster) {
     let state = "stat -c '%n %Y %i' /var/lib/pgha/state.json /etc/patroni/config.yml";
     let before = cluster.on("pg-3", state);
     let cases = BTreeMap::from([
-        ("s/cluster: .*/cluster: other/", "is that of the cluster `pgha-test`, the document is that of `other`"),
+        ("s/cluster: .*/cluster: other/", "are those of the cluster `pgha-test`, the document is that of `other`"),
         ("s/address: 10.214.7.12/address: 10.214.7.11/", "10.214.7.11"),
         ("s/timing: .*/timing: quick/", "`quick`"),
         ("s/vip: .*/vip: {address: 192.0.2.1\\/24}/", "192.0.2.1"),
