@@ -8,7 +8,7 @@ use super::{
     aside::set_aside,
     database::{self, Database},
     etcd_data::{EtcdData, Ids},
-    join::{self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, Step, Suggestion, View},
+    join::{self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, RECOVER, Step, Suggestion, View},
     lock,
     peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
     progress::{Phase, Reporter},
@@ -127,6 +127,10 @@ impl Desk {
     /// When what it remembers cannot be read: then it is nothing that could be answered for.
     pub fn look(&self) -> Result<Own> {
         let state = self.state()?;
+        let marked = match state.as_ref().and_then(|state| self.mark(&state.begun())) {
+            Some(mark) => Presence::of(&mark).known()?.is_some(),
+            None => false,
+        };
         Ok(Own {
             etcd: EtcdData::look(&self.path(ETCD_DATA)),
             idle: false,
@@ -136,6 +140,7 @@ impl Desk {
                 Presence::Unknown(doubt) => Found::Unknown(doubt.to_string()),
             },
             begun: state.as_ref().map(State::begun),
+            marked,
             complete: state.is_some_and(|state| state.complete),
             promises: self.promises()?,
         })
@@ -154,6 +159,12 @@ impl Desk {
         write_private(&self.path(PROMISES_PATH), &serde_json::to_string_pretty(promises)?)
     }
 
+    /// The mark of a beginning, which lies beside etcd's data: a disk that is empty, or not mounted, does not have it.
+    fn mark(&self, begun: &Begun) -> Option<PathBuf> {
+        let beside = self.path(ETCD_DATA);
+        begun.ids.map(|ids| beside.with_file_name(format!("begun-{:016x}", ids.member)))
+    }
+
     fn write_begun(&self, begun: Begun) -> Result<()> {
         let state = self.state()?.unwrap_or_else(|| State::new(&self.spec, self.own, begun.start.clone()));
         state.begin(begun).named(&self.spec, self.own).store(&self.path(STATE_PATH))
@@ -165,6 +176,9 @@ impl Desk {
 
     fn commit(&self, before: &Own, begun: &Begun) -> Result<bool> {
         self.act(before, || {
+            if let Some(mark) = self.mark(begun) {
+                write_private(&mark, &begun.start.token)?;
+            }
             self.write_begun(begun.clone())?;
             // The order is carried out; a cluster that has formed takes no other.
             remove_file(&self.path(ORDER_PATH))
@@ -277,6 +291,7 @@ pub struct Forming {
     desk: Arc<Desk>,
     credentials: TlsCredentials,
     namesake_silent: Option<Instant>,
+    added: Option<u64>,
     waits: Option<(Instant, i64)>,
 }
 
@@ -287,10 +302,10 @@ impl Forming {
     /// As [`Desk::new`].
     pub fn new(spec: &ClusterSpec, own: usize, root: &Path, credentials: TlsCredentials) -> Result<Forming> {
         let desk = Arc::new(Desk::new(spec, own, root)?);
-        Ok(Forming { desk, credentials, namesake_silent: None, waits: None })
+        Ok(Forming { desk, credentials, namesake_silent: None, added: None, waits: None })
     }
 
-    /// Answers the other nodes until the reception is dropped.
+    /// Answers the other nodes until the listener is dropped.
     ///
     /// # Errors
     /// When etcd or another process of this node has the port.
@@ -340,6 +355,7 @@ impl Forming {
             cluster,
             peers: others.iter().map(|member| member.name.clone()).zip(found).collect(),
             draw: draw()?,
+            added: self.added,
         })
     }
 
@@ -411,8 +427,9 @@ impl Forming {
                     set_aside(&desk.path(ETCD_DATA), why).map(drop)
                 })?;
             }
-            Step::Abandon(begun) => {
+            Step::Abandon(promises, begun) => {
                 desk.act(before, || {
+                    desk.write_promises(&promises)?;
                     desk.write_begun(begun)?;
                     stop()?;
                     set_aside(&desk.path(ETCD_DATA), "unformed").map(drop)
@@ -458,13 +475,13 @@ impl Forming {
     }
 
     /// Changes the cluster's members.
-    fn ask_cluster(&self, step: &Step) -> Result<()> {
+    fn ask_cluster(&mut self, step: &Step) -> Result<()> {
         let me = self.desk.me();
         let others = self.desk.spec.members.iter().filter(|member| member.name != me.name);
         let client = self.credentials.etcd(others.map(client_url).collect())?;
         match step {
             Step::Remove(id) => client.member_remove(*id)?,
-            Step::Add => client.member_add(&[peer_url(me)], false).map(drop)?,
+            Step::Add => self.added = Some(client.member_add(&[peer_url(me)], false)?.id),
             Step::Readdress(id) => client.member_update(*id, &[peer_url(me)])?,
             _ => {}
         }
@@ -514,7 +531,7 @@ fn words(step: &Step) -> String {
                 .to_owned()
         }
         Step::SetAside(Aside::Unfinished) => "setting aside what an earlier start of etcd has left".to_owned(),
-        Step::Abandon(_) | Step::Forget(_) => "the cluster was begun and can never have a quorum: it is formed anew".to_owned(),
+        Step::Abandon(..) | Step::Forget(_) => "the cluster was begun and can never have a quorum: it is formed anew".to_owned(),
         Step::Start(_) | Step::Resume | Step::Wait { .. } => String::new(),
     }
 }
@@ -596,6 +613,8 @@ pub fn serve(spec: &ClusterSpec, own: usize, service: &Service, reporter: &mut R
     }
     let within = service.ready.as_ref().map_or(Duration::from_secs(90), |ready| ready.within.0);
     let (mut seen, mut ran, mut doubted) = (false, Instant::now(), Instant::now());
+    // What the last look at the others gave.
+    let mut waits = None;
     loop {
         let unit = units::show(&service.unit)?;
         let own = peers::own_etcd(&me, &forming.credentials)?;
@@ -609,26 +628,22 @@ pub fn serve(spec: &ClusterSpec, own: usize, service: &Service, reporter: &mut R
         if matches!(own, Peer::Etcd { .. }) {
             ran = Instant::now();
         }
-        let mut why = unit.words();
         if doubted.elapsed() >= DOUBT && unit.active != "active" {
             doubted = Instant::now();
             let view = forming.look(matches!(own, Peer::Etcd { ever: false, .. }))?;
             match join::next(&view) {
-                step @ (Step::SetAside(_) | Step::Abandon(_)) => {
+                step @ (Step::SetAside(_) | Step::Abandon(..)) => {
                     reporter.report(Phase::Working, STARTING, &words(&step));
                     forming.act(&view, step, stop)?;
                     return Ok(false);
                 }
                 Step::Resume | Step::Start(_) if matches!(own, Peer::Etcd { .. }) => {
-                    why = forming.waiting(
-                        &format!(
-                            "it waits for its quorum ({}). Where no quorum can come back: pgha-node recover",
-                            view.standing()
-                        ),
-                        None,
-                    );
+                    let lost =
+                        format!("it waits for its quorum ({}). If that cannot come back: {RECOVER}", view.standing());
+                    waits = Some(forming.waiting(&lost, None));
                 }
-                _ => {}
+                Step::Wait { why, order } => waits = Some(forming.waiting(&why, order.as_ref())),
+                _ => waits = None,
             }
         }
         if ran.elapsed() >= within {
@@ -641,7 +656,7 @@ pub fn serve(spec: &ClusterSpec, own: usize, service: &Service, reporter: &mut R
             .hint(format!("journalctl -u {}", service.unit))
             .into());
         }
-        reporter.report(Phase::Waiting, STARTING, &why);
+        reporter.report(Phase::Waiting, STARTING, &waits.clone().unwrap_or_else(|| unit.words()));
         lock::rest(PAUSE / 2)?;
     }
 }

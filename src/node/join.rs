@@ -93,6 +93,8 @@ pub struct View {
     pub peers: Vec<(String, Peer)>,
     /// The incarnation to use if one must be drawn: random, and never given twice.
     pub draw: String,
+    /// The id of the member that this very process has added for this node.
+    pub added: Option<u64>,
 }
 
 /// What a node does next. An act is on the disk before the node looks again.
@@ -117,8 +119,9 @@ pub enum Step {
     Readdress(u64),
     /// Puts its etcd data aside, and looks again.
     SetAside(Aside),
-    /// Gives up a beginning that can never have a quorum: writes this, stops etcd, puts its data aside, looks again.
-    Abandon(Begun),
+    /// Gives up a beginning that can never have a quorum: writes these promises, then this, stops etcd, puts its data
+    /// aside, and looks again.
+    Abandon(Promises, Begun),
     /// Gives up a beginning that can never have a quorum and has left no data: writes these promises, then that its etcd
     /// member has not begun, and looks again.
     Forget(Promises),
@@ -170,6 +173,9 @@ pub fn next(view: &View) -> Step {
     }
 }
 
+/// What a person does when a majority is lost for ever.
+pub const RECOVER: &str = "pgha-node recover, on a node that has the data";
+
 fn is_unknown(own: &Own) -> bool {
     matches!(own.database, Found::Unknown(_))
 }
@@ -211,6 +217,9 @@ fn join(view: &View, cluster: &Cluster) -> Step {
 }
 
 /// Without data, as the member `mine`, which has never started as far as the cluster knows.
+///
+/// It may have started all the same: what it has promised and written then is lost with its disk before the cluster knew
+/// of it. So an added member is this node's only if this very process has added it.
 fn enter(view: &View, cluster: &Cluster, mine: &Listed) -> Step {
     let ids = Ids { cluster: cluster.id, member: mine.id };
     let listed = EtcdStart {
@@ -218,17 +227,19 @@ fn enter(view: &View, cluster: &Cluster, mine: &Listed) -> Step {
         token: view.document.identity.clone(),
         members: listed(&view.document, &cluster.members),
     };
+    let added = view.added == Some(mine.id);
     let promised = view.own.promises.held.as_ref().filter(|held| held.ids(&view.me) == Some(ids));
     match view.own.begun.as_ref().filter(|begun| begun.ids == Some(ids)) {
-        // It has started and lost its disk before the cluster knew.
-        Some(begun) if begun.seen => Step::Remove(mine.id),
-        // The power went before it started.
-        Some(begun) if !begun.start.existing || begun.start == listed => Step::Start(begun.start.clone()),
-        _ if mine.name.is_empty() => Step::Commit(Begun { start: listed, ids: Some(ids), seen: false }),
+        Some(begun) if begun.start.existing && added && begun.start == listed => Step::Start(begun.start.clone()),
+        Some(begun) if !begun.start.existing && view.own.may_start(begun) => Step::Start(begun.start.clone()),
+        _ if added && mine.name.is_empty() => Step::Commit(Begun { start: listed, ids: Some(ids), seen: true }),
+        Some(_) => Step::Remove(mine.id),
         // The others formed the cluster under the promise that this node holds.
-        _ => match promised {
-            Some(held) => Step::Commit(Begun { start: held.start(), ids: Some(ids), seen: false }),
-            None => Step::Remove(mine.id),
+        None => match promised {
+            Some(held) if !mine.name.is_empty() => {
+                Step::Commit(Begun { start: held.start(), ids: Some(ids), seen: false })
+            }
+            _ => Step::Remove(mine.id),
         },
     }
 }
@@ -262,7 +273,7 @@ fn listed(document: &Document, cluster: &[Listed]) -> Vec<Place> {
 fn go_on(view: &View, ids: Ids) -> Step {
     match &view.own.begun {
         Some(begun) if view.own.idle && is_hopeless(view, begun, ids.cluster) => {
-            Step::Abandon(Begun { seen: false, ..begun.clone() })
+            Step::Abandon(view.own.promises.released(), Begun { seen: false, ..begun.clone() })
         }
         _ => Step::Resume,
     }
@@ -270,26 +281,26 @@ fn go_on(view: &View, ids: Ids) -> Step {
 
 /// Without data and without a quorum, where etcd was to start before.
 fn begin_again(view: &View, begun: &Begun) -> Step {
-    let lost = || missing(view, "it has begun to start etcd");
-    if begun.seen || view.own.complete || view.own.database != Found::Absent {
-        return lost();
-    }
-    if begun.start.existing {
+    if begun.start.existing && begun.ids.is_some() && !view.own.complete && view.own.database == Found::Absent {
         return wait("this node was joining the cluster; no quorum of it answers".to_owned());
     }
-    match begun.ids {
-        Some(ids) if is_hopeless(view, begun, ids.cluster) && view.own.etcd == EtcdData::Unborn => {
-            Step::SetAside(Aside::Unfinished)
-        }
-        // What is left is a promise that must not be kept twice.
-        Some(ids) if is_hopeless(view, begun, ids.cluster) => Step::Forget(view.own.promises.released()),
-        Some(_) if begun.start.members.contains(&view.place()) => Step::Start(begun.start.clone()),
-        Some(_) => wait(format!(
-            "this node was to form the cluster at another address: {}",
-            begun.start.members.iter().map(|(name, url)| format!("{name} at {url}")).collect::<Vec<_>>().join(", ")
-        )),
-        None => lost(),
+    let ids = begun.ids.filter(|_| {
+        !begun.start.existing && view.own.may_start(begun) && !view.own.complete && view.own.database == Found::Absent
+    });
+    let Some(ids) = ids else { return missing(view, "it has begun to start etcd") };
+    let held = view.own.promises.held.as_ref().and_then(|held| held.ids(&view.me));
+    // It was given up before: whoever has voted does not start without what it has written.
+    if held != Some(ids) || is_hopeless(view, begun, ids.cluster) {
+        return match view.own.etcd {
+            EtcdData::Unborn => Step::SetAside(Aside::Unfinished),
+            _ => Step::Forget(view.own.promises.released()),
+        };
     }
+    if begun.start.members.contains(&view.place()) {
+        return Step::Start(begun.start.clone());
+    }
+    let members: Vec<String> = begun.start.members.iter().map(|(name, url)| format!("{name} at {url}")).collect();
+    wait(format!("this node was to form the cluster at another address: {}", members.join(", ")))
 }
 
 /// Whether a beginning has not become a cluster and never can: so many of its members say that they have not begun the
@@ -318,7 +329,7 @@ fn is_hopeless(view: &View, begun: &Begun, cluster: u64) -> bool {
 fn missing(view: &View, why: &str) -> Step {
     wait(format!(
         "{why}, and etcd's data are missing; it joins its cluster when a quorum of it answers and forms no other ({}). If a \
-         volume is not mounted, mount it. If no quorum can come back: pgha-node recover",
+         volume is not mounted, mount it. If no quorum of it can come back: {RECOVER}",
         view.standing()
     ))
 }
@@ -451,19 +462,21 @@ impl View {
 
     /// Where the cluster is, if it is known to be somewhere.
     fn elsewhere(&self) -> Option<String> {
-        let is_data = |peer: &Peer| matches!(peer, Peer::Etcd { ever: true, .. });
+        let is_data = |peer: &Peer| match peer {
+            Peer::Etcd { ever, .. } => *ever,
+            Peer::Told(told) => told.not_fresh.is_some() && told.cluster.is_some(),
+            _ => false,
+        };
         let known = |peer: &Peer| !matches!(peer, Peer::Silent(_) | Peer::Unclear(_));
         let data: Vec<&str> =
             self.peers.iter().filter(|(_, peer)| is_data(peer)).map(|(name, _)| name.as_str()).collect();
         let data = if data.is_empty() { return None } else { data.join(", ") };
-        Some(if self.peers.iter().all(|(_, peer)| known(peer)) {
-            format!(
-                "{data} has the data of a cluster whose majority is lost, and this node forms no other: pgha-node recover, \
-                 on a node that has the data"
-            )
+        let what = if self.peers.iter().all(|(_, peer)| known(peer)) {
+            format!("{data} has the data of a cluster whose majority is not here")
         } else {
-            format!("the cluster exists on {data} and waits for its quorum; this node forms no other")
-        })
+            format!("the cluster exists on {data} and waits for its quorum")
+        };
+        Some(format!("{what}; this node forms no other. If no quorum of it can come back: {RECOVER}"))
     }
 
     /// The order that would let those who are here go on, if all of them are fresh.

@@ -121,6 +121,7 @@ mod tests {
             idle: false,
             database: Found::Absent,
             begun: None,
+            marked: false,
             complete: false,
             promises: Promises::default(),
         }
@@ -151,6 +152,7 @@ mod tests {
             cluster: None,
             peers: names.into_iter().zip(peers).collect(),
             draw: String::new(),
+            added: None,
         }
     }
 

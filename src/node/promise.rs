@@ -99,7 +99,7 @@ pub struct Begun {
     pub start: EtcdStart,
     /// The ids that it has then; `None` if an older version of this program has kept it.
     pub ids: Option<Ids>,
-    /// Whether its etcd has ever answered.
+    /// Whether its etcd has ever answered, or may have: then it does not start so again without its data.
     pub seen: bool,
 }
 
@@ -114,6 +114,8 @@ pub struct Own {
     pub database: Found,
     /// How its etcd member began.
     pub begun: Option<Begun>,
+    /// Whether the mark of that beginning is where etcd's data lie.
+    pub marked: bool,
     /// Whether every service has been ready once.
     pub complete: bool,
     /// What it has promised.
@@ -135,6 +137,12 @@ impl Own {
             _ if self.complete => Err("it was a member of the cluster".to_owned()),
             (EtcdData::Absent, Found::Absent) => Ok(()),
         }
+    }
+
+    /// Whether etcd may start without data as it was to start before: it has not answered yet, and its disk is still the one
+    /// on which it was to begin.
+    pub fn may_start(&self, begun: &Begun) -> bool {
+        !begun.seen && self.marked
     }
 
     /// The cluster whose etcd it has data of, or has begun to start.
@@ -374,6 +382,7 @@ mod tests {
             idle: false,
             database: Found::Absent,
             begun: None,
+            marked: true,
             complete: false,
             promises: Promises { held, outlived: BTreeSet::new() },
         }

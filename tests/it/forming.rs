@@ -191,14 +191,14 @@ fn run(shared: &Shared, spec: &ClusterSpec, own: usize, root: &Path, mut forming
 }
 
 fn enter(shared: &Shared, forming: &mut Forming) -> Option<EtcdStart> {
-    let reception = forming.receive().unwrap();
+    let discovery = forming.receive().unwrap();
     while !shared.off.load(Ordering::Relaxed) {
         let view = forming.look(false).unwrap();
         let step = join::next(&view);
         shared.steps.lock().unwrap().push(step.clone());
         match forming.act(&view, step, || Ok(())).unwrap() {
             Acted::Start(start) => {
-                drop(reception);
+                drop(discovery);
                 return Some(start);
             }
             Acted::Again => {}
@@ -236,7 +236,7 @@ fn serve(
         let me = peers::own_etcd(&spec.members[own], &credentials).unwrap();
         let view = forming.look(matches!(me, Peer::Etcd { ever: false, .. })).unwrap();
         let step = join::next(&view);
-        if matches!(step, Step::SetAside(_) | Step::Abandon(_)) {
+        if matches!(step, Step::SetAside(_) | Step::Abandon(..)) {
             shared.steps.lock().unwrap().push(step.clone());
             forming
                 .act(&view, step, || {
@@ -385,7 +385,7 @@ fn two_that_were_replaced_wait_for_the_one_that_has_the_data() {
     machines[2].start();
     thread::sleep(QUIET);
     for machine in &machines[..2] {
-        assert!(!machine.serves() && machine.waits().contains("majority is lost"), "{}", machine.waits());
+        assert!(!machine.serves() && machine.waits().contains("majority is not here"), "{}", machine.waits());
         assert_eq!(EtcdData::look(&machine.path(ETCD_DATA)), EtcdData::Absent);
     }
     assert_eq!(machines[2].ids(), ids);
@@ -432,9 +432,9 @@ fn a_founder_whose_companions_are_replaced_before_they_began_forms_anew() {
     // They promise and are gone.
     machines.iter().for_each(Machine::certify);
     machines[0].start();
-    let receptions: Vec<_> = machines[1..].iter().map(|machine| machine.forming().receive().unwrap()).collect();
+    let listeners: Vec<_> = machines[1..].iter().map(|machine| machine.forming().receive().unwrap()).collect();
     wait_for("the founder to commit", || machines[0].did(|step| matches!(step, Step::Commit(_))).then_some(()));
-    drop(receptions);
+    drop(listeners);
     wait_for("its etcd to begin", || {
         matches!(EtcdData::look(&machines[0].path(ETCD_DATA)), EtcdData::Data(_)).then_some(())
     });
@@ -444,7 +444,7 @@ fn a_founder_whose_companions_are_replaced_before_they_began_forms_anew() {
         machines[number].start();
     }
     all_serve(&machines);
-    assert!(machines[0].did(|step| matches!(step, Step::Abandon(_))));
+    assert!(machines[0].did(|step| matches!(step, Step::Abandon(..))));
     assert_ne!(machines[0].ids().cluster, first.cluster);
 }
 
@@ -463,7 +463,7 @@ fn what_answers_otherwise_is_unclear_and_nobody_is_silent() {
     machine.certify();
     assert_eq!(seen(&machine), Peer::Silent("not started yet".into()));
     // Plain text, then nothing at all.
-    let address = peers::reception_address(&spec.members[1]);
+    let address = peers::discovery_address(&spec.members[1]);
     let unclear = |answer: &'static [u8]| {
         let listener = TcpListener::bind(address).unwrap();
         let answering = thread::spawn(move || {
@@ -483,26 +483,26 @@ fn what_answers_otherwise_is_unclear_and_nobody_is_silent() {
     other.secret = Secret::new("CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=");
     let stranger = Machine::new(&other, 1);
     stranger.certify();
-    let reception = stranger.forming().receive().unwrap();
+    let discovery = stranger.forming().receive().unwrap();
     let peer = seen(&machine);
     assert!(matches!(&peer, Peer::Unclear(why) if why.contains("secret")), "{peer:?}");
-    drop(reception);
+    drop(discovery);
     // Another node at its address.
     let mut moved = spec.clone();
     moved.members[0].address = spec.members[1].address;
     moved.members[1].address = spec.members[0].address;
     let moved = Machine::new(&moved, 0);
     moved.certify();
-    let reception = moved.forming().receive().unwrap();
+    let discovery = moved.forming().receive().unwrap();
     assert_eq!(seen(&machine), Peer::Unclear("pg-1 answers at its address".into()));
-    drop(reception);
+    drop(discovery);
     // What it remembers cannot be read.
     let damaged = Machine::new(&spec, 1);
     damaged.certify();
     fs::write(damaged.path(STATE_PATH), "{").unwrap();
-    let reception = damaged.forming().receive().unwrap();
+    let discovery = damaged.forming().receive().unwrap();
     assert!(matches!(seen(&machine), Peer::Unclear(why) if why.contains("state.json")));
-    drop(reception);
+    drop(discovery);
 }
 
 #[test]
@@ -510,7 +510,7 @@ fn hostile_callers_get_nothing_and_harm_nobody() {
     let spec = spec(2);
     let machines = Machine::all(&spec);
     machines.iter().for_each(Machine::certify);
-    let reception = machines[1].forming().receive().unwrap();
+    let discovery = machines[1].forming().receive().unwrap();
     let address = SocketAddr::new(spec.members[1].address, 2380);
     // Many who say nothing, some who say nonsense.
     let idle: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
@@ -554,7 +554,7 @@ fn hostile_callers_get_nothing_and_harm_nobody() {
     // What it has.
     let facts = peers::facts(&spec.members[1], &machines[0].credentials()).unwrap();
     assert_eq!((facts.node.as_str(), facts.etcd, facts.complete), ("pg-2", None, false));
-    drop(reception);
+    drop(discovery);
 }
 
 #[test]
@@ -562,7 +562,7 @@ fn what_is_on_the_disks_decides_and_not_what_was_seen_before() {
     let spec = spec(3);
     let machines = Machine::all(&spec);
     machines.iter().for_each(Machine::certify);
-    let receptions: Vec<_> = machines[1..].iter().map(|machine| machine.forming().receive().unwrap()).collect();
+    let listeners: Vec<_> = machines[1..].iter().map(|machine| machine.forming().receive().unwrap()).collect();
     let mut founder = machines[0].forming();
     let view = founder.look(false).unwrap();
     let Step::Promise(_) = join::next(&view) else { panic!() };
@@ -579,5 +579,5 @@ fn what_is_on_the_disks_decides_and_not_what_was_seen_before() {
     assert!(!machines[0].path(STATE_PATH).exists());
     let view = founder.look(false).unwrap();
     assert!(matches!(join::next(&view), Step::Wait { .. }));
-    drop(receptions);
+    drop(listeners);
 }
