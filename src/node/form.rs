@@ -563,7 +563,11 @@ pub fn enter(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<
         if !forming.is_left_behind()? {
             return Ok(Entered { start: state.etcd, discovery: None });
         }
-        reporter.report(Phase::Working, ENTERING, "the cluster went on in another etcd than this node's, which has no quorum");
+        reporter.report(
+            Phase::Working,
+            ENTERING,
+            "the cluster went on in another etcd than this node's, which has no quorum",
+        );
         stop()?;
     }
     let discovery = forming.receive()?;

@@ -136,7 +136,9 @@ fn a_recovered_node_does_not_go_back_to_the_old_majority_by_itself() {
     machines[2].start();
     wait_for("the old majority", || machines[1..].iter().all(Machine::serves).then_some(()));
     machines[0].start();
-    wait_for("the first to say why it waits", || machines[0].waits().contains("two clusters of one name").then_some(()));
+    wait_for("the first to say why it waits", || {
+        machines[0].waits().contains("two clusters of one name").then_some(())
+    });
     assert_eq!(EtcdData::look(&machines[0].path(ETCD_DATA)), EtcdData::Data(ids));
     // When the others are off, it goes on.
     machines[1].cut();

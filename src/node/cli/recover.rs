@@ -40,11 +40,19 @@ pub fn recover_command() -> Command {
     Command::new("recover")
         .about("Shows what each node has when a cluster does not come up again, and lets it go on from one of them")
         .arg(flag("json", "Prints JSON").conflicts_with_all(["from-this-node", "cancel"]))
-        .arg(flag("from-this-node", "Makes this node the only member of a new etcd; its data are the cluster's from then on"))
+        .arg(flag(
+            "from-this-node",
+            "Makes this node the only member of a new etcd; its data are the cluster's from then on",
+        ))
         .arg(flag("yes", "Does it without asking").requires("from-this-node"))
         .arg(flag("force", "Also where other nodes have more, or that is not known").requires("from-this-node"))
-        .arg(flag("cancel", "Drops an order that was given here and is not carried out").conflicts_with("from-this-node"))
-        .after_help("Without a flag it changes nothing and may be run at any time. The whole manual: pgha-node recover --help")
+        .arg(
+            flag("cancel", "Drops an order that was given here and is not carried out")
+                .conflicts_with("from-this-node"),
+        )
+        .after_help(
+            "Without a flag it changes nothing and may be run at any time. The whole manual: pgha-node recover --help",
+        )
         .after_long_help(MANUAL)
 }
 

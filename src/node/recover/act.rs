@@ -280,11 +280,8 @@ fn place(here: &Here<'_>, order: &Order) -> Result<()> {
 /// Makes this node remember how its member of etcd began.
 fn remember(here: &Here<'_>, order: &Order) -> Result<()> {
     let path = here.below(STATE_PATH);
-    let start = EtcdStart {
-        existing: false,
-        token: order.token(),
-        members: vec![(order.node.clone(), peer_url(here.me()))],
-    };
+    let start =
+        EtcdStart { existing: false, token: order.token(), members: vec![(order.node.clone(), peer_url(here.me()))] };
     let state = State::load(&path)?.filter(|state| state.identity == order.identity);
     let state = state.unwrap_or_else(|| State::new(here.spec, here.own, start.clone()));
     state.begin(Begun { start, ids: order.ids, seen: true }).named(here.spec, here.own).store(&path)

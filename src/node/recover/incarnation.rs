@@ -70,9 +70,12 @@ impl Etcd {
         let size = Size::of(data, COUNTED);
         let disk = rustix::fs::statvfs(above).with_context(|| format!("looking at {}", above.display()))?;
         if disk.f_bavail.saturating_mul(disk.f_frsize) < size.bytes + (64 << 20) {
-            return Err(UserError::runtime(format!("there is no room in {} for a copy of etcd's data ({size})", above.display()))
-                .hint("make room, such as by `pgha-node aside remove`")
-                .into());
+            return Err(UserError::runtime(format!(
+                "there is no room in {} for a copy of etcd's data ({size})",
+                above.display()
+            ))
+            .hint("make room, such as by `pgha-node aside remove`")
+            .into());
         }
         // If the power fails meanwhile, what is left is listed with what was set aside.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
@@ -95,7 +98,13 @@ impl Etcd {
     ///
     /// # Errors
     /// When the folder is there already, or etcd does not do it.
-    pub fn found(&self, data: &Path, token: &str, (name, url): (&str, &str), entries: &[Entry]) -> Result<etcd_data::Ids> {
+    pub fn found(
+        &self,
+        data: &Path,
+        token: &str,
+        (name, url): (&str, &str),
+        entries: &[Entry],
+    ) -> Result<etcd_data::Ids> {
         let doing = || format!("founding a new incarnation of etcd in {}", data.display());
         fs::create_dir(data).with_context(doing)?;
         fs::set_permissions(data, std::os::unix::fs::PermissionsExt::from_mode(0o700)).with_context(doing)?;

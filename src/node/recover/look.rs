@@ -16,7 +16,6 @@ use super::{
 use crate::{
     clock,
     etcd::{RangeRequest, RangeResult},
-    exec::Run,
     files::Presence,
     model::{
         ClusterSpec, Member,
@@ -24,7 +23,7 @@ use crate::{
     },
     node::{
         begun::{BEGUN_PATH, Begun, What},
-        bootstrap, database,
+        database,
         database::Lsn,
         etcd_data::EtcdData,
         peers::{Facts, TlsCredentials},
@@ -130,11 +129,7 @@ impl<'a> Here<'a> {
 
     /// What this node tells of itself.
     pub fn told(&self) -> Told {
-        Told {
-            database: self.database(),
-            etcd: self.etcd(),
-            order: order::pending(&self.below(order::PATH)),
-        }
+        Told { database: self.database(), etcd: self.etcd(), order: order::pending(&self.below(order::PATH)) }
     }
 
     /// This node's etcd's data.
@@ -241,9 +236,9 @@ impl<'a> Here<'a> {
             let nodes: Vec<_> =
                 self.spec.members.iter().map(|member| (member, scope.spawn(|| self.ask(member)))).collect();
             let quorum = scope.spawn(|| self.quorum());
-            let nodes = nodes.into_iter().map(|(member, asked)| {
-                asked.join().unwrap_or_else(|_| silent(member, "asking it failed".to_owned()))
-            });
+            let nodes = nodes
+                .into_iter()
+                .map(|(member, asked)| asked.join().unwrap_or_else(|_| silent(member, "asking it failed".to_owned())));
             let nodes: Vec<Node> = nodes.collect();
             (nodes, quorum.join().unwrap_or_default())
         });
@@ -303,7 +298,9 @@ impl<'a> Here<'a> {
         thread::scope(|scope| {
             let asked: Vec<_> = all
                 .into_iter()
-                .map(|url| scope.spawn(move || self.credentials.etcd(vec![url]).and_then(|client| client.cluster()).ok()))
+                .map(|url| {
+                    scope.spawn(move || self.credentials.etcd(vec![url]).and_then(|client| client.cluster()).ok())
+                })
                 .collect();
             let found = asked.into_iter().filter_map(|asked| asked.join().ok().flatten()).next();
             found.map(|(_, members)| {
@@ -358,7 +355,12 @@ impl<'a> Here<'a> {
         let agent = self.credentials.agent(ANSWERS_WITHIN).map_err(|error| format!("{error:#}"))?;
         let url = format!("https://{}/patroni", host_port(member.address, ports::PATRONI));
         let mut answer = agent.get(&url).call().map_err(|error| error.to_string())?;
-        answer.body_mut().with_config().limit(LONGEST).read_json().map_err(|error| format!("what answers is not Patroni: {error}"))
+        answer
+            .body_mut()
+            .with_config()
+            .limit(LONGEST)
+            .read_json()
+            .map_err(|error| format!("what answers is not Patroni: {error}"))
     }
 
     fn with_patroni(&self, member: &Member, status: &Patroni) -> Node {

@@ -155,7 +155,10 @@ pub fn retire(path: &Path, to: Option<&Path>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::{database::Lsn, recover::timeline::{History, Place}};
+    use crate::node::{
+        database::Lsn,
+        recover::timeline::{History, Place},
+    };
 
     fn order() -> Order {
         Order {
@@ -172,10 +175,7 @@ mod tests {
             newest: 2,
             replaces: vec!["1f".into()],
             number: Some(66),
-            branch: Some(Branch {
-                timeline: 66,
-                history: History(vec![Place { timeline: 2, position: Lsn(0x5000) }]),
-            }),
+            branch: Some(Branch { timeline: 66, history: History(vec![Place { timeline: 2, position: Lsn(0x5000) }]) }),
             ids: Some(Ids { cluster: 0x2f, member: 7 }),
         }
     }

@@ -290,11 +290,8 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
         Database::Absent => without_database(view)?,
         Database::Present(copy) => with_database(view, copy),
     };
-    let running: Vec<Loss> = losses
-        .iter()
-        .filter(|loss| view.node(&loss.node).is_some_and(|node| node.patroni))
-        .cloned()
-        .collect();
+    let running: Vec<Loss> =
+        losses.iter().filter(|loss| view.node(&loss.node).is_some_and(|node| node.patroni)).cloned().collect();
     if !running.is_empty() {
         return Err(Refusal::Running(running));
     }
@@ -308,10 +305,7 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
         database: own.copy().cloned(),
         keys: matches!(view.keys, Keys::Read(_)),
         losses,
-        unknown: view
-            .others(&view.me)
-            .filter_map(|node| Some((node.name.clone(), node.silent.clone()?)))
-            .collect(),
+        unknown: view.others(&view.me).filter_map(|node| Some((node.name.clone(), node.silent.clone()?))).collect(),
         remarks,
         newest: view.newest(),
     })
@@ -479,7 +473,10 @@ impl fmt::Display for Remark {
                 names.join(", ")
             ),
             Remark::KeysUnread(why) => {
-                write!(f, "etcd's data on this node cannot be read: they are set aside and their keys are not kept ({why})")
+                write!(
+                    f,
+                    "etcd's data on this node cannot be read: they are set aside and their keys are not kept ({why})"
+                )
             }
             Remark::NoDatabase => f.write_str(
                 "this node has no database: etcd alone goes on, and the database must come from a node that has it",

@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     etcd::Client,
-    files::Presence,
     log,
     node::{
         aside::{self, Size},
@@ -82,7 +81,9 @@ pub fn admit(here: &Here<'_>, etcd: &Client) -> Result<Option<String>> {
     }
     let own = match here.database() {
         Database::Present(plan::Copy { reach, .. }) => reach,
-        Database::Unknown { why } => return Ok(Some(format!("whether this node's database may follow is not known: {why}"))),
+        Database::Unknown { why } => {
+            return Ok(Some(format!("whether this node's database may follow is not known: {why}")));
+        }
         Database::Absent | Database::Unusable { .. } => return Ok(None),
     };
     match standing(&own, origin) {

@@ -67,7 +67,6 @@ impl History {
 
 /// How far one copy of a database has come.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Reach {
     /// The system identifier: that of all copies of one database.
     pub system: String,
@@ -228,7 +227,9 @@ mod tests {
     use super::*;
 
     fn history(places: &[(u32, u64)]) -> Option<History> {
-        Some(History(places.iter().map(|(timeline, position)| Place { timeline: *timeline, position: Lsn(*position) }).collect()))
+        Some(History(
+            places.iter().map(|(timeline, position)| Place { timeline: *timeline, position: Lsn(*position) }).collect(),
+        ))
     }
 
     fn reach(timeline: u32, position: u64, history: Option<History>) -> Reach {
@@ -246,7 +247,9 @@ mod tests {
         assert_eq!(Some(&read), history(&[(1, 0x2000090), (3, 0x1_0000_00a0)]).as_ref());
         assert_eq!(History::parse(&read.text("why"), 6), Ok(read));
         assert_eq!(History::parse("", 1), Ok(History::default()));
-        for (wrong, of) in [("1 0/1\n1 0/2", 3), ("2 0/1\n1 0/2", 3), ("3 0/1", 3), ("1", 2), ("a 0/1", 2), ("1 0-1", 2)] {
+        for (wrong, of) in
+            [("1 0/1\n1 0/2", 3), ("2 0/1\n1 0/2", 3), ("3 0/1", 3), ("1", 2), ("a 0/1", 2), ("1 0-1", 2)]
+        {
             assert!(History::parse(wrong, of).is_err(), "{wrong}");
         }
         assert_eq!(parse_position("0/123456789"), None);

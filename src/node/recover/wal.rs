@@ -117,9 +117,8 @@ impl Wal<'_> {
     /// # Errors
     /// When the folder cannot be read.
     pub fn newest(&self) -> Result<u32> {
-        let timeline = |name: &String| {
-            timeline_of(name).or_else(|| u32::from_str_radix(name.strip_suffix(".history")?, 16).ok())
-        };
+        let timeline =
+            |name: &String| timeline_of(name).or_else(|| u32::from_str_radix(name.strip_suffix(".history")?, 16).ok());
         Ok(files(&self.folder)?.iter().filter_map(timeline).max().unwrap_or(1))
     }
 

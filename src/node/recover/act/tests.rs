@@ -1,6 +1,9 @@
 use super::*;
 use crate::{
-    model::{ClusterSpec, samples, scope::{client_url, ports}},
+    model::{
+        ClusterSpec, samples,
+        scope::{client_url, ports},
+    },
     node::{
         peers::TlsCredentials,
         pki::{Authority, Store},
@@ -210,10 +213,15 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
         let mut left = cut;
         let order = Order::load(&here.below(order::PATH)).known().unwrap().unwrap();
         let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            carry_out(&here, order, || Ok(()), |_| {
-                assert!(left > 0, "cut off here");
-                left -= 1;
-            })
+            carry_out(
+                &here,
+                order,
+                || Ok(()),
+                |_| {
+                    assert!(left > 0, "cut off here");
+                    left -= 1;
+                },
+            )
         }));
         assert!(stopped.is_err());
         change(&root);

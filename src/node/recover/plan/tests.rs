@@ -67,15 +67,21 @@ impl Has {
             (_, true) => Etcd::Present { cluster: Some("c".into()), member: Some(format!("{number}")) },
             (_, false) => Etcd::Absent,
         };
-        Node { name: format!("pg-{number}"), silent, database: self.database(), etcd, patroni: false, primary: false, order: None }
+        Node {
+            name: format!("pg-{number}"),
+            silent,
+            database: self.database(),
+            etcd,
+            patroni: false,
+            primary: false,
+            order: None,
+        }
     }
 }
 
 fn view(nodes: Vec<Node>) -> View {
     let keys = match nodes[0].etcd {
-        Etcd::Present { .. } => {
-            Keys::Read(Kept { system: Some("7".into()), synchronous: Vec::new(), revision: 9 })
-        }
+        Etcd::Present { .. } => Keys::Read(Kept { system: Some("7".into()), synchronous: Vec::new(), revision: 9 }),
         _ => Keys::Absent,
     };
     View { me: "pg-1".into(), nodes, quorum: None, keys }
@@ -217,11 +223,13 @@ fn five_nodes_in_every_way() {
 
 #[test]
 fn synchronous_nodes_and_lost_keys_are_told() {
-    let synchronous = |names: &[&str]| Keys::Read(Kept {
-        system: Some("7".into()),
-        synchronous: names.iter().map(|name| (*name).to_owned()).collect(),
-        revision: 9,
-    });
+    let synchronous = |names: &[&str]| {
+        Keys::Read(Kept {
+            system: Some("7".into()),
+            synchronous: names.iter().map(|name| (*name).to_owned()).collect(),
+            revision: 9,
+        })
+    };
     let base = view(vec![B.node(1, true), Silent.node(2, true), A.node(3, true)]);
     let remarks = |keys: Keys, base: &View| plan(&View { keys, ..base.clone() }, true).unwrap().remarks;
     assert_eq!(remarks(synchronous(&["pg-2", "pg-1"]), &base), []);
