@@ -49,7 +49,7 @@ fn recover(machine: &Machine) -> Order {
     let order = act::order(&here, &view, &plan, &contents, false).unwrap();
     order.store(&here.below(order::PATH)).unwrap();
     match act::carry_out(&here, order, || Ok(()), |_| {}).unwrap() {
-        Outcome::Done(order) => order,
+        Outcome::Done(order) => *order,
         Outcome::Dropped(refusal) => panic!("{refusal}"),
     }
 }

@@ -44,7 +44,7 @@ const SOCKETS: &str = "/run/pgha/recover";
 #[derive(Debug)]
 pub enum Outcome {
     /// The cluster goes on from this node.
-    Done(Order),
+    Done(Box<Order>),
     /// It was dropped, and why.
     Dropped(Refusal),
 }
@@ -179,7 +179,7 @@ pub fn carry_out(
     order::retire(&here.below(order::KEYS_PATH), None)?;
     order::retire(&path, Some(&here.below(order::DONE_PATH)))?;
     log::warning!("the cluster goes on from this node, by a person's order of {}", clock::utc(order.time));
-    Ok(Outcome::Done(order))
+    Ok(Outcome::Done(Box::new(order)))
 }
 
 fn advance(order: &mut Order, phase: Phase, path: &Path) -> Result<()> {

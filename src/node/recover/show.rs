@@ -226,14 +226,18 @@ pub fn told(plan: &Plan, me: &str) -> String {
     let list = |text: &mut String, title: &str, losses: &[&Loss]| {
         if !losses.is_empty() {
             let _ = writeln!(text, "{title}");
-            losses.iter().for_each(|loss| drop(writeln!(text, "  {loss}")));
+            for loss in losses {
+                let _ = writeln!(text, "  {loss}");
+            }
         }
     };
     let lost: Vec<&Loss> = plan.losses.iter().filter(|loss| !loss.given_up).collect();
     let given_up: Vec<&Loss> = plan.losses.iter().filter(|loss| loss.given_up).collect();
     list(&mut text, "Not in the cluster any more, and set aside where it is:", &lost);
     list(&mut text, "Given up by a promotion before, and set aside where it is:", &given_up);
-    plan.remarks.iter().for_each(|remark| drop(writeln!(text, "Note: {remark}.")));
+    for remark in &plan.remarks {
+        let _ = writeln!(text, "Note: {remark}.");
+    }
     if !plan.unknown.is_empty() {
         let names: Vec<String> = plan.unknown.iter().map(|(name, why)| format!("{name} ({why})")).collect();
         let _ = writeln!(text, "Nothing is known of {}. {UNKNOWN}", names.join(", "));
@@ -361,10 +365,8 @@ mod tests {
                 "on pg-3: pgha-node recover --from-this-node --force\n",
             ],
         );
-        contains(
-            &told(&plan(&view, true).unwrap(), "pg-1"),
-            &[&format!("Not in the cluster any more, and set aside where it is:\n  {loss}")],
-        );
+        let lost = format!("Not in the cluster any more, and set aside where it is:\n  {loss}");
+        contains(&told(&plan(&view, true).unwrap(), "pg-1"), &[lost.as_str()]);
         for node in &mut view.nodes {
             node.database = Database::Absent;
         }

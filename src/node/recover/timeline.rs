@@ -196,7 +196,7 @@ impl Place {
 pub fn parse_position(text: &str) -> Option<Lsn> {
     let (high, low) = text.split_once('/')?;
     let digits = |text: &str| (1..=8).contains(&text.len()).then(|| u64::from_str_radix(text, 16).ok()).flatten();
-    Some(Lsn(digits(high)? << 32 | digits(low)?))
+    Some(Lsn((digits(high)? << 32) | digits(low)?))
 }
 
 /// Positions as text.

@@ -255,11 +255,11 @@ impl Record {
         loop {
             let room = PAGE - at % PAGE;
             if rest <= room {
-                return Lsn((at + rest).div_ceil(8) * 8);
+                return Lsn((at + rest).next_multiple_of(8));
             }
             rest -= room;
             at += room;
-            at += if at % size == 0 { FIRST_HEADER } else { HEADER };
+            at += if at.is_multiple_of(size) { FIRST_HEADER } else { HEADER };
         }
     }
 }

@@ -119,7 +119,7 @@ impl Site {
 fn finish(here: &Here<'_>, tell: impl FnMut(&str)) -> Order {
     let order = Order::load(&here.below(order::PATH)).known().unwrap().unwrap();
     match carry_out(here, order, || Ok(()), tell).unwrap() {
-        Outcome::Done(order) => order,
+        Outcome::Done(order) => *order,
         Outcome::Dropped(refusal) => panic!("{refusal}"),
     }
 }
