@@ -86,8 +86,14 @@ impl Lab {
 
     /// Starts a server and waits until it answers.
     pub fn start(&self, name: &str, port: u16) -> Server<'_> {
-        let mut process =
-            self.program("postgres").args(["-p", &port.to_string(), "-D"]).arg(self.data(name)).start().unwrap();
+        let mut process = self
+            .program("postgres")
+            .args(["-p", &port.to_string(), "-k"])
+            .arg(self.folder.path())
+            .arg("-D")
+            .arg(self.data(name))
+            .start()
+            .unwrap();
         if let Some(mut output) = process.stdout() {
             thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         }
