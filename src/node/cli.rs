@@ -2,6 +2,7 @@
 //!
 //! Called under the name `confd`, the program is confd: the first argument is then a flag of confd, not a verb.
 
+mod agent;
 mod confd;
 mod member;
 
@@ -13,7 +14,7 @@ use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<ExitCode>);
 
 /// All verbs.
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 9] = [
     (member::init_command, member::init),
     (member::status_command, member::status),
     (member::check_command, member::check),
@@ -21,6 +22,7 @@ const VERBS: [Verb; 8] = [
     (member::leave_command, member::leave),
     (member::move_etcd_leader_command, member::move_etcd_leader),
     (member::save_haproxy_state_command, member::save_haproxy_state),
+    (agent::agent_command, agent::agent),
     (confd::command, confd::run),
 ];
 

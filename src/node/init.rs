@@ -5,6 +5,7 @@
 //! whose data this machine holds from then on ([`super::state`]).
 
 use super::{
+    agent,
     apply::{self, Changed},
     bootstrap,
     etcd::Client,
@@ -85,10 +86,11 @@ impl Node {
     }
 }
 
-/// Makes this machine a member. Exit status: 0, [`LATER`], [`FOREIGN`] or [`NEVER`].
-pub fn run() -> ExitCode {
+/// Makes this machine a member. Exit status: 0, [`LATER`], [`FOREIGN`] or [`NEVER`]. With `changed`, a person has given
+/// the document on purpose, so that it counts as the newest.
+pub fn run(changed: bool) -> ExitCode {
     let mut teller = Teller::of_the_node();
-    match init(&mut teller) {
+    match init(changed, &mut teller) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, error }) => {
             let phase = if code == LATER { Phase::Failed } else { Phase::Refused };
@@ -116,7 +118,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-fn init(teller: &mut Teller) -> Result<(), Failure> {
+fn init(given: bool, teller: &mut Teller) -> Result<(), Failure> {
     let node = Node::find()?;
     teller.cluster(&node.spec.cluster, node.warnings.clone());
     teller.node(&node.member().name);
@@ -149,6 +151,13 @@ fn init(teller: &mut Teller) -> Result<(), Failure> {
     let changed = apply::install(&rendered, Path::new("/"))?;
     for change in &changed {
         log::info!("wrote {}", change.target);
+    }
+    if given {
+        agent::document::give_on_purpose(&node.spec)?;
+    }
+    // A disk that is full or a replica that cannot follow may need it before all services are ready.
+    if let Err(error) = agent::launch(&node.spec) {
+        log::warning!("starting the agent: {error:#}");
     }
     let running = reread_changed(&manifest, &changed, &reread)?;
 
@@ -249,7 +258,7 @@ fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
     let material = Material::of_the_node();
     let deadline = Instant::now() + LATECOMERS;
     loop {
-        let Some(cluster) = peers::unsettled(node.member(), &material)? else { return prune(node, &material) };
+        let Some(cluster) = peers::unsettled(node.member(), &material)? else { return Ok(()) };
         let absent = join::absent(&cluster);
         if Instant::now() < deadline || absent.is_empty() {
             teller.tell(Phase::Waiting, "forming the cluster's etcd", "not every member has come yet");
@@ -269,21 +278,6 @@ fn settle(node: &Node, teller: &mut Teller) -> Result<()> {
         }
         thread::sleep(PAUSE);
     }
-}
-
-/// Removes the members of etcd that the document does not name any more and that do not answer.
-fn prune(node: &Node, material: &Material) -> Result<()> {
-    for id in peers::dead_strangers(&node.spec, node.own, material)? {
-        let client = own_etcd(node)?;
-        match client.member_remove(id) {
-            Ok(()) => {
-                log::info!("removed the member {id:x} from etcd: the document does not name it, and it does not answer")
-            }
-            // Another node may have done it. A member too many stops nothing.
-            Err(error) => log::info!("removing the member {id:x} from etcd: {error}"),
-        }
-    }
-    Ok(())
 }
 
 /// Puts etcd's data aside, beside itself; the newest two are kept.

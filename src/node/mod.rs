@@ -1,5 +1,6 @@
 //! The guest program: makes one booted machine a member of the cluster.
 
+pub mod agent;
 pub mod apply;
 pub mod bootstrap;
 pub mod check;

@@ -7,7 +7,7 @@
 
 use super::{
     etcd::{Client, EtcdError, Settings},
-    join::{self, Listed, Peer, View},
+    join::{Listed, Peer, View},
     pki::AUTHORITY_FILE,
     tls::TlsFiles,
 };
@@ -314,18 +314,6 @@ pub fn unsettled(me: &Member, material: &Material) -> Result<Option<Vec<Listed>>
     } else {
         None
     })
-}
-
-/// The members of etcd that `spec` does not name and that do not answer.
-///
-/// # Errors
-/// When this node's own etcd does not answer.
-pub fn dead_strangers(spec: &ClusterSpec, own: usize, material: &Material) -> Result<Vec<u64>> {
-    let members = material.etcd(vec![client_url(&spec.members[own])])?.members()?;
-    let strangers = members.iter().filter(|member| !join::is_named(spec, &member.name, &member.peer_urls));
-    let dead = strangers.filter(|member| !member.client_urls.iter().any(|endpoint| runs(endpoint, material)));
-    // One that was added a moment ago has told nothing of itself yet: its document is newer than this one.
-    Ok(dead.filter(|member| !member.client_urls.is_empty()).map(|member| member.id).collect())
 }
 
 fn runs(endpoint: &str, material: &Material) -> bool {
