@@ -121,7 +121,11 @@ pub fn count(world: &World) -> Result<(Place, Record)> {
     Ok(counted)
 }
 
-fn count_in(client: &Client, key: &str, own: &Own, on_purpose: bool) -> Result<(Place, Record)> {
+/// As [`count`], for the document `own` in the key `key`; `on_purpose` if a person has given it just now.
+///
+/// # Errors
+/// As [`count`].
+pub fn count_in(client: &Client, key: &str, own: &Own, on_purpose: bool) -> Result<(Place, Record)> {
     let found = client.get(key).context("asking etcd for the newest document")?;
     let record: Option<Record> = match &found {
         Some(found) => Some(serde_json::from_slice(&found.value).with_context(|| format!("reading etcd's key {key}"))?),

@@ -139,6 +139,8 @@ impl Store {
                     Err(error) => return Err(error).context("making etcd forget its history"),
                 }
                 self.compacted = Some(now);
+                // What was not free before may be now.
+                self.defragmented.clear();
             }
             Step::Defragment(member) => {
                 // Whatever comes of it, this member is not asked again at once.
@@ -203,11 +205,15 @@ impl Limits {
         size >= self.quota / 10 * 8
     }
 
-    /// Whether a file of `size` bytes, of which `used` hold something, gives space back: half of it, or under an alarm a
-    /// tenth of the quota.
+    /// Whether a file of `size` bytes, of which `used` hold something, is to give space back: when half of it is free, and
+    /// under an alarm whenever it is nearly full. What is in use is counted at a member's writes, which an alarm stops.
     fn wants_space(&self, size: u64, used: u64, alarm: bool) -> bool {
         let free = size.saturating_sub(used);
-        (size > self.floor && free > size / 2) || (alarm && free >= self.quota / 10)
+        (size > self.floor && free > size / 2) || (alarm && (self.is_full(size) || free >= self.quota / 10))
+    }
+
+    fn is_full(&self, size: u64) -> bool {
+        size >= self.quota / 10 * 9
     }
 }
 
@@ -268,7 +274,9 @@ fn next(view: &View) -> Step {
         view.members.iter().filter(|member| member.sizes.is_none()).map(|member| member.name.as_str()).collect();
     if !silent.is_empty() {
         return match alarm {
-            true => Step::Wait(format!("etcd gets space again when all members answer; not here: {}", silent.join(", "))),
+            true => {
+                Step::Wait(format!("etcd gets space again when all members answer; not here: {}", silent.join(", ")))
+            }
             false => Step::Nothing,
         };
     }
@@ -281,9 +289,10 @@ fn next(view: &View) -> Step {
     }
     let largest = view.members.iter().filter_map(|member| member.sizes).map(|(size, _)| size).max().unwrap_or_default();
     match alarm {
-        true if largest < view.limits.quota / 10 * 9 => Step::Disarm,
+        true if !view.limits.is_full(largest) => Step::Disarm,
         true => Step::Wait(format!(
-            "etcd's keys themselves take {} MiB: find who writes them (etcdctl get --prefix / --keys-only) and delete them",
+            "etcd's keys themselves take up to {} MiB: find who writes them (etcdctl get --prefix / --keys-only) and delete \
+             them; ten minutes later etcd takes writes again",
             mib(used)
         )),
         false => Step::Nothing,
@@ -397,10 +406,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(
-            order,
-            ["defragment pg-2", "defragment pg-3", "hand over to pg-3", "defragment pg-1", "disarm"]
-        );
+        assert_eq!(order, ["defragment pg-2", "defragment pg-3", "hand over to pg-3", "defragment pg-1", "disarm"]);
     }
 
     #[test]
@@ -412,10 +418,11 @@ mod tests {
 
     #[test]
     fn keys_that_fill_the_store_are_a_persons() {
-        let mut full = view(true, vec![standing(1, 1000, 990), standing(2, 1000, 990), standing(3, 1000, 990)]);
+        let full = |id| Standing { rests: true, ..standing(id, 1000, 990) };
+        let mut full = view(true, vec![full(1), full(2), full(3)]);
         full.compacted = true;
         let Step::Wait(why) = next(&full) else { panic!("not waiting") };
-        assert!(why.starts_with("etcd's keys themselves take 990 MiB"), "{why}");
+        assert!(why.starts_with("etcd's keys themselves take up to 990 MiB"), "{why}");
     }
 
     #[test]
@@ -425,7 +432,10 @@ mod tests {
         assert_eq!(next(&corrupt), Step::Nothing);
         let own = Status { db_size: 1000 << 20, ..Status::default() };
         let told = tell(&own, &corrupt.alarms, LIMITS);
-        assert_eq!(told.iter().map(|told| told.key.as_str()).collect::<Vec<_>>(), ["etcd/alarm-nospace", "etcd/alarm-corrupt"]);
+        assert_eq!(
+            told.iter().map(|told| told.key.as_str()).collect::<Vec<_>>(),
+            ["etcd/alarm-nospace", "etcd/alarm-corrupt"]
+        );
         assert!(told.iter().all(|told| told.serious));
     }
 
