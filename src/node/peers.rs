@@ -7,7 +7,7 @@
 
 use super::{
     etcd::{Client, EtcdError, Settings},
-    join::{Listed, Peer, View},
+    former::{Listed, Peer, View},
     pki::AUTHORITY_FILE,
     tls::TlsFiles,
 };

@@ -11,10 +11,12 @@ use super::{
 use crate::{
     node::{
         etcd::{EtcdError, Member},
-        join::is_named,
         log, units,
     },
-    spec::scope::{client_url, peer_url},
+    spec::{
+        ClusterSpec,
+        scope::{client_url, peer_url},
+    },
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -114,7 +116,7 @@ impl Members {
         }
         self.looked = Some(now);
         let strangers: Vec<&Member> =
-            listed.iter().filter(|member| !is_named(&world.node.spec, &member.name, &member.peer_urls)).collect();
+            listed.iter().filter(|member| !is_named(&world.node.spec, member)).collect();
         self.silent.retain(|id, _| strangers.iter().any(|member| member.id == *id));
         for member in strangers {
             if answers(world, member) {
@@ -129,7 +131,7 @@ impl Members {
         Seen {
             id: member.id,
             name: if member.name.is_empty() { format!("{:x}", member.id) } else { member.name.clone() },
-            named: is_named(&world.node.spec, &member.name, &member.peer_urls),
+            named: is_named(&world.node.spec, member),
             started: !member.client_urls.is_empty(),
             silent: self.silent.get(&member.id).map(|since| now.duration_since(*since)),
         }
@@ -260,6 +262,12 @@ impl Outside {
     }
 }
 
+/// Whether the document names the member, by its name or its address. One that it does not name and that does not answer
+/// was taken out of it while it was dead; it costs the cluster a part of what it could lose.
+fn is_named(spec: &ClusterSpec, member: &Member) -> bool {
+    spec.members.iter().any(|known| known.name == member.name || member.peer_urls.contains(&peer_url(known)))
+}
+
 /// The member whose peers reach it there.
 fn own<'a>(listed: &'a [Member], url: &str) -> Option<&'a Member> {
     listed.iter().find(|member| member.peer_urls.iter().any(|known| known == url))
@@ -290,6 +298,7 @@ fn label(listed: &[Member], id: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::samples;
 
     fn member(id: u64) -> Member {
         Member { id, peer_urls: vec![format!("https://10.0.0.1{id}:2380")], ..Member::default() }
@@ -345,6 +354,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_member_is_named_by_its_name_or_its_address() {
+        let spec = samples::three();
+        assert!(is_named(&spec, &Member { name: "pg-2".into(), ..member(9) }));
+        assert!(is_named(&spec, &member(3)));
+        assert!(!is_named(&spec, &Member { name: "pg-7".into(), ..member(7) }));
     }
 
     #[test]
