@@ -14,7 +14,7 @@ use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<ExitCode>);
 
 /// All verbs.
-const VERBS: [Verb; 9] = [
+const VERBS: [Verb; 10] = [
     (member::init_command, member::init),
     (member::status_command, member::status),
     (member::check_command, member::check),
@@ -22,6 +22,7 @@ const VERBS: [Verb; 9] = [
     (member::leave_command, member::leave),
     (member::move_etcd_leader_command, member::move_etcd_leader),
     (member::save_haproxy_state_command, member::save_haproxy_state),
+    (agent::reclone_command, agent::reclone),
     (agent::agent_command, agent::agent),
     (confd::command, confd::run),
 ];

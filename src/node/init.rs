@@ -190,7 +190,7 @@ fn refused(fault: Fault) -> Failure {
 }
 
 /// The major version of the image's PostgreSQL, if it has one.
-fn postgresql_version(manifest: &Manifest) -> Result<Option<u32>> {
+pub(super) fn postgresql_version(manifest: &Manifest) -> Result<Option<u32>> {
     let Some(version) = manifest.parameters.get("postgres_version") else { return Ok(None) };
     let number = version.as_u64().and_then(|version| u32::try_from(version).ok());
     number.map(Some).with_context(|| format!("the image's `postgres_version` is {version}, which is not a version"))

@@ -115,8 +115,7 @@ impl Members {
             self.silent.clear();
         }
         self.looked = Some(now);
-        let strangers: Vec<&Member> =
-            listed.iter().filter(|member| !is_named(&world.node.spec, member)).collect();
+        let strangers: Vec<&Member> = listed.iter().filter(|member| !is_named(&world.node.spec, member)).collect();
         self.silent.retain(|id, _| strangers.iter().any(|member| member.id == *id));
         for member in strangers {
             if answers(world, member) {

@@ -9,17 +9,24 @@
 
 pub mod document;
 pub mod members;
+pub mod patroni;
+pub mod repair;
 pub mod report;
+pub mod sql;
 pub mod store;
+pub mod turn;
 
 use super::{
     etcd::Client,
-    init::Node,
+    init::{self, Node},
     peers::Material,
     progress::{PROGRESS_PATH, Phase, Progress},
     units,
 };
-use crate::spec::{ClusterSpec, Member, scope::client_url};
+use crate::{
+    files::read_text,
+    spec::{ClusterSpec, MANIFEST_PATH, Manifest, Member, scope::client_url},
+};
 use anyhow::{Context as _, Result};
 use report::{Attention, Board, REPORT_PATH, say};
 use std::{
@@ -45,6 +52,8 @@ pub struct World {
     pub material: Material,
     /// This node's own etcd.
     pub etcd: Client,
+    /// The major version of the image's PostgreSQL, if it has one.
+    pub postgresql: Option<u32>,
 }
 
 impl World {
@@ -53,7 +62,10 @@ impl World {
         let material = Material::of_the_node();
         let etcd = material.etcd(vec![client_url(&node.spec.members[node.own])])?;
         let document = document::Own::of(&node.spec)?;
-        Ok(World { node, document, material, etcd })
+        let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
+            .with_context(|| format!("reading {MANIFEST_PATH}"))?;
+        let postgresql = init::postgresql_version(&manifest)?;
+        Ok(World { node, document, material, etcd, postgresql })
     }
 
     /// This node's member.
@@ -91,7 +103,7 @@ pub trait Concern {
 }
 
 fn concerns() -> Vec<Box<dyn Concern>> {
-    vec![Box::new(members::Members::default()), Box::new(store::Store::default())]
+    vec![Box::new(members::Members::default()), Box::new(repair::Repair::default()), Box::new(store::Store::default())]
 }
 
 /// Looks after this node until it is told to end.
