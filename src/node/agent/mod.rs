@@ -7,6 +7,7 @@
 //!
 //! Nothing of the cluster waits for the agent: if it is dead, Patroni, HAProxy's checks and keepalived go on without it.
 
+pub mod disk;
 pub mod document;
 pub mod members;
 pub mod patroni;
