@@ -133,16 +133,32 @@ pub struct SkeletonFile {
 
 impl BaseSpec {
     /// The key under which the layer is kept: everything that it depends on.
-    pub fn key(&self, below: &[StoredLayer]) -> Digest {
-        let mut packages: Vec<_> = self.packages.iter().map(|package| package.original).collect();
+    ///
+    /// # Errors
+    /// When a value has no form in JSON.
+    pub fn key(&self, below: &[StoredLayer]) -> Result<Digest> {
+        // A field that is added must be named here: part of the key, or left out on purpose.
+        let BaseSpec {
+            packages,
+            skeleton,
+            preseed,
+            exclude,
+            include,
+            users,
+            groups,
+            programs,
+            epoch,
+            limit: _,
+            place: _,
+        } = self;
+        let mut packages: Vec<_> = packages.iter().map(|package| package.original).collect();
         packages.sort();
         let key = (
-            (ENGINE, packages, &self.skeleton, &self.preseed, &self.exclude, &self.include),
-            (&self.users, &self.groups, &self.programs, self.epoch),
+            (ENGINE, packages, skeleton, preseed, exclude, include),
+            (users, groups, programs, epoch),
             below.iter().map(|layer| layer.tar).collect::<Vec<_>>(),
         );
-        // Serializing plain values cannot fail.
-        Digest::of(serde_json::to_vec(&key).unwrap_or_default())
+        Digest::of_json(&key).context("computing the key of a base layer")
     }
 
     /// The order in which packages are asked for, by their place in [`BaseSpec::packages`].
@@ -172,7 +188,7 @@ pub fn build(
     spec: &BaseSpec,
     supply: &mut Supply<'_>,
 ) -> Result<(StoredLayer, bool)> {
-    store.memoise(&spec.key(below), || {
+    store.memoise(&spec.key(below)?, || {
         sweep(store, sandbox);
         let scratch = Scratch::new(store, sandbox)?;
         let mut spec = spec.clone();

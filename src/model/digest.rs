@@ -24,6 +24,16 @@ impl Digest {
         hasher.finish()
     }
 
+    /// The digest of `value` as JSON: the key of what was made from it.
+    ///
+    /// # Errors
+    /// When `value` has no form in JSON, such as a map whose keys are not strings.
+    pub fn of_json<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<Digest> {
+        let mut hasher = Sha256::new();
+        serde_json::to_writer(&mut hasher, value)?;
+        Ok(hasher.finish())
+    }
+
     /// The digest of everything that `reader` yields.
     ///
     /// # Errors

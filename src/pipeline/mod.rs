@@ -191,7 +191,7 @@ fn make(context: &BuildContext<'_>, target: &Target) -> Result<Vec<Artifact>> {
         let contents = materials(plan, &layers, Some(planned));
         documents.extend(bills(["disk-spdx", "disk-cyclonedx"], ".disk", &contents)?);
     }
-    documents.insert(0, ("lock", format!("{}.lock.json", plan.name), Lock::of(plan).to_json()));
+    documents.insert(0, ("lock", format!("{}.lock.json", plan.name), Lock::of(plan).to_json()?));
     for (kind, file, text) in documents {
         artifacts.push(write_document(kind, &target.folder.join(file), &text)?);
     }

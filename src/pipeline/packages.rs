@@ -66,7 +66,7 @@ pub fn plan(draft: Draft, access: &Access, store: &Store, progress: &Progress) -
         let request =
             solve::Request { packages, exclude: draft.plan().forbid.clone(), recommends, ..solve::Request::default() };
         let key = (1, releases.digest(), &names, &request.packages, &request.exclude, request.recommends);
-        let key = Digest::of(serde_json::to_vec(&key)?);
+        let key = Digest::of_json(&key)?;
         let (chosen, _) = store.memoise(&key, || {
             let indices = releases.indices(store, &http, progress)?;
             let step = progress.step("resolve", 0, Unit::Items);

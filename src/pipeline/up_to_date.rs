@@ -65,8 +65,8 @@ impl UpToDate {
             .with_context(|| format!("resolving the folder {}", target.folder.display()))?;
         let formats: Vec<&Format> = target.formats.iter().collect();
         let key =
-            (VERSION, base::ENGINE, env!("CARGO_PKG_VERSION"), plan.digest(), formats, target.compression, folder);
-        Ok(UpToDate(Digest::of(serde_json::to_vec(&key)?)))
+            (VERSION, base::ENGINE, env!("CARGO_PKG_VERSION"), plan.digest()?, formats, target.compression, folder);
+        Ok(UpToDate(Digest::of_json(&key)?))
     }
 
     /// The artifacts, if this very build was finished before and nobody has touched them since.

@@ -87,10 +87,13 @@ impl Lock {
     }
 
     /// The lock as its file has it: JSON that people can read and compare.
-    pub fn to_json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+    ///
+    /// # Errors
+    /// When the lock has no form in JSON.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
-        text
+        Ok(text)
     }
 
     /// Reads a lock file; errors call it `name`.

@@ -172,7 +172,10 @@ impl Plan {
     /// The digest that equal plans have: the key under which finished work is remembered.
     ///
     /// Why a package is there changes nothing that is built, and is left out.
-    pub fn digest(&self) -> Digest {
+    ///
+    /// # Errors
+    /// When the plan has no form in JSON.
+    pub fn digest(&self) -> serde_json::Result<Digest> {
         let mut bare = self.clone();
         bare.packages.iter_mut().for_each(|package| package.reason.clear());
         bare.requests.clear();
@@ -180,7 +183,7 @@ impl Plan {
             disk.packages.iter_mut().for_each(|package| package.reason.clear());
             disk.requests.clear();
         }
-        Digest::of(serde_json::to_vec(&bare).unwrap_or_default())
+        Digest::of_json(&bare)
     }
 
     /// The base name of everything that is built: `NAME-ARCH`.

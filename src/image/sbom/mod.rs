@@ -93,7 +93,7 @@ impl Materials {
     fn uuid(&self) -> Result<String> {
         let mut sorted = self.clone();
         sorted.packages.sort();
-        let digest = Digest::of(serde_json::to_vec(&sorted)?);
+        let digest = Digest::of_json(&sorted)?;
         let mut bytes = digest.bytes()[..16].to_vec();
         bytes[6] = bytes[6] & 0x0f | 0x80;
         bytes[8] = bytes[8] & 0x3f | 0x80;

@@ -193,7 +193,7 @@ fn a_killed_build_leaves_nothing_that_the_next_one_minds() {
         for milliseconds in [300, 3000] {
             kill_after(&elsewhere, *user, Duration::from_millis(milliseconds));
             let store = Store::open(&elsewhere.order.store).unwrap();
-            let key = elsewhere.order.spec.key(&[]);
+            let key = elsewhere.order.spec.key(&[]).unwrap();
             assert!(store.action::<StoredLayer>(&key).is_none(), "published by a build that was killed");
         }
         let mut command = elsewhere.command();
