@@ -22,7 +22,7 @@
 //!                 io reexec                                 document exec files poll render    dns log tls
 //!                                                                                              clock
 //! types                                                     model
-//!                                                           error
+//!                                                           error testing
 //! ```
 //!
 //! `rootfs` stands below the rest of the domain because `disk`, `base` and `image` all work on trees.
@@ -94,5 +94,7 @@ pub mod seed;
 pub mod store;
 #[cfg(feature = "builder")]
 pub mod switch;
+#[cfg(test)]
+mod testing;
 #[cfg(feature = "node")]
 pub mod tls;

@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn cleaning_leaves_nothing_for_the_lint() {
-        if !rustix::process::geteuid().is_root() {
+        if !crate::testing::require_root() {
             return;
         }
         let folder = tempfile::tempdir().unwrap();

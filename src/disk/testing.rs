@@ -1,7 +1,7 @@
 //! What this room's tests share: a store, images on disk, and the tools that know the formats.
 
 use super::{Map, Outputs};
-use crate::{exec::Run, model::Digest, rootfs::Content, store::Store};
+use crate::{exec::Run, model::Digest, rootfs::Content, store::Store, testing::require_program};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -62,10 +62,10 @@ pub(super) fn run(words: &str, image: &Path) -> Option<Result<String, String>> {
     let mut words = words.split(' ');
     let name = words.next().unwrap();
     let program = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].map(|folder| Path::new(folder).join(name));
-    let Some(program) = program.into_iter().find(|program| program.exists()) else {
-        println!("skipped: {name} is not installed");
+    if !require_program(name) {
         return None;
-    };
+    }
+    let program = program.into_iter().find(|program| program.exists()).unwrap();
     let arguments = words.map(|word| word.replace("{}", &image.to_string_lossy()));
     let run = Run::new(program).args(arguments).env("LC_ALL", "C.UTF-8").limit(Duration::from_secs(120));
     Some(

@@ -1,7 +1,7 @@
 //! The cluster that scenarios run on, and what they ask of it.
 
 use crate::{
-    support::{Ran, builder, has, has_mirror, shared_store, wait},
+    support::{Ran, builder, has, require_mirror, shared_store, wait},
     writer::Connection,
 };
 use serde_json::Value;
@@ -76,7 +76,7 @@ impl TestCluster {
     pub fn is_possible() -> bool {
         let runner = Runner::wanted();
         let program = if runner == Runner::Docker { "docker" } else { "qemu-system-x86_64" };
-        if !has_mirror() || ![program, "psql", "curl", "openssl"].into_iter().all(has) {
+        if !require_mirror() || ![program, "psql", "curl", "openssl"].into_iter().all(has) {
             return false;
         }
         if runner == Runner::Qemu {

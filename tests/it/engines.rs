@@ -1,5 +1,6 @@
 //! The engines of this machine load what we write.
 
+use crate::testing::require;
 use pgha_image::{
     container_engine::{Engine, Which},
     error::report,
@@ -45,11 +46,11 @@ fn image(folder: &Path, name: &str) -> OciImage {
 
 #[test]
 fn real_engines_load_the_archive() {
-    for which in [Which::Docker, Which::Podman] {
+    for (name, which) in [("docker", Which::Docker), ("podman", Which::Podman)] {
         let engine = match Engine::connect(which) {
             Ok(engine) => engine,
             Err(error) => {
-                println!("skipped: {error}");
+                require(name, false, error);
                 continue;
             }
         };

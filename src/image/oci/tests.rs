@@ -308,8 +308,7 @@ fn a_layer_without_its_directories_is_refused() {
 
 #[test]
 fn skopeo_reads_the_archive_as_both_of_its_kinds() {
-    if Run::new("skopeo").arg("--version").capture().is_err() {
-        println!("skipped: there is no skopeo here");
+    if !crate::testing::require_program("skopeo") {
         return;
     }
     let fixture = fixture();

@@ -24,7 +24,7 @@ pub fn essential(store: &Store) -> Option<Vec<ExpandedDeb>> {
     if !done.exists()
         && let Err(why) = fetch(&folder)
     {
-        super::skip(&format!("the packages of Debian 13 cannot be fetched: {why}"));
+        crate::testing::require("mirror", false, format_args!("the packages of Debian 13 cannot be fetched: {why}"));
         return None;
     }
     fs::write(&done, "").unwrap();

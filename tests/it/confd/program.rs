@@ -57,7 +57,7 @@ fn commands_see_the_staged_file_and_the_file() {
 
 #[test]
 fn owner_and_group_are_set_by_number_and_by_name() {
-    if !rustix::process::geteuid().is_root() {
+    if !crate::testing::require_root() {
         return;
     }
     for (lines, expected) in [
