@@ -42,6 +42,33 @@ impl Civil {
     }
 }
 
+/// A point in time as logs and people want it: `2026-11-27T01:15:00Z`.
+pub fn utc(seconds: i64) -> String {
+    let Civil { year, month, day, hour, minute, second, .. } = Civil::from_unix(seconds, 0);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// The same for a file's name: `20261127T011500Z`.
+pub fn stamp(seconds: i64) -> String {
+    utc(seconds).replace(['-', ':'], "")
+}
+
+/// Reads what [`stamp`] writes.
+pub fn from_stamp(text: &str) -> Option<i64> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let digits = |text: &str, length: usize| text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(date, 8) || !digits(time, 6) {
+        return None;
+    }
+    let number = |text: &str| text.parse::<i64>().ok();
+    let (month, day) = (date[4..6].parse().ok()?, date[6..].parse().ok()?);
+    let days = days_from_civil(number(&date[..4])?, month, day);
+    let seconds = number(&time[..2])? * 3600 + number(&time[2..4])? * 60 + number(&time[4..])?;
+    let read = days * 86_400 + seconds;
+    // A month of 13 or a day of 31 in June is not a time.
+    (stamp(read) == text).then_some(read)
+}
+
 /// Days since 1970-01-01 of a date of the proleptic Gregorian calendar.
 pub fn days_from_civil(year: i64, month: u8, day: u8) -> i64 {
     // Years that begin in March put the leap day last, so that month lengths repeat with period five.
@@ -263,6 +290,16 @@ fn clock_time(text: &str) -> Option<(i64, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stamp_is_read_back_and_nothing_else_is() {
+        assert_eq!(utc(1_795_741_749), "2026-11-27T01:09:09Z");
+        assert_eq!(stamp(1_795_741_749), "20261127T010909Z");
+        assert_eq!(from_stamp("20261127T010909Z"), Some(1_795_741_749));
+        for text in ["", "20261127T010909", "20261327T010909Z", "20260631T010909Z", "2026112\u{660}T010909Z", "x"] {
+            assert_eq!(from_stamp(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn days_and_dates_agree() {

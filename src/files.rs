@@ -1,11 +1,12 @@
-//! Files that appear whole or not at all.
+//! Files that appear whole or not at all, and what is known of a file: that it is there, that it is not, or neither.
 
+use crate::error::UserError;
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeSet,
-    env,
-    fs::{self, File, Permissions},
-    io::{self, Write},
+    env, fmt,
+    fs::{self, File, Metadata, Permissions},
+    io::{self, Read as _, Write},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Mutex,
@@ -189,7 +190,194 @@ pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
-fn sync_folder(folder: &Path) -> Result<()> {
+/// What is known of something on a disk.
+///
+/// An error is not an absence: a damaged inode, a symbolic link to a volume that is not mounted, or a folder that this
+/// process may not look into says nothing about what is there. Who decides by a presence says what happens in each of the
+/// three cases; `exists()` and `is_dir()` do not ask for the third.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence<T> {
+    /// It is there.
+    Present(T),
+    /// It is not there: the system says that there is no such file, or that a folder above it is none.
+    Absent,
+    /// Nobody knows.
+    Unknown(Doubt),
+}
+
+/// Why nobody knows whether something is there: what was looked at, and the error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doubt(String);
+
+impl Doubt {
+    /// A doubt in these words, such as `reading /a/b: Input/output error (os error 5)`.
+    pub fn new(text: impl Into<String>) -> Doubt {
+        Doubt(text.into())
+    }
+
+    fn of(doing: &str, path: &Path, error: &io::Error) -> Doubt {
+        Doubt(format!("{doing} {}: {error}", path.display()))
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<Doubt> for UserError {
+    fn from(doubt: Doubt) -> UserError {
+        UserError::runtime(doubt.0)
+            .hint("nothing is done while it is not known what is there: it is looked at again later")
+    }
+}
+
+impl Presence<Metadata> {
+    /// Whether there is a file, a folder or anything else at `path`, through symbolic links.
+    pub fn of(path: &Path) -> Presence<Metadata> {
+        match fs::symlink_metadata(path) {
+            Ok(found) if !found.is_symlink() => Presence::Present(found),
+            // A link is there; where it leads must be there too. A link that leads nowhere is not an absence: its volume may
+            // not be mounted.
+            Ok(_) => match fs::metadata(path) {
+                Ok(found) => Presence::Present(found),
+                Err(error) => Presence::Unknown(Doubt::of("following the link", path, &error)),
+            },
+            Err(error) if is_absence(&error) => absent_below(path),
+            Err(error) => Presence::Unknown(Doubt::of("looking at", path, &error)),
+        }
+    }
+}
+
+impl Presence<()> {
+    /// Whether the folder at `path` has anything in it; an empty one is absent. `lost+found`, which a file system makes in
+    /// its uppermost folder, is nothing.
+    pub fn of_folder(path: &Path) -> Presence<()> {
+        let read = || -> io::Result<bool> {
+            for entry in fs::read_dir(path)? {
+                if entry?.file_name() != "lost+found" {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        match Presence::of(path) {
+            Presence::Present(found) if !found.is_dir() => {
+                Presence::Unknown(Doubt(format!("{} is not a folder", path.display())))
+            }
+            Presence::Present(_) => match read() {
+                Ok(true) => Presence::Present(()),
+                Ok(false) => Presence::Absent,
+                Err(error) => Presence::Unknown(Doubt::of("reading the folder", path, &error)),
+            },
+            Presence::Absent => Presence::Absent,
+            Presence::Unknown(doubt) => Presence::Unknown(doubt),
+        }
+    }
+}
+
+impl Presence<Vec<u8>> {
+    /// The bytes of the file at `path`, which has no more than `most`.
+    pub fn of_bytes(path: &Path, most: u64) -> Presence<Vec<u8>> {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        match Presence::of(path) {
+            Presence::Present(_) => match read() {
+                Ok(bytes) if bytes.len() as u64 > most => {
+                    Presence::Unknown(Doubt(format!("{} is larger than {most} bytes", path.display())))
+                }
+                Ok(bytes) => Presence::Present(bytes),
+                // It was there a moment ago: somebody is at work on it.
+                Err(error) => Presence::Unknown(Doubt::of("reading", path, &error)),
+            },
+            Presence::Absent => Presence::Absent,
+            Presence::Unknown(doubt) => Presence::Unknown(doubt),
+        }
+    }
+}
+
+impl Presence<String> {
+    /// The text of the file at `path`, which has no more than `most` bytes.
+    pub fn of_text(path: &Path, most: u64) -> Presence<String> {
+        Presence::of_bytes(path, most).and_then(|bytes| match String::from_utf8(bytes) {
+            Ok(text) => Presence::Present(text),
+            Err(_) => Presence::Unknown(Doubt(format!("{} is not UTF-8", path.display()))),
+        })
+    }
+}
+
+impl<T> Presence<T> {
+    /// Whether it is known to be there.
+    pub fn is_present(&self) -> bool {
+        matches!(self, Presence::Present(_))
+    }
+
+    /// Whether it is known not to be there.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Presence::Absent)
+    }
+
+    /// The same of what `change` makes of it.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Presence<U> {
+        self.and_then(|value| Presence::Present(change(value)))
+    }
+
+    /// What `next` finds, if it is there.
+    pub fn and_then<U>(self, next: impl FnOnce(T) -> Presence<U>) -> Presence<U> {
+        match self {
+            Presence::Present(value) => next(value),
+            Presence::Absent => Presence::Absent,
+            Presence::Unknown(doubt) => Presence::Unknown(doubt),
+        }
+    }
+
+    /// It, or `None` if it is not there.
+    ///
+    /// # Errors
+    /// Failed work, to be tried later, when that is not known.
+    pub fn known(self) -> Result<Option<T>, UserError> {
+        match self {
+            Presence::Present(value) => Ok(Some(value)),
+            Presence::Absent => Ok(None),
+            Presence::Unknown(doubt) => Err(doubt.into()),
+        }
+    }
+}
+
+/// Whether the error says that there is no such file, or that what should be a folder above it is none.
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// What it means that there is nothing at `path`: nothing is there, unless a folder above it is a symbolic link that leads
+/// nowhere.
+fn absent_below(path: &Path) -> Presence<Metadata> {
+    let above = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
+    for folder in above {
+        match fs::symlink_metadata(folder) {
+            Ok(found) if found.is_symlink() => {
+                return match fs::metadata(folder) {
+                    Ok(_) => Presence::Absent,
+                    Err(error) => Presence::Unknown(Doubt::of("following the link", folder, &error)),
+                };
+            }
+            Ok(_) => return Presence::Absent,
+            Err(error) if is_absence(&error) => {}
+            Err(error) => return Presence::Unknown(Doubt::of("looking at", folder, &error)),
+        }
+    }
+    Presence::Absent
+}
+
+/// Syncs a folder: what was renamed or made in it is there after a power cut.
+///
+/// # Errors
+/// When the disk is broken.
+pub fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .with_context(|| format!("writing the folder {}", folder.display()))
@@ -217,6 +405,59 @@ mod tests {
         new.publish(&target).unwrap();
         assert_eq!(read_text(&target).unwrap(), "new");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_what_the_system_says_is_not_there_is_absent() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let look = |name: &str| Presence::of(&at(name)).map(drop);
+        fs::write(at("file"), "text").unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        std::os::unix::fs::symlink("folder", at("link")).unwrap();
+        // A volume that is not mounted, and what stands in for a disk that cannot be read: no user can follow it.
+        std::os::unix::fs::symlink("/no/such/volume", at("away")).unwrap();
+        std::os::unix::fs::symlink("loop", at("loop")).unwrap();
+        for name in ["file", "folder", "link"] {
+            assert_eq!(look(name), Presence::Present(()), "{name}");
+        }
+        for name in ["none", "none/below", "file/below", "folder/none", "link/none"] {
+            assert_eq!(look(name), Presence::Absent, "{name}");
+        }
+        for name in ["away", "away/below", "away/below/it", "loop", "loop/below"] {
+            assert!(matches!(look(name), Presence::Unknown(_)), "{name}");
+        }
+        let Err(problem) = look("loop/below").known() else { panic!("known") };
+        assert_eq!(crate::error::kind_of(&problem.into()), crate::error::ErrorKind::Runtime);
+    }
+
+    #[test]
+    fn an_empty_folder_is_absent_and_a_file_is_not_a_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::create_dir_all(at("folder/lost+found")).unwrap();
+        fs::write(at("file"), "text").unwrap();
+        std::os::unix::fs::symlink("loop", at("loop")).unwrap();
+        assert_eq!(Presence::of_folder(&at("folder")), Presence::Absent);
+        assert_eq!(Presence::of_folder(&at("none")), Presence::Absent);
+        assert!(matches!(Presence::of_folder(&at("file")), Presence::Unknown(_)));
+        assert!(matches!(Presence::of_folder(&at("loop")), Presence::Unknown(_)));
+        fs::write(at("folder/.hidden"), "").unwrap();
+        assert_eq!(Presence::of_folder(&at("folder")), Presence::Present(()));
+    }
+
+    #[test]
+    fn a_small_file_is_read_whole_or_not_at_all() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::write(at("file"), "text").unwrap();
+        fs::write(at("bytes"), [0xff]).unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        assert_eq!(Presence::of_text(&at("file"), 4), Presence::Present("text".into()));
+        assert_eq!(Presence::of_text(&at("none"), 4), Presence::Absent);
+        for (name, most) in [("file", 3), ("bytes", 4), ("folder", 4)] {
+            assert!(matches!(Presence::of_text(&at(name), most), Presence::Unknown(_)), "{name}");
+        }
     }
 
     #[test]

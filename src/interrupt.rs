@@ -36,6 +36,18 @@ pub fn leave_the_end_to_the_signal() {
 /// # Errors
 /// When the signals cannot be caught.
 pub fn on_signal(clean_up: impl Fn() -> bool + Send + 'static) -> Result<()> {
+    catch("interrupted: cleaning up", true, clean_up)
+}
+
+/// The same for a program whose children live longer than it: they go on.
+///
+/// # Errors
+/// When the signals cannot be caught.
+pub fn on_signal_alone(clean_up: impl Fn() -> bool + Send + 'static) -> Result<()> {
+    catch("interrupted", false, clean_up)
+}
+
+fn catch(words: &'static str, with_children: bool, clean_up: impl Fn() -> bool + Send + 'static) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
     thread::spawn(move || {
         let mut clean_up = Some(clean_up);
@@ -43,10 +55,12 @@ pub fn on_signal(clean_up: impl Fn() -> bool + Send + 'static) -> Result<()> {
             let status = 128 + signal;
             INTERRUPTED.store(true, Ordering::SeqCst);
             let Some(clean_up) = clean_up.take() else { end(status) };
-            let _ = writeln!(std::io::stderr(), "\ninterrupted: cleaning up");
+            let _ = writeln!(std::io::stderr(), "\n{words}");
             thread::spawn(move || {
                 let deadline = Instant::now() + PATIENCE;
-                end_children();
+                if with_children {
+                    end_children();
+                }
                 // Those that the children had started go a moment after them, and hold on to files until then.
                 while !clean_up() && Instant::now() < deadline {
                     thread::sleep(Duration::from_millis(50));

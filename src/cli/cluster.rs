@@ -2,10 +2,11 @@
 
 use super::print;
 use crate::{
-    cluster::{self, Cluster, DriverKind, Request, StateDir, View},
+    cluster::{self, Care, Cluster, Consent, DriverKind, Lock, Making, Removal, Request, StateDir, View, Wishes},
     document::Document,
     error::UserError,
     files::read_text,
+    interrupt,
     model::{
         Time,
         keys::Keys,
@@ -15,6 +16,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use clap::{Subcommand, ValueEnum};
+use serde::Deserialize;
 use serde_json::json;
 use std::{
     fmt::Write as _,
@@ -24,6 +26,11 @@ use std::{
     process::Command,
     time::Duration,
 };
+
+/// How many nodes a cluster has where nobody says.
+const NODES: usize = 3;
+/// What nodes are made of where nobody says.
+const IMAGE: &str = "ha-postgres";
 
 /// Run clusters on this machine: start nodes, look at them, break them, remove them.
 #[derive(Debug, clap::Args)]
@@ -103,7 +110,7 @@ enum Verb {
         #[arg(short, long)]
         unit: Option<String>,
     },
-    /// Start nodes that were killed or paused.
+    /// Start nodes that were killed or paused; make those that do not exist.
     Start(Nodes),
     /// Cut nodes' power.
     Kill(Chosen),
@@ -124,8 +131,20 @@ enum Verb {
         /// The cluster.
         name: String,
     },
-    /// Replace nodes by new ones with empty disks.
-    Replace(Chosen),
+    /// Replace nodes by new ones with empty disks, which then copy the data from the others.
+    ///
+    /// One node after the other goes, as soon as the others have all that it has: a primary hands over first. Nothing
+    /// goes that may be the last good copy.
+    Replace {
+        #[command(flatten)]
+        chosen: Chosen,
+        /// Replace them at once, as if they were lost: no hand-over, and what nobody else has is lost.
+        #[arg(long)]
+        force: bool,
+        /// How long to wait until a node can go.
+        #[arg(long, value_name = "TIME", default_value = "5m", conflicts_with = "force")]
+        within: Time,
+    },
     /// Change the primary, without losing anything.
     Switchover {
         /// The cluster.
@@ -135,23 +154,50 @@ enum Verb {
         to: Option<String>,
     },
     /// Give every node a changed document: members are added, changed and removed.
+    ///
+    /// A member that goes leaves first and hands over if it is the primary. Nothing goes that may be the last good copy
+    /// of the data.
     Update {
         /// The cluster.
         name: String,
         /// The document; with no secret, it keeps the cluster's.
         spec: PathBuf,
-        /// How long to wait until all is well again.
+        /// How long to wait until members can go, and until all is well again.
         #[arg(long, value_name = "TIME", default_value = "5m")]
         within: Time,
+        /// Remove members even if they cannot leave, do not answer, or may have the last good copy: what nobody else has
+        /// is lost.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Remember a cluster whose state folder is lost: its nodes tell what it is. Nothing is removed or changed.
+    ///
+    /// Containers are found in the engine by their labels. Virtual machines are found in the folder of the cluster's name
+    /// in the state folder (`$XDG_STATE_HOME/pgha-image/clusters/NAME`), where they are, whatever else of it is lost.
+    Adopt {
+        /// The cluster.
+        name: String,
+        /// What new nodes are made of [default: what the others were made of].
+        #[arg(long)]
+        image: Option<String>,
     },
     /// Remove a cluster with its nodes, their data and their network.
+    ///
+    /// Prints what goes. If it was not all made for this state folder, the cluster's name must be typed on the terminal;
+    /// where there is none, nothing goes without --yes or --force.
     Down {
         /// Clusters.
         #[arg(required_unless_present = "all")]
         names: Vec<String>,
-        /// Every cluster.
+        /// Every cluster that is remembered.
         #[arg(long)]
         all: bool,
+        /// Do not ask: remove a cluster that this state folder remembers, also if another user made it.
+        #[arg(long)]
+        yes: bool,
+        /// Do not ask: remove everything that has the cluster's name, whoever made it.
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -163,19 +209,20 @@ struct Up {
     /// The cluster's document.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["nodes", "timing"])]
     spec: Option<PathBuf>,
-    /// How many nodes, where there is no document.
-    #[arg(long, default_value_t = 3)]
-    nodes: usize,
+    /// How many nodes, where there is no document [default: 3].
+    #[arg(long)]
+    nodes: Option<usize>,
     /// The preset of all timers, where there is no document: fast, norm, safe, wide [default: fast; wide where
     /// processors are emulated].
     #[arg(long)]
     timing: Option<String>,
-    /// What runs the nodes.
-    #[arg(long, value_enum, default_value_t = DriverArg::Docker)]
-    driver: DriverArg,
-    /// What nodes are made of: an engine's image; for QEMU, a raw or qcow2 file, or a recipe whose image is in out/.
-    #[arg(long, default_value = "ha-postgres")]
-    image: String,
+    /// What runs the nodes [default: docker].
+    #[arg(long, value_enum)]
+    driver: Option<DriverArg>,
+    /// What nodes are made of: an engine's image; for QEMU, a raw or qcow2 file, or a recipe whose image is in out/
+    /// [default: ha-postgres].
+    #[arg(long)]
+    image: Option<String>,
     /// The most memory for each node, in MiB.
     #[arg(long, value_name = "MIB")]
     memory: Option<u64>,
@@ -242,13 +289,21 @@ impl Args {
             Verb::Env { name, port, node } => environment(&open(&name)?, port, node),
             Verb::Logs { name, nodes, unit } => logs(&open(&name)?, &nodes, unit.as_deref()),
             Verb::Start(Nodes { name, nodes }) => {
+                let progress = Progress::for_people();
+                let lock = Lock::take(&state_dir, &name, "start", &progress)?;
                 let cluster = open(&name)?;
-                cluster.start(&cluster.choose(&nodes)?)
+                start(&cluster, &lock, &cluster.choose(&nodes)?, &progress)
             }
             Verb::Kill(chosen) => each(chosen, |cluster, node| cluster.driver().kill(node)),
             Verb::Pause(chosen) => each(chosen, |cluster, node| cluster.driver().pause(node)),
             Verb::Resume(chosen) => each(chosen, |cluster, node| cluster.driver().resume(node)),
-            Verb::Replace(chosen) => each(chosen, Cluster::replace),
+            Verb::Replace { chosen: Chosen { name, nodes }, force, within } => {
+                let progress = Progress::for_people();
+                let lock = Lock::take(&state_dir, &name, "replace", &progress)?;
+                let cluster = open(&name)?;
+                let care = if force { Care::Forced } else { Care::Within(within.0) };
+                cluster.replace(&lock, &cluster.choose(&nodes)?, care, &progress)
+            }
             Verb::Partition { chosen, wholly } => {
                 let cluster = open(&chosen.name)?;
                 cluster.partition(&cluster.choose(&chosen.nodes)?, wholly)
@@ -261,18 +316,61 @@ impl Args {
                 }
                 print(&cluster.switchover(to.as_deref())?)
             }
-            Verb::Update { name, spec, within } => {
+            Verb::Update { name, spec, within, force } => {
                 let progress = Progress::for_people();
+                let lock = Lock::take(&state_dir, &name, "update", &progress)?;
                 let mut cluster = open(&name)?;
-                cluster.update(Document::new(spec.display().to_string(), read_text(&spec)?))?;
+                let document = Document::new(spec.display().to_string(), read_text(&spec)?);
+                let care = if force { Care::Forced } else { Care::Within(within.0) };
+                cluster.update(&lock, document, care, &progress)?;
+                drop(lock);
                 print(&cluster::table(&cluster.wait_ready(within.0, &progress)?))
             }
-            Verb::Down { names, all } => {
+            Verb::Adopt { name, image } => {
+                let progress = Progress::for_people();
+                let lock = Lock::take(&state_dir, &name, "adopt", &progress)?;
+                let cluster = cluster::adopt(&state_dir, &lock, &name, image.as_deref(), &progress)?;
+                print(&describe(&cluster, &cluster.views()?)?)
+            }
+            Verb::Down { names, all, yes, force } => {
                 let names = if all { state_dir.names()? } else { names };
-                names.iter().try_for_each(|name| open(name)?.down())
+                names.iter().try_for_each(|name| down(&state_dir, name, yes, force))
             }
         }
     }
+}
+
+/// Starts nodes, and tells which had to be made.
+fn start(cluster: &Cluster, lock: &Lock, nodes: &[String], progress: &Progress) -> Result<()> {
+    let made = cluster.start(lock, nodes)?;
+    if !made.is_empty() {
+        progress.note(&format!("{} did not exist: made, with an empty disk", made.join(", ")));
+    }
+    Ok(())
+}
+
+fn down(state_dir: &StateDir, name: &str, yes: bool, force: bool) -> Result<()> {
+    let progress = Progress::for_people();
+    let lock = Lock::take(state_dir, name, "down", &progress)?;
+    let removal = Removal::look(state_dir, &lock, name)?;
+    print(&removal.to_string())?;
+    let agreed = match removal.consent() {
+        Consent::NotNeeded => true,
+        Consent::Needed => yes || force,
+        Consent::Forceful => force,
+    };
+    if !agreed {
+        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return Err(removal.unanswered().into());
+        }
+        let _ = write!(std::io::stderr(), "{}", removal.question());
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).context("reading the answer")?;
+        if answer.trim() != name {
+            return Err(UserError::usage(format!("`{name}` was not removed: the answer was not its name")).into());
+        }
+    }
+    removal.carry_out(force)
 }
 
 impl Up {
@@ -282,19 +380,38 @@ impl Up {
             Some(path) => Some(Document::new(path.display().to_string(), read_text(path)?)),
             None => None,
         };
-        let cluster = if document.is_none() && state_dir.has(&self.name) {
-            Cluster::open(state_dir, &self.name)?
+        let name = match &document {
+            Some(document) => document.parse::<Named>()?.cluster,
+            None => self.name.clone(),
+        };
+        let making = Making::default();
+        let (end, called) = (making.clone(), name.clone());
+        interrupt::on_signal_alone(move || tell_end(&end, &called))?;
+        let lock = Lock::take(state_dir, &name, "up", &progress)?;
+        let wishes = Wishes {
+            document,
+            nodes: self.nodes,
+            timing: self.timing,
+            driver: self.driver.map(DriverKind::from),
+            image: self.image,
+            memory: self.memory.map(|mib| mib << 20),
+        };
+        let cluster = if state_dir.has(&name)? {
+            let cluster = Cluster::open(state_dir, &name)?;
+            cluster.refuse_others(&wishes)?;
+            making.is_whole()?;
+            cluster
         } else {
             let request = Request {
-                document,
-                name: self.name,
-                nodes: self.nodes,
-                timing: self.timing,
-                driver: self.driver.into(),
-                image: self.image,
-                memory: self.memory.map(|mib| mib << 20),
+                document: wishes.document,
+                name,
+                nodes: wishes.nodes.unwrap_or(NODES),
+                timing: wishes.timing,
+                driver: wishes.driver.unwrap_or(DriverKind::Docker),
+                image: wishes.image.unwrap_or_else(|| IMAGE.to_owned()),
+                memory: wishes.memory,
             };
-            Cluster::create(state_dir, request)?
+            Cluster::create(state_dir, &lock, request, &making)?
         };
         for warning in cluster.seeds().warnings.iter().chain(&cluster.driver().warning()) {
             progress.warn(warning);
@@ -302,10 +419,31 @@ impl Up {
         if self.no_start {
             return print(&cluster::table(&cluster.views()?));
         }
-        cluster.start(&cluster.nodes())?;
+        start(&cluster, &lock, &cluster.nodes(), &progress)?;
+        drop(lock);
         let views = cluster.wait_ready(self.within.0, &progress)?;
         print(&describe(&cluster, &views)?)
     }
+}
+
+/// As much of a document as says whose it is.
+#[derive(Deserialize)]
+struct Named {
+    cluster: String,
+}
+
+/// Ends a call of `up`: whether all is clean.
+fn tell_end(making: &Making, name: &str) -> bool {
+    let words = match making.end() {
+        Ok(true) => format!(
+            "the cluster `{name}` is there, and its nodes go on: see `pgha-image cluster status {name}`; remove it with \
+             `pgha-image cluster down {name}`"
+        ),
+        Ok(false) => "nothing of the cluster is left".to_owned(),
+        Err(error) => format!("{error:#}\nremove the rest with `pgha-image cluster down {name}`"),
+    };
+    let _ = writeln!(std::io::stderr(), "{words}");
+    true
 }
 
 fn list(state_dir: &StateDir, as_json: bool) -> Result<()> {
@@ -361,7 +499,7 @@ fn describe(cluster: &Cluster, views: &[View]) -> Result<String> {
 fn exec(cluster: &Cluster, node: &str, command: &[String], within: Duration) -> Result<()> {
     cluster.choose(std::slice::from_ref(&node.to_owned()))?;
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    if terminal && let Some((program, arguments)) = cluster.driver().interactive(node, command) {
+    if terminal && let Some((program, arguments)) = cluster.driver().interactive(node, command)? {
         let error = Command::new(&program).args(arguments).exec();
         return Err(error).with_context(|| format!("running {program}, which gives the command this terminal"));
     }

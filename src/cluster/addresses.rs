@@ -54,6 +54,12 @@ fn plus(address: IpAddr, number: u32) -> IpAddr {
     }
 }
 
+/// Whether two networks share an address; a text that is not a network shares none.
+pub fn overlap(one: &str, other: &str) -> bool {
+    let (Ok(one), Ok(other)) = (one.parse::<Network>(), other.parse::<Network>()) else { return false };
+    one.contains(other.address) || other.contains(one.address)
+}
+
 /// A document for a cluster `name` of `nodes` nodes, in a network that is none of `taken`.
 ///
 /// # Errors
@@ -63,12 +69,11 @@ pub fn document(name: &str, nodes: usize, timing: &str, taken: &[String]) -> Res
         return Err(UserError::usage(format!("a cluster of {nodes} nodes cannot be made")).hint("give 1 to 9").into());
     }
     let [a, b] = RANGE;
-    // Other networks may be larger or smaller: neither may hold the other's first address.
-    let taken: Vec<Network> = taken.iter().filter_map(|network| network.parse().ok()).collect();
+    // Other networks may be larger or smaller.
     let free = (0..=255u8)
-        .map(|c| Network { address: Ipv4Addr::new(a, b, c, 0).into(), prefix: PREFIX })
-        .find(|own| taken.iter().all(|other| !other.contains(own.address) && !own.contains(other.address)));
-    let Some(Network { address: IpAddr::V4(base), .. }) = free else {
+        .map(|c| Ipv4Addr::new(a, b, c, 0))
+        .find(|base| taken.iter().all(|other| !overlap(other, &format!("{base}/{PREFIX}"))));
+    let Some(base) = free else {
         return Err(UserError::runtime(format!("no network {a}.{b}.x.0/{PREFIX} is free"))
             .hint("remove a cluster that is not needed: pgha-image cluster down NAME")
             .into());

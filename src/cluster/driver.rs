@@ -1,5 +1,6 @@
 //! Where a cluster's nodes run, and what can be done to them there.
 
+use super::owner::Title;
 use crate::{container_engine::Executed, seed::Seed};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,53 @@ impl fmt::Display for PowerState {
     }
 }
 
+/// What came of preparing a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prepared {
+    /// It is there.
+    Ready,
+    /// Its addresses are another network's, and nothing was made.
+    Taken,
+}
+
+/// What a thing is that goes with a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThingKind {
+    /// A container with its volumes.
+    Container,
+    /// A virtual machine with its disk.
+    Machine,
+    /// A network.
+    Network,
+}
+
+impl fmt::Display for ThingKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ThingKind::Container => "container",
+            ThingKind::Machine => "machine",
+            ThingKind::Network => "network",
+        })
+    }
+}
+
+/// One thing that has the name of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Thing {
+    /// What it is.
+    pub kind: ThingKind,
+    /// The engine's own id for it, or its path.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Whose it is.
+    pub title: Title,
+    /// How it stands, and what it has.
+    pub about: String,
+    /// Who made it, and when.
+    pub made: String,
+}
+
 /// One end of a link that can be cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peer {
@@ -88,11 +136,17 @@ pub enum Peer {
 
 /// What runs nodes. Every function returns when its work is done; nodes go on when the program ends.
 pub trait Driver: fmt::Debug {
-    /// Makes what nodes share. What is there already stays as it is.
+    /// Refuses if there is anything that has the name of a cluster to be made.
     ///
     /// # Errors
-    /// When the driver's programs are missing, or addresses are taken.
-    fn prepare(&self) -> Result<()>;
+    /// A wrong request when there is, with whose it is and the ways out; when it cannot be told.
+    fn vacant(&self) -> Result<()>;
+
+    /// Makes what the nodes of a new cluster share.
+    ///
+    /// # Errors
+    /// When the driver's programs are missing, or somebody else takes the name at this moment.
+    fn prepare(&self) -> Result<Prepared>;
 
     /// Makes a node with an empty disk, switched off.
     ///
@@ -143,7 +197,10 @@ pub trait Driver: fmt::Debug {
     fn exec(&self, node: &str, command: &[String], input: &[u8], within: Duration) -> Result<Executed>;
 
     /// The program and its arguments that run `command` in a node on this terminal; `None` if the driver cannot.
-    fn interactive(&self, node: &str, command: &[String]) -> Option<(String, Vec<String>)>;
+    ///
+    /// # Errors
+    /// When the node does not exist.
+    fn interactive(&self, node: &str, command: &[String]) -> Result<Option<(String, Vec<String>)>>;
 
     /// What the node has written to its console.
     ///
@@ -185,9 +242,27 @@ pub trait Driver: fmt::Debug {
         None
     }
 
-    /// Removes everything of the cluster, also of one that was half made.
+    /// Everything that has the cluster's name.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    fn things(&self) -> Result<Vec<Thing>>;
+
+    /// How much data a thing has, in bytes, if that can be told within `within`.
+    fn measure(&self, thing: &Thing, within: Duration) -> Option<u64>;
+
+    /// Removes `things`, which [`Driver::things`] has told, with their data.
     ///
     /// # Errors
     /// When something stays.
-    fn remove(&self) -> Result<()>;
+    fn discard(&self, things: &[Thing]) -> Result<()>;
+
+    /// Removes everything that is the cluster's, also of one that was half made, and nothing else.
+    ///
+    /// # Errors
+    /// When something stays.
+    fn remove(&self) -> Result<()> {
+        let things: Vec<Thing> = self.things()?.into_iter().filter(|thing| thing.title != Title::Foreign).collect();
+        self.discard(&things)
+    }
 }

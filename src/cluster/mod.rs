@@ -2,27 +2,42 @@
 //!
 //! A [`Cluster`] is a document, the nodes that it names, and the [`Driver`] that runs them. It is remembered on a
 //! [`StateDir`] between runs of the program; the nodes themselves need no supervisor.
+//!
+//! Data come first. A call removes only what it made itself, or what provably is the cluster's of its state directory (`owner.rs`);
+//! a node goes with its disk only if other nodes have all that it has (`copies.rs`); whoever wants it otherwise says so.
 
 mod addresses;
+mod adopt;
+mod change;
+mod copies;
+mod create;
 mod docker;
+mod down;
 mod driver;
+mod lock;
+mod owner;
 mod qemu;
 mod record;
 mod view;
 
-pub use driver::{ClusterNetwork, Driver, DriverKind, NodePlan, Peer, PowerState};
+pub use adopt::adopt;
+pub use change::Care;
+pub use create::{Making, Request, Wishes};
+pub use down::{Consent, Removal};
+pub use driver::{ClusterNetwork, Driver, DriverKind, NodePlan, Peer, PowerState, Prepared, Thing, ThingKind};
+pub use lock::Lock;
+pub use owner::{Claim, Owner, Title};
 pub use record::{Record, StateDir};
 pub use view::{NodeStatus, Postgresql, View, problem, table};
 
 use crate::{
-    container_engine::{Executed, Which},
+    container_engine::{Engine, Executed, Which},
     document::Document,
     error::UserError,
-    machine::{Accel, Qemu},
-    model::{ClusterSpec, DOCUMENT_PATH, keys::Keys, scope::TLS_PATH},
+    model::{ClusterSpec, scope::TLS_PATH},
     poll::PollInterval,
     progress::{Progress, Style, Unit},
-    seed::{Addressing, Extras, Seeds, with_secret},
+    seed::{Addressing, Extras, Seeds},
 };
 use anyhow::{Context as _, Result};
 use docker::Docker;
@@ -41,26 +56,6 @@ const STATUS_WITHIN: Duration = Duration::from_secs(20);
 /// How long a node may take to carry out a request.
 const REQUEST_WITHIN: Duration = Duration::from_secs(120);
 
-/// What a new cluster shall be.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// Its document; with no secret, it gets one. Without a document, it is one of `nodes` nodes with the name `name`.
-    pub document: Option<Document>,
-    /// Its name, where there is no document.
-    pub name: String,
-    /// How many nodes, where there is no document.
-    pub nodes: usize,
-    /// The timers' preset, where there is no document; without it, `fast`, or `wide` where processors are emulated, which
-    /// have no time for the checks of others.
-    pub timing: Option<String>,
-    /// What runs its nodes.
-    pub driver: DriverKind,
-    /// What they are made of.
-    pub image: String,
-    /// The most memory that each may use, in bytes.
-    pub memory: Option<u64>,
-}
-
 /// A cluster.
 #[derive(Debug)]
 pub struct Cluster {
@@ -71,66 +66,6 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Makes a cluster's network and nodes, all switched off.
-    ///
-    /// # Errors
-    /// A wrong request when there is one of this name already or the document is wrong; failed work when the driver
-    /// cannot. Nothing of it is left then.
-    pub fn create(state_dir: &StateDir, request: Request) -> Result<Cluster> {
-        let document = match request.document {
-            Some(document) => document,
-            None => {
-                let taken = match request.driver {
-                    DriverKind::Docker => Docker::taken_subnets(Which::Auto)?,
-                    // Its networks are known to their own switches only.
-                    DriverKind::Qemu => Vec::new(),
-                };
-                let usual = match request.driver {
-                    DriverKind::Qemu if Accel::probe(&Qemu::find()?)?.accel == Accel::Tcg => "wide",
-                    _ => "fast",
-                };
-                let timing = request.timing.as_deref().unwrap_or(usual);
-                addresses::document(&request.name, request.nodes, timing, &taken)?
-            }
-        };
-        let (document, _) = with_secret(document, None)?;
-        let seeds = seeds_of(request.driver, document)?;
-        if state_dir.has(&seeds.spec.cluster) {
-            let name = &seeds.spec.cluster;
-            return Err(UserError::usage(format!("there is a cluster `{name}` already"))
-                .hint(format!(
-                    "go on with it: pgha-image cluster status {name}; or remove it: pgha-image cluster down {name}"
-                ))
-                .into());
-        }
-        let record = Record {
-            schema: 1,
-            driver: request.driver,
-            image: match request.driver {
-                DriverKind::Docker => request.image,
-                DriverKind::Qemu => QemuDriver::find_image(&request.image)?,
-            },
-            memory: request.memory,
-            network: addresses::cluster_network(&seeds.spec)?,
-        };
-        let driver = driver_of(state_dir, &record)?;
-        let cluster = Cluster { state_dir: state_dir.clone(), record, seeds, driver };
-        let made = cluster.make();
-        if made.is_err() {
-            // The first error is the one to tell.
-            let _ = cluster.driver.remove();
-        }
-        made.map(|()| cluster)
-    }
-
-    fn make(&self) -> Result<()> {
-        self.driver.prepare()?;
-        for own in 0..self.seeds.spec.members.len() {
-            self.driver.create(&self.plan(own))?;
-        }
-        self.state_dir.store(&self.record, &self.seeds.document)
-    }
-
     /// Opens the cluster `name`.
     ///
     /// # Errors
@@ -138,7 +73,7 @@ impl Cluster {
     pub fn open(state_dir: &StateDir, name: &str) -> Result<Cluster> {
         let (record, document) = state_dir.load(name)?;
         let seeds = seeds_of(record.driver, document)?;
-        let driver = driver_of(state_dir, &record)?;
+        let driver = driver_of(state_dir, &record, &seeds)?;
         Ok(Cluster { state_dir: state_dir.clone(), record, seeds, driver })
     }
 
@@ -184,11 +119,12 @@ impl Cluster {
         }
     }
 
-    /// Switches on those of `nodes` that are off.
+    /// Switches on those of `nodes` that are off. Returns the names of those that did not exist and were made.
     ///
     /// # Errors
     /// When one cannot run.
-    pub fn start(&self, nodes: &[String]) -> Result<()> {
+    pub fn start(&self, _: &Lock, nodes: &[String]) -> Result<Vec<String>> {
+        let mut made = Vec::new();
         for node in nodes {
             match self.driver.power(node)? {
                 PowerState::Off => self.driver.start(node)?,
@@ -196,28 +132,18 @@ impl Cluster {
                     let own = self.index(node)?;
                     self.driver.create(&self.plan(own))?;
                     self.driver.start(node)?;
+                    made.push(node.clone());
                 }
                 PowerState::Paused => self.driver.resume(node)?,
                 PowerState::On => {}
             }
         }
-        Ok(())
+        Ok(made)
     }
 
     fn index(&self, node: &str) -> Result<usize> {
         let found = self.seeds.spec.members.iter().position(|member| member.name == node);
         found.with_context(|| format!("the cluster has no node {node}"))
-    }
-
-    /// Replaces a node by a new one with the same name and address, and an empty disk.
-    ///
-    /// # Errors
-    /// When the driver cannot.
-    pub fn replace(&self, node: &str) -> Result<()> {
-        let own = self.index(node)?;
-        self.driver.destroy(node)?;
-        self.driver.create(&self.plan(own))?;
-        self.driver.start(node)
     }
 
     /// How one node stands.
@@ -386,73 +312,6 @@ impl Cluster {
             .into())
     }
 
-    /// Gives every node a changed document: new members are made and started, members that are gone leave and are
-    /// removed, all others take up the change.
-    ///
-    /// # Errors
-    /// A wrong request when the document is another cluster's or wrong; failed work when a node cannot take it. The same
-    /// update may be given again then.
-    pub fn update(&mut self, document: Document) -> Result<()> {
-        let (document, _) = with_secret(document, Some(&self.seeds.document))?;
-        let seeds = Seeds::new(document, self.seeds.extras.clone())?;
-        let ours = Keys::new(&self.seeds.spec).identity() == Keys::new(&seeds.spec).identity();
-        if seeds.spec.cluster != self.seeds.spec.cluster || !ours {
-            return Err(UserError::usage(format!(
-                "the document is not that of the cluster `{}`: its name and its secret cannot change",
-                self.seeds.spec.cluster
-            ))
-            .into());
-        }
-        let network = addresses::cluster_network(&seeds.spec)?;
-        if network.subnet != self.record.network.subnet {
-            return Err(UserError::usage("the document's members lie in another network than the cluster's").into());
-        }
-        // Whoever goes is gone before the new document is remembered: if one cannot leave, the same update can be given
-        // again, and no node runs that nobody knows of.
-        let now = names(&seeds.spec);
-        for node in self.nodes().iter().filter(|node| !now.contains(node)) {
-            if self.driver.power(node)? == PowerState::On {
-                let command = ["pgha-node", "leave"].map(str::to_owned);
-                let done = self.driver.exec(node, &command, &[], self.driver.patience(REQUEST_WITHIN))?;
-                anyhow::ensure!(
-                    done.status == 0,
-                    "{node} cannot leave: {}",
-                    String::from_utf8_lossy(&done.stderr).trim()
-                );
-            }
-            self.driver.destroy(node)?;
-        }
-        self.seeds = seeds;
-        self.state_dir.store(&self.record, &self.seeds.document)?;
-        let mut absent = Vec::new();
-        for node in now {
-            match self.driver.power(&node)? {
-                PowerState::On => {}
-                PowerState::Absent => {
-                    absent.push(node);
-                    continue;
-                }
-                PowerState::Off | PowerState::Paused => continue,
-            }
-            let script = format!(
-                "cat > {DOCUMENT_PATH}.new && chmod 600 {DOCUMENT_PATH}.new && mv {DOCUMENT_PATH}.new {DOCUMENT_PATH} && pgha-node init"
-            );
-            let command = ["sh", "-c", &script].map(str::to_owned);
-            let done = self.driver.exec(
-                &node,
-                &command,
-                self.seeds.document.text.as_bytes(),
-                self.driver.patience(REQUEST_WITHIN),
-            )?;
-            anyhow::ensure!(
-                done.status == 0,
-                "{node} cannot take the document up: {}",
-                String::from_utf8_lossy(&done.stderr).trim()
-            );
-        }
-        self.start(&absent)
-    }
-
     /// The certificate of the cluster's authority, as a file of this machine.
     ///
     /// # Errors
@@ -468,15 +327,6 @@ impl Cluster {
         let done = self.exec(&node, &command, &[], STATUS_WITHIN)?;
         anyhow::ensure!(done.status == 0, "{node} has no certificate of the authority yet");
         self.state_dir.put(&self.seeds.spec.cluster, AUTHORITY, &String::from_utf8_lossy(&done.stdout))
-    }
-
-    /// Removes everything of the cluster.
-    ///
-    /// # Errors
-    /// When something stays.
-    pub fn down(self) -> Result<()> {
-        self.driver.remove()?;
-        self.state_dir.forget(&self.seeds.spec.cluster)
     }
 }
 
@@ -498,10 +348,13 @@ fn seeds_of(driver: DriverKind, document: Document) -> Result<Seeds> {
     Ok(seeds)
 }
 
-fn driver_of(state_dir: &StateDir, record: &Record) -> Result<Box<dyn Driver>> {
+fn driver_of(state_dir: &StateDir, record: &Record, seeds: &Seeds) -> Result<Box<dyn Driver>> {
     let network = record.network.clone();
     Ok(match record.driver {
-        DriverKind::Docker => Box::new(Docker::new(Which::Auto, network, &record.image, record.memory)?),
+        DriverKind::Docker => {
+            let claim = Claim::new(state_dir, record, seeds);
+            Box::new(Docker::new(Engine::connect(Which::Auto)?, network, &record.image, record.memory, claim))
+        }
         DriverKind::Qemu => {
             Box::new(QemuDriver::new(&state_dir.folder(&network.cluster), network, &record.image, record.memory))
         }

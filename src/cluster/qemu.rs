@@ -4,7 +4,11 @@
 //! switch shall be is kept in `network.json`, so that one that was lost (the host was switched off) comes back with the
 //! same ports of the host.
 
-use super::driver::{ClusterNetwork, Driver, NodePlan, Peer, PowerState};
+use super::{
+    driver::{ClusterNetwork, Driver, NodePlan, Peer, PowerState, Prepared, Thing, ThingKind},
+    owner::Title,
+    record::is_there,
+};
 use crate::{
     container_engine::Executed,
     error::UserError,
@@ -24,7 +28,7 @@ use std::{
     fs,
     io::{ErrorKind, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -33,8 +37,15 @@ use std::{
 const MEMORY: u64 = 1 << 30;
 /// The size of a node's disk, in bytes, unless the image's is larger; it takes no more room than what is written to it.
 const DISK: u64 = 20 << 30;
+/// The folder of machines and their network, in the cluster's own.
+const FOLDER: &str = "qemu";
 const CONTROL: &str = "switch.sock";
 const NETWORK: &str = "network.json";
+/// What a machine's folder has when a machine was made there, and its disk.
+const MACHINE: &str = "machine.json";
+const DISK_FILE: &str = "disk.qcow2";
+/// A second name of a machine's image, in the machine's folder.
+const IMAGE: &str = "image";
 
 /// The driver.
 #[derive(Debug)]
@@ -60,7 +71,7 @@ impl QemuDriver {
     /// a recipe whose image is in `out/`, each with `memory` bytes.
     pub fn new(folder: &Path, network: ClusterNetwork, image: &str, memory: Option<u64>) -> QemuDriver {
         QemuDriver {
-            folder: folder.join("qemu"),
+            folder: folder.join(FOLDER),
             network,
             image: image.into(),
             memory: memory.unwrap_or(MEMORY),
@@ -97,11 +108,7 @@ impl QemuDriver {
     }
 
     fn kept(&self) -> Result<Option<Kept>> {
-        let path = self.folder.join(NETWORK);
-        if !path.exists() {
-            return Ok(None);
-        }
-        serde_json::from_str(&read_text(&path)?).map(Some).with_context(|| format!("reading {}", path.display()))
+        kept(&self.folder)
     }
 
     fn keep(&self, kept: &Kept) -> Result<()> {
@@ -151,6 +158,53 @@ impl QemuDriver {
     }
 }
 
+fn kept(folder: &Path) -> Result<Option<Kept>> {
+    let path = folder.join(NETWORK);
+    if !is_there(&path)? {
+        return Ok(None);
+    }
+    serde_json::from_str(&read_text(&path)?).map(Some).with_context(|| format!("reading {}", path.display()))
+}
+
+/// What the machines in a cluster's folder tell of their cluster.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The host's own address in their network.
+    pub gateway: IpAddr,
+    /// The length of the network's prefix, in bits.
+    pub prefix: u8,
+    /// The machines, by their nodes' names.
+    pub nodes: Vec<String>,
+    /// The image of a machine, if it still has it.
+    pub image: Option<PathBuf>,
+    /// A machine's memory, in bytes.
+    pub memory: Option<u64>,
+}
+
+/// Looks for machines in the folder `folder` of a cluster; `None` if there never were any.
+///
+/// # Errors
+/// When that cannot be told, or what is there cannot be read.
+pub fn found(folder: &Path) -> Result<Option<Found>> {
+    let folder = folder.join(FOLDER);
+    if !is_there(&folder)? {
+        return Ok(None);
+    }
+    let kept = kept(&folder)?.with_context(|| format!("{} has no {NETWORK}", folder.display()))?;
+    let (gateway, prefix) = (kept.switch.gateway, kept.switch.prefix);
+    let mut found = Found { gateway, prefix, nodes: Vec::new(), image: None, memory: None };
+    for node in kept.addresses.into_keys() {
+        let place = folder.join(&node);
+        if is_there(&place.join(MACHINE))? {
+            found.memory = Some(MachineSpec::load(&place)?.memory << 20);
+            let image = place.join(IMAGE);
+            found.image = if is_there(&image)? { Some(image) } else { found.image };
+            found.nodes.push(node);
+        }
+    }
+    Ok(Some(found))
+}
+
 /// Forwards from free ports of the host to all ports of `address` that a node serves.
 fn forwards(address: IpAddr) -> impl Iterator<Item = Forward> {
     let host = (Ipv4Addr::LOCALHOST, 0).into();
@@ -158,23 +212,36 @@ fn forwards(address: IpAddr) -> impl Iterator<Item = Forward> {
 }
 
 impl Driver for QemuDriver {
-    fn prepare(&self) -> Result<()> {
+    fn vacant(&self) -> Result<()> {
+        if is_there(&self.folder)? {
+            let cluster = &self.network.cluster;
+            let message = format!("{} has machines of a cluster whose record is lost", self.folder.display());
+            return Err(UserError::usage(message)
+                .hint(format!(
+                    "take another name; or, if it is needed: pgha-image cluster adopt {cluster}; or else: pgha-image \
+                     cluster down {cluster}"
+                ))
+                .into());
+        }
+        Ok(())
+    }
+
+    fn prepare(&self) -> Result<Prepared> {
         Qemu::find()?;
         DiskImage::open(&self.image)?;
         let making = || format!("making the folder {}", self.folder.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).with_context(making)?;
-        if self.kept()?.is_none() {
-            let (_, prefix) = self.network.subnet.split_once('/').context("the subnet has a prefix")?;
-            let switch = SwitchSpec {
-                control: self.control(),
-                gateway: self.network.gateway,
-                prefix: prefix.parse().context("reading the subnet's prefix")?,
-                ports: Vec::new(),
-                forwards: self.network.vip.into_iter().flat_map(forwards).collect(),
-            };
-            self.keep(&Kept { switch, addresses: BTreeMap::new() })?;
-        }
-        self.switch().map(drop)
+        let (_, prefix) = self.network.subnet.split_once('/').context("the subnet has a prefix")?;
+        let switch = SwitchSpec {
+            control: self.control(),
+            gateway: self.network.gateway,
+            prefix: prefix.parse().context("reading the subnet's prefix")?,
+            ports: Vec::new(),
+            forwards: self.network.vip.into_iter().flat_map(forwards).collect(),
+        };
+        self.keep(&Kept { switch, addresses: BTreeMap::new() })?;
+        self.switch()?;
+        Ok(Prepared::Ready)
     }
 
     fn create(&self, node: &NodePlan) -> Result<()> {
@@ -196,6 +263,15 @@ impl Driver for QemuDriver {
             console: Console::Log,
         };
         let place = self.place(&node.name);
+        if is_there(&place.join(DISK_FILE))? {
+            let (cluster, node) = (&self.network.cluster, &node.name);
+            return Err(UserError::runtime(format!("{} has a disk, but no {MACHINE}", place.display()))
+                .hint(format!(
+                    "a call that made the machine was cut off, or the file is lost: keep the disk, or replace the node: \
+                     pgha-image cluster replace {cluster} {node} --force"
+                ))
+                .into());
+        }
         config.prepare(accel, &place)?;
         let switch = self.switch()?;
         let port = PortSpec { name: node.name.clone(), folder: place };
@@ -245,7 +321,7 @@ impl Driver for QemuDriver {
 
     fn power(&self, node: &str) -> Result<PowerState> {
         let place = self.place(node);
-        if !MachineSpec::is_in(&place) {
+        if !is_there(&place.join(MACHINE))? {
             return Ok(PowerState::Absent);
         }
         let Some(machine) = Machine::open(&place)? else { return Ok(PowerState::Off) };
@@ -259,8 +335,8 @@ impl Driver for QemuDriver {
         Ok(Executed { status: ended.status.into(), stdout: ended.stdout, stderr: ended.stderr })
     }
 
-    fn interactive(&self, _: &str, _: &[String]) -> Option<(String, Vec<String>)> {
-        None
+    fn interactive(&self, _: &str, _: &[String]) -> Result<Option<(String, Vec<String>)>> {
+        Ok(None)
     }
 
     fn console(&self, node: &str) -> Result<String> {
@@ -297,19 +373,52 @@ impl Driver for QemuDriver {
         self.network.vip.map_or(Ok(None), |vip| self.reached((vip, port).into()))
     }
 
-    fn remove(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            if let Some(machine) = Machine::open(&entry.path())? {
+    /// All of it is in the cluster's own folder, so it is the cluster's.
+    fn things(&self) -> Result<Vec<Thing>> {
+        if !is_there(&self.folder)? {
+            return Ok(Vec::new());
+        }
+        let thing = |kind, path: &Path, name: &str, about: String| Thing {
+            kind,
+            id: path.display().to_string(),
+            name: name.to_owned(),
+            title: Title::Mine,
+            about,
+            made: format!("in {}", self.folder.display()),
+        };
+        let mut things = Vec::new();
+        for place in machines(&self.folder)? {
+            let state = if Machine::open(&place)?.is_some() { " (running)" } else { " (off)" };
+            let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            things.push(thing(ThingKind::Machine, &place, &name, state.to_owned()));
+        }
+        things.push(thing(
+            ThingKind::Network,
+            &self.folder,
+            &self.network.cluster,
+            format!(" ({})", self.network.subnet),
+        ));
+        Ok(things)
+    }
+
+    fn measure(&self, thing: &Thing, _: Duration) -> Option<u64> {
+        match thing.kind {
+            // What the file takes, not what it may become.
+            ThingKind::Machine => Some(fs::metadata(Path::new(&thing.id).join(DISK_FILE)).ok()?.blocks() * 512),
+            ThingKind::Container | ThingKind::Network => None,
+        }
+    }
+
+    fn discard(&self, _: &[Thing]) -> Result<()> {
+        for place in machines(&self.folder)? {
+            if let Some(machine) = Machine::open(&place)? {
                 machine.cut_power()?;
             }
         }
         if let Some(switch) = Switch::open(&self.control()) {
             switch.stop()?;
         }
-        remove(&self.folder)?;
-        // The cluster's own folder is left where its record is; of one that was half made, it is empty.
-        let _ = self.folder.parent().map(fs::remove_dir);
-        Ok(())
+        remove(&self.folder)
     }
 
     fn patience(&self, time: Duration) -> Duration {
@@ -319,6 +428,24 @@ impl Driver for QemuDriver {
     fn warning(&self) -> Option<String> {
         self.probe().ok()?.warning.clone()
     }
+}
+
+/// The folders of machines in `folder`.
+fn machines(folder: &Path) -> Result<Vec<PathBuf>> {
+    let reading = || format!("reading {}", folder.display());
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.with_context(reading)?,
+    };
+    let mut places = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(reading)?;
+        if entry.file_type().with_context(reading)?.is_dir() {
+            places.push(entry.path());
+        }
+    }
+    places.sort();
+    Ok(places)
 }
 
 fn remove(folder: &Path) -> Result<()> {

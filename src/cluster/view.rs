@@ -94,6 +94,26 @@ impl View {
         self.postgresql().is_some_and(|postgresql| postgresql.synchronous)
     }
 
+    /// How far its server is behind the primary, in bytes.
+    pub fn lag(&self) -> Option<u64> {
+        self.postgresql()?.lag
+    }
+
+    /// The timeline of its server.
+    pub fn timeline(&self) -> Option<u64> {
+        self.postgresql()?.timeline
+    }
+
+    /// Who leads etcd, as its own member knows.
+    pub fn etcd_leader(&self) -> Option<&str> {
+        self.status.as_ref()?.etcd.as_ref()?.leader.as_deref()
+    }
+
+    /// How many members etcd has, as its own member knows.
+    pub fn etcd_members(&self) -> Option<usize> {
+        Some(self.status.as_ref()?.etcd.as_ref()?.members.1)
+    }
+
     /// Whether it holds the virtual address.
     pub fn holds_vip(&self) -> bool {
         self.status.as_ref().is_some_and(|status| status.vip == Some(true))

@@ -1,6 +1,6 @@
 //! Containers and networks of an engine.
 
-use super::{Engine, Kind, said};
+use super::{Engine, Kind};
 use crate::error::UserError;
 use anyhow::{Context as _, Result};
 use bollard::{
@@ -9,24 +9,33 @@ use bollard::{
     errors::Error,
     exec::{CreateExecOptions, StartExecOptions, StartExecResults},
     models::{
-        ContainerCreateBody, ContainerSummaryStateEnum, EndpointIpamConfig, EndpointSettings, HostConfig,
-        HostConfigCgroupnsModeEnum, Ipam, IpamConfig, NetworkCreateRequest, NetworkingConfig, PortBinding,
+        self, ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum, EndpointIpamConfig,
+        EndpointSettings, HostConfig, HostConfigCgroupnsModeEnum, Ipam, IpamConfig, NetworkCreateRequest,
+        NetworkingConfig, PortBinding,
     },
     query_parameters::{
-        CreateContainerOptions, KillContainerOptions, ListContainersOptions, ListNetworksOptions, LogsOptions,
-        RemoveContainerOptions, StartContainerOptions, UploadToContainerOptions,
+        CreateContainerOptions, DownloadFromContainerOptions, InspectContainerOptions, KillContainerOptions,
+        ListContainersOptions, ListNetworksOptions, LogsOptions, RemoveContainerOptions, StartContainerOptions,
+        UploadToContainerOptions,
     },
 };
 use futures_util::StreamExt as _;
 use std::{
     collections::{BTreeMap, HashMap},
+    io::Read as _,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::io::AsyncWriteExt as _;
 
 /// The capabilities that systemd as PID 1, keepalived and the services of a node need beyond an engine's defaults.
 const CAPABILITIES: [&str; 3] = ["SYS_ADMIN", "NET_ADMIN", "NET_RAW"];
+/// How long an engine may take to end a removal that somebody else began.
+const REMOVED_WITHIN: Duration = Duration::from_secs(60);
+/// How often it is asked whether it has.
+const REMOVED_PAUSE: Duration = Duration::from_millis(200);
+/// The largest archive that is read from a container, in bytes: it is a stranger's, until its files are known.
+const LARGEST_ARCHIVE: usize = 4 << 20;
 
 /// A network of containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +59,7 @@ pub struct ContainerSpec {
     pub image: String,
     /// Its host name.
     pub host_name: String,
-    /// The network it is in.
+    /// The network it is in, by id or name.
     pub network: String,
     /// Its address there.
     pub address: IpAddr,
@@ -76,14 +85,52 @@ pub enum ContainerState {
 /// A container that the engine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
+    /// The engine's own id for it, which is never used again.
+    pub id: String,
     /// Its name.
     pub name: String,
+    /// The image that it was made of, as its maker named it.
+    pub image: String,
+    /// When it was made, as the engine writes it (RFC 3339).
+    pub created: String,
     /// How it stands.
     pub state: ContainerState,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its ports, and where the host forwards them from.
     pub ports: BTreeMap<u16, SocketAddr>,
+    /// The networks that it is in, by their ids, and the address that it was given there.
+    pub networks: BTreeMap<String, Option<IpAddr>>,
+    /// The volumes that hold some of its data.
+    pub volumes: Vec<String>,
+    /// The most memory it may use, in bytes.
+    pub memory: Option<u64>,
+}
+
+/// A network that the engine has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// The engine's own id for it, which is never used again.
+    pub id: String,
+    /// Its name, which another network may have, too.
+    pub name: String,
+    /// When it was made, as the engine writes it (RFC 3339).
+    pub created: String,
+    /// Its addresses, as far as the engine tells: `10.0.0.0/24`.
+    pub subnets: Vec<String>,
+    /// The engine's own address in it.
+    pub gateway: Option<IpAddr>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A file of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerFile {
+    /// When it was written, in seconds since 1970.
+    pub modified: u64,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
 }
 
 /// What a command said, and how it ended.
@@ -98,11 +145,11 @@ pub struct Executed {
 }
 
 impl Engine {
-    /// Makes a network.
+    /// Makes a network and returns its id. Its addresses are nobody else's then; Docker gives the same name twice.
     ///
     /// # Errors
-    /// When its name or its addresses are taken.
-    pub fn create_network(&self, spec: &NetworkSpec) -> Result<()> {
+    /// When its addresses are taken.
+    pub fn create_network(&self, spec: &NetworkSpec) -> Result<String> {
         let config = IpamConfig {
             subnet: Some(spec.subnet.clone()),
             gateway: Some(spec.gateway.to_string()),
@@ -116,38 +163,32 @@ impl Engine {
             ..NetworkCreateRequest::default()
         };
         self.wait(self.docker.create_network(request))
-            .map(drop)
+            .map(|made| made.id)
             .with_context(|| format!("making the network {} with the addresses {}", spec.name, spec.subnet))
     }
 
-    /// The networks of this engine: name and subnets, as far as it tells.
+    /// The networks of this engine.
     ///
     /// # Errors
     /// When the engine does not answer.
-    pub fn networks(&self) -> Result<Vec<(String, Vec<String>)>> {
+    pub fn networks(&self) -> Result<Vec<Network>> {
         let all = self.wait(self.docker.list_networks(None::<ListNetworksOptions>)).context("listing networks")?;
-        Ok(all
-            .into_iter()
-            .map(|network| {
-                let configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
-                (network.name.unwrap_or_default(), configs.into_iter().filter_map(|config| config.subnet).collect())
-            })
-            .collect())
+        Ok(all.into_iter().map(Network::from).collect())
     }
 
     /// Removes a network; one that is gone already is no error.
     ///
     /// # Errors
     /// When containers are still in it.
-    pub fn remove_network(&self, name: &str) -> Result<()> {
-        self.unless_gone(self.docker.remove_network(name)).with_context(|| format!("removing the network {name}"))
+    pub fn remove_network(&self, id: &str) -> Result<()> {
+        self.unless_gone(self.docker.remove_network(id)).with_context(|| format!("removing the network {id}"))
     }
 
-    /// Makes a container; it does not run yet.
+    /// Makes a container, which does not run yet, and returns its id.
     ///
     /// # Errors
     /// When the image is missing, or the name, the address or a port is taken.
-    pub fn create_container(&self, spec: &ContainerSpec) -> Result<()> {
+    pub fn create_container(&self, spec: &ContainerSpec) -> Result<String> {
         let address = EndpointIpamConfig {
             ipv4_address: spec.address.is_ipv4().then(|| spec.address.to_string()),
             ipv6_address: spec.address.is_ipv6().then(|| spec.address.to_string()),
@@ -182,7 +223,7 @@ impl Engine {
         };
         let options = CreateContainerOptions { name: Some(spec.name.clone()), ..CreateContainerOptions::default() };
         self.wait(self.docker.create_container(Some(options), body))
-            .map(drop)
+            .map(|made| made.id)
             .with_context(|| format!("making the container {}", spec.name))
     }
 
@@ -203,6 +244,38 @@ impl Engine {
         let options = UploadToContainerOptions { path: folder.to_owned(), ..UploadToContainerOptions::default() };
         self.wait(self.docker.upload_to_container(container, Some(options), body_full(archive.into())))
             .with_context(|| format!("putting files into the container {container}"))
+    }
+
+    /// Reads a file of a container, which need not run; `None` if there is no such file.
+    ///
+    /// # Errors
+    /// When there is no such container, the path is no file, or the file is larger than any document.
+    pub fn file(&self, container: &str, path: &str) -> Result<Option<ContainerFile>> {
+        let reading = || format!("reading {path} in the container {container}");
+        let options = DownloadFromContainerOptions { path: path.to_owned() };
+        let read = async {
+            let mut archive = Vec::new();
+            let mut parts = Box::pin(self.docker.download_from_container(container, Some(options)));
+            while let Some(part) = parts.next().await {
+                archive.extend_from_slice(&part?);
+                if archive.len() > LARGEST_ARCHIVE {
+                    return Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge).into());
+                }
+            }
+            Ok::<_, Error>(archive)
+        };
+        let archive = match self.runtime.block_on(read) {
+            Ok(archive) => archive,
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
+                // The same status says that there is no such container, which is another thing than an absent file.
+                return match self.container(container).with_context(reading)? {
+                    Some(_) => Ok(None),
+                    None => Err(UserError::runtime("there is no such container")).with_context(reading),
+                };
+            }
+            Err(error) => return Err(self.explained(error)).with_context(reading),
+        };
+        first_file(&archive).with_context(reading)
     }
 
     /// Starts a container.
@@ -246,45 +319,70 @@ impl Engine {
     /// # Errors
     /// When the engine cannot.
     pub fn remove_container(&self, container: &str) -> Result<()> {
+        let removing = || format!("removing the container {container}");
         let options = RemoveContainerOptions { force: true, v: true, ..RemoveContainerOptions::default() };
-        self.unless_gone(self.docker.remove_container(container, Some(options)))
-            .with_context(|| format!("removing the container {container}"))
+        match self.runtime.block_on(self.docker.remove_container(container, Some(options))) {
+            // Somebody else removes it: it is gone when they have.
+            Err(Error::DockerResponseServerError { status_code: 409, message })
+                if message.contains("already in progress") =>
+            {
+                self.wait_gone(container).with_context(removing)
+            }
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
+            other => other.map_err(|error| self.explained(error)).with_context(removing),
+        }
     }
 
-    /// All containers that have `label` with `value`, by name.
+    fn wait_gone(&self, container: &str) -> Result<()> {
+        let deadline = Instant::now() + REMOVED_WITHIN;
+        while self.container(container)?.is_some() {
+            if Instant::now() > deadline {
+                return Err(UserError::runtime("another removal of it does not end").into());
+            }
+            std::thread::sleep(REMOVED_PAUSE);
+        }
+        Ok(())
+    }
+
+    /// All containers for which `chosen` holds, given the name and the labels; in the order of their names.
     ///
     /// # Errors
     /// When the engine does not answer.
-    pub fn containers(&self, label: &str, value: Option<&str>) -> Result<Vec<Container>> {
-        let filter = value.map_or_else(|| label.to_owned(), |value| format!("{label}={value}"));
-        let options = ListContainersOptions {
-            all: true,
-            filters: Some([("label".to_owned(), vec![filter])].into()),
-            ..ListContainersOptions::default()
-        };
+    pub fn containers(&self, chosen: impl Fn(&str, &BTreeMap<String, String>) -> bool) -> Result<Vec<Container>> {
+        let options = ListContainersOptions { all: true, ..ListContainersOptions::default() };
         let found = self.wait(self.docker.list_containers(Some(options))).context("listing containers")?;
-        let mut containers: Vec<Container> = found
-            .into_iter()
-            .map(|summary| {
-                let name = summary.names.and_then(|names| names.into_iter().next()).unwrap_or_default();
-                let ports = summary.ports.unwrap_or_default().into_iter().filter_map(|port| {
-                    let address: IpAddr = port.ip?.parse().ok()?;
-                    Some((port.private_port, SocketAddr::new(address, port.public_port?)))
-                });
-                Container {
-                    name: name.trim_start_matches('/').to_owned(),
-                    state: match summary.state {
-                        Some(ContainerSummaryStateEnum::RUNNING) => ContainerState::Running,
-                        Some(ContainerSummaryStateEnum::PAUSED) => ContainerState::Paused,
-                        _ => ContainerState::Stopped,
-                    },
-                    labels: summary.labels.unwrap_or_default().into_iter().collect(),
-                    ports: ports.collect(),
-                }
-            })
-            .collect();
+        let mut containers = Vec::new();
+        for summary in found {
+            let labels = summary.labels.unwrap_or_default().into_iter().collect();
+            let names = summary.names.unwrap_or_default();
+            let Some(id) = summary.id.filter(|_| names.iter().any(|name| chosen(bare(name), &labels))) else {
+                continue;
+            };
+            // One that went in between is gone.
+            containers.extend(self.container(&id)?);
+        }
         containers.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(containers)
+    }
+
+    /// The container with this id or name; `None` if there is none.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub fn container(&self, container: &str) -> Result<Option<Container>> {
+        match self.runtime.block_on(self.docker.inspect_container(container, None::<InspectContainerOptions>)) {
+            Ok(about) => Ok(Some(about.into())),
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+            Err(error) => Err(self.explained(error)).with_context(|| format!("asking for the container {container}")),
+        }
+    }
+
+    /// How much a container has written to its own file system, in bytes; `None` if that takes longer than `within`, as
+    /// the engine counts file by file.
+    pub fn written(&self, container: &str, within: Duration) -> Option<u64> {
+        let ask = self.docker.inspect_container(container, Some(InspectContainerOptions { size: true }));
+        let about = self.runtime.block_on(async { tokio::time::timeout(within, ask).await });
+        u64::try_from(about.ok()?.ok()?.size_rw?).ok()
     }
 
     /// Runs a command in a container as root, with `input` as its standard input, and waits until it ends.
@@ -387,7 +485,79 @@ impl Engine {
     fn unless_gone(&self, work: impl Future<Output = Result<(), Error>>) -> Result<()> {
         match self.runtime.block_on(work) {
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
-            other => other.map_err(|error| anyhow::Error::msg(said(&error))),
+            other => other.map_err(|error| self.explained(error)),
         }
     }
+}
+
+/// A container's name, which Docker writes with a slash before it.
+fn bare(name: &str) -> &str {
+    name.trim_start_matches('/')
+}
+
+impl From<ContainerInspectResponse> for Container {
+    fn from(about: ContainerInspectResponse) -> Container {
+        let config = about.config.unwrap_or_default();
+        let settings = about.network_settings.unwrap_or_default();
+        let ports = settings.ports.unwrap_or_default().into_iter().filter_map(|(port, bindings)| {
+            let port = port.strip_suffix("/tcp")?.parse().ok()?;
+            let host = bindings?.into_iter().find_map(|binding| {
+                Some(SocketAddr::new(binding.host_ip?.parse().ok()?, binding.host_port?.parse().ok()?))
+            });
+            Some((port, host?))
+        });
+        let networks = settings.networks.unwrap_or_default().into_values().filter_map(|endpoint| {
+            let fixed = endpoint.ipam_config.and_then(|config| config.ipv4_address.or(config.ipv6_address));
+            let id = endpoint.network_id.filter(|id| !id.is_empty())?;
+            Some((id, fixed.and_then(|address| address.parse().ok())))
+        });
+        let volumes =
+            about.mounts.unwrap_or_default().into_iter().filter_map(|mount| {
+                mount.name.filter(|name| mount.typ.as_deref() == Some("volume") && !name.is_empty())
+            });
+        let memory = about.host_config.and_then(|host| host.memory).unwrap_or_default();
+        Container {
+            id: about.id.unwrap_or_default(),
+            name: bare(&about.name.unwrap_or_default()).to_owned(),
+            image: config.image.unwrap_or_default(),
+            created: about.created.unwrap_or_default(),
+            state: match about.state.and_then(|state| state.status) {
+                Some(ContainerStateStatusEnum::RUNNING) => ContainerState::Running,
+                Some(ContainerStateStatusEnum::PAUSED) => ContainerState::Paused,
+                _ => ContainerState::Stopped,
+            },
+            labels: config.labels.unwrap_or_default().into_iter().collect(),
+            ports: ports.collect(),
+            networks: networks.collect(),
+            volumes: volumes.collect(),
+            memory: u64::try_from(memory).ok().filter(|bytes| *bytes > 0),
+        }
+    }
+}
+
+impl From<models::Network> for Network {
+    fn from(about: models::Network) -> Network {
+        let configs = about.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+        Network {
+            id: about.id.unwrap_or_default(),
+            name: about.name.unwrap_or_default(),
+            created: about.created.unwrap_or_default(),
+            gateway: configs.iter().find_map(|config| config.gateway.as_ref()?.parse().ok()),
+            subnets: configs.into_iter().filter_map(|config| config.subnet).collect(),
+            labels: about.labels.unwrap_or_default().into_iter().collect(),
+        }
+    }
+}
+
+/// The first entry of a tar archive, which must be a file.
+fn first_file(archive: &[u8]) -> Result<Option<ContainerFile>> {
+    let mut archive = tar::Archive::new(archive);
+    let Some(entry) = archive.entries()?.next() else { return Ok(None) };
+    let mut entry = entry?;
+    if !entry.header().entry_type().is_file() {
+        return Err(UserError::runtime("it is no file").into());
+    }
+    let mut bytes = Vec::new();
+    entry.read_to_end(&mut bytes)?;
+    Ok(Some(ContainerFile { modified: entry.header().mtime()?, bytes }))
 }

@@ -6,7 +6,7 @@
 mod containers;
 mod find;
 
-pub use containers::{Container, ContainerSpec, ContainerState, Executed, NetworkSpec};
+pub use containers::{Container, ContainerFile, ContainerSpec, ContainerState, Executed, Network, NetworkSpec};
 pub use find::Which;
 
 use crate::{

@@ -80,19 +80,23 @@ impl Machine {
 }
 
 /// How this node's etcd member starts the first time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, serde::Deserialize)]
 pub struct EtcdStart {
     /// Whether it joins a cluster that runs, rather than forming one.
     pub existing: bool,
+    /// The token from which etcd derives the ids of a cluster that forms; empty where a node has started before tokens
+    /// had an incarnation.
+    #[serde(default)]
+    pub token: String,
     /// The members that it starts with: name and peer URL.
     pub members: Vec<(String, String)>,
 }
 
 impl EtcdStart {
-    /// A start together with all members of the document.
+    /// A start together with all members of the document, for trying templates.
     pub fn together(spec: &ClusterSpec) -> EtcdStart {
         let members = spec.members.iter().map(|member| (member.name.clone(), peer_url(member))).collect();
-        EtcdStart { existing: false, members }
+        EtcdStart { existing: false, token: Keys::new(spec).identity(), members }
     }
 }
 
@@ -190,6 +194,7 @@ impl Scope {
             },
             "etcd": {
                 "state": if start.existing { "existing" } else { "new" },
+                "token": if start.token.is_empty() { keys.identity() } else { start.token.clone() },
                 "members": start.members.iter().map(|(name, url)| json!({"name": name, "url": url})).collect::<Vec<_>>(),
             },
             "machine": machine,

@@ -1,187 +1,211 @@
-//! Databases that were being made when the power failed.
+//! The gate before Patroni: looks at the keys, the disk and the mark, and does what [`first::may_start`] says until Patroni
+//! may start.
 //!
-//! Patroni takes the key `initialize`, with an empty value, before it makes the cluster's first database, and writes the
-//! system's identifier into it when roles and databases are there. Nothing takes the key away if the node dies between
-//! the two: all nodes then wait for ever for a database that nobody makes. And a node that dies while it clones keeps a
-//! folder without `global/pg_control`, which Patroni neither starts nor removes.
+//! Each act is small and can be cut off: the next look finds what is there. Nothing is removed. What is set aside is what
+//! this node itself has begun and written down; another node's beginning stays as it is.
 
-use super::state::POSTGRESQL_DATA;
-use crate::{
-    etcd::{Client, Compare, KeyValue, Op, RangeRequest},
-    log,
+use super::{
+    aside::{self, Size},
+    begun::{self, BEGUN_PATH, Begun, What},
+    database::{self, Database},
+    first::{self, Step, Store, System, View},
+    state::POSTGRESQL_DATA,
 };
+use crate::{error::UserError, etcd::Client, log};
 use anyhow::{Context as _, Result};
-use serde::Deserialize;
+use rustix::process::{Signal, kill_process};
 use std::{
-    fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// How long nobody must have been at work on a database that was begun, before its key is taken away. Patroni tells that
-/// it has begun within a second.
-const ABANDONED_AFTER: Duration = Duration::from_secs(15);
+/// How often it is looked again while Patroni may not start.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a server may take to shut down, of each kind of shutdown.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+/// How many files are counted to learn how large a copy is.
+const COUNTED: u64 = 1_000_000;
 
-/// Where the cluster's first database stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum First {
-    /// Nobody has begun it, or etcd has forgotten all.
-    Unknown,
-    /// Somebody has begun it; the key's revision.
-    Begun(u64),
-    /// It is there.
-    Made,
+/// The gate of one node.
+#[derive(Debug)]
+pub struct Gate<'a> {
+    /// A client of etcd.
+    pub client: &'a Client,
+    /// The cluster's name.
+    pub cluster: &'a str,
+    /// This node's name.
+    pub me: &'a str,
+    /// Whether this node formed the cluster's etcd with others, and has never been complete.
+    pub forms: bool,
+    /// The major version of the image's PostgreSQL.
+    pub version: u32,
+    /// Where the node's own files are: `/`.
+    pub root: PathBuf,
 }
 
-fn first(key: Option<&KeyValue>) -> First {
-    match key {
-        None => First::Unknown,
-        Some(key) if key.value.is_empty() => First::Begun(key.mod_revision),
-        Some(_) => First::Made,
+/// Why Patroni does not start.
+#[derive(Debug)]
+pub enum Closed {
+    /// A person must do something first.
+    Refused(UserError),
+    /// Something failed, and may go better later.
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Closed {
+    fn from(error: anyhow::Error) -> Closed {
+        Closed::Failed(error)
     }
 }
 
-fn initialize_key(scope: &str) -> String {
-    format!("/service/{scope}/initialize")
-}
-
-/// Before Patroni starts: removes a database of this node that was not finished, and lets the cluster's first one be
-/// begun again if it was this node that had begun it.
-///
-/// # Errors
-/// When etcd does not answer or a folder cannot be removed.
-pub fn clear(client: &Client, scope: &str) -> Result<()> {
-    let key = initialize_key(scope);
-    let first = first(client.get(&key).context("asking etcd for the cluster's first database")?.as_ref());
-    let folders = folders(Path::new(POSTGRESQL_DATA));
-    for folder in folders.iter().filter(|folder| is_unfinished(folder, &first)) {
-        log::warning!("removing {}, which was not finished when the power failed", folder.display());
-        fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
+impl Gate<'_> {
+    /// The folder of the data that Patroni uses.
+    pub fn folder(&self) -> PathBuf {
+        self.below(POSTGRESQL_DATA).join(self.version.to_string()).join("main")
     }
-    if let First::Begun(revision) = first
-        && !folders.is_empty()
-    {
-        give_up(client, key, revision)?;
+
+    fn below(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
     }
-    Ok(())
-}
 
-/// The folders of databases that have something in them.
-fn folders(root: &Path) -> Vec<PathBuf> {
-    let versions = fs::read_dir(root).into_iter().flatten().flatten();
-    let folders = versions.map(|version| version.path().join("main"));
-    folders.filter(|folder| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())).collect()
-}
-
-/// Whether a database is not whole: any, as long as the cluster's first one is not finished; one without its control
-/// file, which `initdb` and `pg_basebackup` write last.
-fn is_unfinished(folder: &Path, first: &First) -> bool {
-    matches!(first, First::Begun(_)) || !folder.join("global/pg_control").exists()
-}
-
-fn give_up(client: &Client, key: String, revision: u64) -> Result<()> {
-    let key = key.into_bytes();
-    let gone = client
-        .txn(&[Compare::ModRevision(key.clone(), revision)], &[Op::Delete(key)], &[])
-        .context("letting the cluster's first database be made again")?;
-    if gone.succeeded {
-        log::warning!("the cluster's first database was begun and not finished: it is made again");
+    fn mark(&self) -> PathBuf {
+        self.below(BEGUN_PATH)
     }
-    Ok(())
-}
 
-/// Looks, while Patroni is waited for, whether a database that was begun has been abandoned.
-#[derive(Debug, Default)]
-pub struct Watch {
-    idle: Option<(u64, Instant)>,
-}
+    fn store(&self) -> Store<'_> {
+        Store { client: self.client, cluster: self.cluster }
+    }
 
-/// What Patroni tells of a member.
-#[derive(Debug, Deserialize)]
-struct Member {
-    #[serde(default)]
-    state: String,
-}
-
-impl Watch {
-    /// One look. What does not answer is looked at later.
-    pub fn look(&mut self, client: &Client, scope: &str) {
-        let found = abandoned(client, scope).unwrap_or_default();
-        let Some(revision) = self.idle_for(found, Instant::now()) else { return };
-        if let Err(error) = give_up(client, initialize_key(scope), revision) {
-            log::info!("{error:#}");
+    /// Returns when Patroni, which does not run, may start; what it begins is written down then. `tell` is told why it may
+    /// not yet, and `rest` rests until the next look.
+    ///
+    /// # Errors
+    /// When a person must do something first, or the disk fails.
+    pub fn admit(
+        &self,
+        mut tell: impl FnMut(&str),
+        mut rest: impl FnMut(Duration) -> Result<()>,
+    ) -> Result<(), Closed> {
+        loop {
+            let why = match self.look() {
+                Err(error) => format!("etcd does not say whose the first database is: {error}"),
+                Ok(view) => match first::may_start(&view) {
+                    Step::Start(what) => return Ok(self.write_down(what, view.keys.revision)?),
+                    Step::Wait(why) => why,
+                    Step::Refuse(what, way_out) => return Err(Closed::Refused(UserError::usage(what).hint(way_out))),
+                    step => match self.act(&view, step) {
+                        Ok(()) => continue,
+                        Err(error) => match error.downcast::<first::StoreError>() {
+                            Ok(error) => format!("etcd does not take down whose the first database is: {error}"),
+                            Err(error) => return Err(Closed::Failed(error)),
+                        },
+                    },
+                },
+            };
+            tell(&why);
+            rest(PAUSE)?;
         }
     }
 
-    /// The revision to give up, when the same one has been found abandoned for long enough.
-    fn idle_for(&mut self, found: Option<u64>, now: Instant) -> Option<u64> {
-        self.idle = match (found, self.idle) {
-            (None, _) => None,
-            (Some(revision), Some((known, since))) if known == revision => Some((known, since)),
-            (Some(revision), _) => Some((revision, now)),
+    /// What this node sees now.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or its keys cannot be understood.
+    pub fn look(&self) -> Result<View, first::StoreError> {
+        let keys = self.store().read()?;
+        let folder = self.folder();
+        let database = database::of_version(self.version, Database::look(&folder));
+        let begun = Begun::load(&self.mark());
+        // Only what was cut off is ever copied again.
+        let room = if begun.is_present() && database != Database::Absent { has_room(&folder) } else { true };
+        Ok(View { me: self.me.to_owned(), forms: self.forms, version: self.version, keys, database, begun, room })
+    }
+
+    fn act(&self, view: &View, step: Step) -> Result<()> {
+        let store = self.store();
+        // Where the keys have changed meanwhile, the next look sees how.
+        match step {
+            Step::Open => {
+                if store.open(&view.keys, self.me)? {
+                    log::info!("this node makes the cluster's first database");
+                }
+            }
+            Step::Pin(system) => {
+                if store.pin(&view.keys, self.me, &system)? {
+                    log::info!("the cluster's database has the system identifier {system}");
+                }
+            }
+            Step::GiveUpOwnBeginning(_) => {
+                if store.give_up(&view.keys)? {
+                    log::warning!(
+                        "this node had begun the cluster's first database and not finished it: it begins again"
+                    );
+                }
+            }
+            Step::SetAsideThenLookAgain(why) => {
+                let folder = self.folder();
+                stop_server(&folder)?;
+                aside::set_aside(&folder, why)?;
+                begun::forget(&self.mark())?;
+            }
+            Step::Start(_) | Step::Wait(_) | Step::Refuse(..) => {}
+        }
+        Ok(())
+    }
+
+    fn write_down(&self, what: Option<What>, revision: u64) -> Result<()> {
+        let Some(what) = what else { return Ok(()) };
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+        Begun { what, version: self.version, revision, time }.store(&self.mark())
+    }
+
+    /// Whether the node has a whole database now, while Patroni runs: `None` if it has, and what was begun is done then;
+    /// otherwise what is missing.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn missing(&self) -> Result<Option<String>> {
+        let keys = match self.store().read() {
+            Ok(keys) => keys,
+            Err(error) => return Ok(Some(format!("etcd does not say whose the first database is: {error}"))),
         };
-        self.idle.filter(|(_, since)| now.duration_since(*since) >= ABANDONED_AFTER).map(|(revision, _)| revision)
+        let System::Known(system) = keys.system() else {
+            return Ok(Some("the cluster's first database gets its roles and databases".to_owned()));
+        };
+        let database = database::of_version(self.version, Database::look(&self.folder()));
+        match &database {
+            Database::Present(facts) if facts.system == system && !facts.unstarted_copy => {}
+            other => return Ok(Some(format!("the database of this node is not whole yet: {}", other.words()))),
+        }
+        let pinned = keys.first.as_ref().is_some_and(|first| first.value.system.is_some());
+        if !pinned && !self.store().pin(&keys, self.me, system).unwrap_or(false) {
+            return Ok(Some("etcd is told which database is the cluster's".to_owned()));
+        }
+        begun::forget(&self.mark())?;
+        Ok(None)
     }
 }
 
-/// The revision of the key of a database that was begun, if no member is at work on any.
-fn abandoned(client: &Client, scope: &str) -> Result<Option<u64>> {
-    let First::Begun(revision) = first(client.get(&initialize_key(scope))?.as_ref()) else { return Ok(None) };
-    let members = client.range(&RangeRequest::prefix(format!("/service/{scope}/members/")))?;
-    Ok(members.kvs.iter().all(|member| is_idle(&member.value)).then_some(revision))
+/// Whether the file system of `folder` is known to have room for as much as is in `folder`.
+fn has_room(folder: &Path) -> bool {
+    let size = Size::of(folder, COUNTED);
+    rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > size.bytes)
 }
 
-fn is_idle(member: &[u8]) -> bool {
-    // A member that cannot be understood may be at work.
-    serde_json::from_slice::<Member>(member).is_ok_and(|member| member.state == "stopped")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_not_whole_goes() {
-        let root = tempfile::tempdir().unwrap();
-        let main = root.path().join("17/main");
-        assert!(folders(root.path()).is_empty());
-        fs::create_dir_all(&main).unwrap();
-        assert!(folders(root.path()).is_empty(), "an empty folder is no database");
-        fs::write(main.join("PG_VERSION"), "17\n").unwrap();
-        assert_eq!(folders(root.path()), std::slice::from_ref(&main));
-        assert!(is_unfinished(&main, &First::Made), "a clone that was cut off");
-        fs::create_dir(main.join("global")).unwrap();
-        fs::write(main.join("global/pg_control"), "").unwrap();
-        assert!(!is_unfinished(&main, &First::Made));
-        assert!(!is_unfinished(&main, &First::Unknown), "etcd may have lost everything; databases stay");
-        assert!(is_unfinished(&main, &First::Begun(7)), "roles and databases may be missing");
+/// Shuts down the server that runs with the data in `folder`, if one does: Patroni can end without it.
+fn stop_server(folder: &Path) -> Result<()> {
+    for signal in [Signal::INT, Signal::QUIT] {
+        let Some(server) = database::server(folder)? else { return Ok(()) };
+        log::warning!("stopping the server of the unfinished database in {}", folder.display());
+        kill_process(server, signal).with_context(|| format!("stopping the server in {}", folder.display()))?;
+        let deadline = Instant::now() + STOP_WITHIN;
+        while Instant::now() < deadline {
+            if database::server(folder)?.is_none() {
+                return Ok(());
+            }
+            thread::sleep(PAUSE / 10);
+        }
     }
-
-    #[test]
-    fn an_empty_key_is_a_beginning() {
-        let key = |value: &str| KeyValue { value: value.into(), mod_revision: 7, ..KeyValue::default() };
-        assert_eq!(first(None), First::Unknown);
-        assert_eq!(first(Some(&key(""))), First::Begun(7));
-        assert_eq!(first(Some(&key("7711203459481801338"))), First::Made);
-    }
-
-    #[test]
-    fn a_beginning_is_given_up_when_it_has_been_idle_for_long() {
-        let mut watch = Watch::default();
-        let start = Instant::now();
-        let after = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(watch.idle_for(Some(7), after(0)), None);
-        assert_eq!(watch.idle_for(Some(7), after(14)), None);
-        assert_eq!(watch.idle_for(None, after(14)), None, "somebody is at work");
-        assert_eq!(watch.idle_for(Some(7), after(16)), None);
-        assert_eq!(watch.idle_for(Some(9), after(20)), None, "another beginning");
-        assert_eq!(watch.idle_for(Some(9), after(35)), Some(9));
-    }
-
-    #[test]
-    fn only_stopped_members_are_idle() {
-        assert!(is_idle(br#"{"state": "stopped", "role": "uninitialized"}"#));
-        assert!(!is_idle(br#"{"state": "initializing new cluster"}"#));
-        assert!(!is_idle(b"nonsense"));
-    }
+    Err(UserError::runtime(format!("the server in {} does not stop", folder.display())).into())
 }

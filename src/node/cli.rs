@@ -3,6 +3,7 @@
 //! Called under the name `confd`, the program is confd: the first argument is then a flag of confd, not a verb.
 
 mod confd;
+mod data;
 mod member;
 
 use crate::error::{ErrorKind, kind_of, report};
@@ -13,12 +14,15 @@ use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<ExitCode>);
 
 /// All verbs.
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 11] = [
     (member::init_command, member::init),
     (member::status_command, member::status),
     (member::check_command, member::check),
     (member::renew_command, member::renew),
     (member::leave_command, member::leave),
+    (data::aside_command, data::aside),
+    (data::claim_command, data::verify_ownership),
+    (data::first_command, data::first),
     (member::move_etcd_leader_command, member::move_etcd_leader),
     (member::save_haproxy_state_command, member::save_haproxy_state),
     (confd::command, confd::run),

@@ -6,7 +6,9 @@
 
 use super::{
     apply::{self, Changed},
-    bootstrap, identity, join, machine, metadata,
+    aside,
+    bootstrap::{Closed, Gate},
+    former as join, identity, lock, machine, metadata,
     peers::{self, DiscoveryListener, TlsCredentials},
     pki::{Authority, Store},
     progress::{Phase, Reporter},
@@ -27,11 +29,9 @@ use crate::{
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeSet,
-    fs,
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::ExitCode,
-    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -117,6 +117,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 fn init(reporter: &mut Reporter) -> Result<(), Failure> {
+    let _held = lock::hold("init", |who| reporter.report(Phase::Waiting, "waiting for its turn", who))?;
     let node = Node::find()?;
     reporter.cluster(&node.spec.cluster, node.warnings.clone());
     reporter.node(&node.member().name);
@@ -124,10 +125,14 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
     let state_path = Path::new(STATE_PATH);
     let known = State::load(state_path)?;
     let data = Data::look(Path::new("/"));
-    state::verify_ownership(&node.spec, node.own, known.as_ref(), data)
-        .map_err(|problem| Failure { code: EX_NOPERM, error: problem.into() })?;
     let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
         .with_context(|| format!("reading {MANIFEST_PATH}"))?;
+    state::verify_ownership(&node.spec, node.own, known.as_ref(), &data, postgresql_version(&manifest)?)
+        .map_err(refused)?;
+    let has_etcd_data = data.etcd.clone().known()?.is_some();
+    if let Some(missing) = data.missing(known.as_ref()) {
+        log::warning!("{missing}");
+    }
     let facts = machine::facts(node.member().address)?;
 
     // What cannot be rendered is found before anything waits or changes.
@@ -139,7 +144,7 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
     let reread: BTreeSet<&str> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
 
     let earlier = known.as_ref().filter(|state| state.identity == authority_identity(&node.spec));
-    let start = enter(&node, data.etcd, earlier.map(|state| &state.etcd), reporter)?;
+    let start = enter(&node, has_etcd_data, earlier.map(|state| &state.etcd), reporter)?;
     let mut state = State::new(&node.spec, node.own, start);
     state.complete = earlier.is_some_and(|state| state.complete);
     state.store(state_path)?;
@@ -153,8 +158,11 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
     let running = reread_changed(&manifest, &changed, &reread)?;
 
     for (name, service) in services(&manifest) {
-        if name == PATRONI && units::show(&service.unit)?.active != "active" {
-            bootstrap::clear(&own_etcd(&node)?, &node.spec.cluster)?;
+        if name == PATRONI {
+            // A node that formed the cluster with others may make its first database, until it has been complete once.
+            let forms = !state.etcd.existing && !state.complete;
+            bring_up_patroni(service, &node, forms, postgresql_version(&manifest)?, reporter)?;
+            continue;
         }
         bring_up(name, service, &node, reporter)?;
         if name == "etcd" {
@@ -166,6 +174,22 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
     let unchanged = changed.is_empty() && made.is_empty() && running == services(&manifest).count();
     reporter.report(Phase::Ready, "every service is ready", if unchanged { "nothing had to be changed" } else { "" });
     Ok(())
+}
+
+/// A request that this machine's data do not allow: wrong, as long as nobody does something about them.
+fn refused(problem: UserError) -> Failure {
+    let code = if problem.kind == ErrorKind::Usage { EX_NOPERM } else { EX_TEMPFAIL };
+    Failure { code, error: problem.into() }
+}
+
+/// The major version of the image's PostgreSQL, if it has one.
+///
+/// # Errors
+/// When the image names something else.
+pub fn postgresql_version(manifest: &Manifest) -> Result<Option<u32>> {
+    let Some(version) = manifest.parameters.get("postgres_version") else { return Ok(None) };
+    let number = version.as_u64().and_then(|version| u32::try_from(version).ok());
+    number.map(Some).with_context(|| format!("the image's `postgres_version` is {version}, which is not a version"))
 }
 
 fn authority_identity(spec: &ClusterSpec) -> String {
@@ -201,11 +225,11 @@ fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, reporter: &mut Repo
             join::Step::Resume => return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec))),
             join::Step::Wait(why) => {
                 reporter.report(Phase::Waiting, step, &why);
-                thread::sleep(PAUSE);
+                lock::rest(PAUSE)?;
             }
             join::Step::Discard => {
                 reporter.report(Phase::Working, step, "the cluster does not know this member any more: it joins anew");
-                discard(Path::new(ETCD_DATA))?;
+                aside::set_aside(Path::new(ETCD_DATA), "removed")?;
                 data = false;
             }
             change => {
@@ -213,7 +237,7 @@ fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, reporter: &mut Repo
                 if let Err(error) = ask_cluster(node, &change, &credentials) {
                     // etcd refuses changes while a member has not been connected for five seconds: it is asked again.
                     reporter.report(Phase::Waiting, step, &format!("{}: {error}", words(&change)));
-                    thread::sleep(PAUSE);
+                    lock::rest(PAUSE)?;
                 }
             }
         }
@@ -267,7 +291,7 @@ fn settle(node: &Node, reporter: &mut Reporter) -> Result<()> {
                 }
             }
         }
-        thread::sleep(PAUSE);
+        lock::rest(PAUSE)?;
     }
 }
 
@@ -284,19 +308,6 @@ fn prune(node: &Node, credentials: &TlsCredentials) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Puts etcd's data aside, beside itself; the newest two are kept.
-fn discard(data: &Path) -> Result<()> {
-    let aside = |number: u32| PathBuf::from(format!("{}.removed-{number}", data.display()));
-    let doing = || format!("putting {} aside", data.display());
-    if aside(2).exists() {
-        fs::remove_dir_all(aside(2)).with_context(doing)?;
-    }
-    if aside(1).exists() {
-        fs::rename(aside(1), aside(2)).with_context(doing)?;
-    }
-    fs::rename(data, aside(1)).with_context(doing)
 }
 
 /// Makes services that run already take up what has changed. Returns how many services run.
@@ -323,6 +334,43 @@ fn reread_changed(manifest: &Manifest, changed: &[Changed], certificates: &BTree
     Ok(running)
 }
 
+/// Starts Patroni when it may start, and waits until this node has a whole database.
+fn bring_up_patroni(
+    service: &Service,
+    node: &Node,
+    forms: bool,
+    version: Option<u32>,
+    reporter: &mut Reporter,
+) -> Result<(), Failure> {
+    let step = format!("starting {PATRONI}");
+    let client = own_etcd(node)?;
+    let version = version.context("the image has Patroni and does not say which version of PostgreSQL")?;
+    let (cluster, me, root) = (&node.spec.cluster, &node.member().name, PathBuf::from("/"));
+    let gate = Gate { client: &client, cluster, me, forms, version, root };
+    if units::show(&service.unit)?.active != "active" {
+        // systemd may be about to start it again.
+        units::stop(&service.unit)?;
+        let told = |why: &str| reporter.report(Phase::Waiting, &step, why);
+        gate.admit(told, lock::rest).map_err(|closed| match closed {
+            Closed::Refused(problem) => refused(problem),
+            Closed::Failed(error) => error.into(),
+        })?;
+    }
+    bring_up(PATRONI, service, node, reporter)?;
+    let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
+    let deadline = Instant::now() + within;
+    while let Some(missing) = gate.missing()? {
+        if Instant::now() >= deadline {
+            let problem =
+                UserError::runtime(format!("there is no whole database after {} s: {missing}", within.as_secs()));
+            return Err(problem.hint(format!("journalctl -u {}", service.unit)).into());
+        }
+        reporter.report(Phase::Waiting, &step, &missing);
+        lock::rest(PAUSE)?;
+    }
+    Ok(())
+}
+
 /// Starts a service and waits until it is ready.
 fn bring_up(name: &str, service: &Service, node: &Node, reporter: &mut Reporter) -> Result<()> {
     let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
@@ -332,14 +380,9 @@ fn bring_up(name: &str, service: &Service, node: &Node, reporter: &mut Reporter)
         units::start(&service.unit)?;
     }
     let deadline = Instant::now() + within;
-    let mut watch = bootstrap::Watch::default();
-    let etcd = if name == PATRONI { Some(own_etcd(node)?) } else { None };
     let mut poll = PollInterval::new(PAUSE / 2);
     loop {
         let unit = units::show(&service.unit)?;
-        if let Some(etcd) = &etcd {
-            watch.look(etcd, &node.spec.cluster);
-        }
         let missing = if !unit.settled() {
             Some(unit.words())
         } else if unit.active != "active" {
@@ -359,6 +402,7 @@ fn bring_up(name: &str, service: &Service, node: &Node, reporter: &mut Reporter)
         }
         reporter.report(Phase::Waiting, &step, &missing);
         poll.wait();
+        lock::rest(PAUSE / 2)?;
     }
 }
 
@@ -390,21 +434,6 @@ fn not_ready(ready: &Readiness, node: &Node) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn data_put_aside_is_kept_twice() {
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("default");
-        for round in ["1", "2", "3"] {
-            fs::create_dir(&data).unwrap();
-            fs::write(data.join("round"), round).unwrap();
-            discard(&data).unwrap();
-        }
-        let round =
-            |number: u32| fs::read_to_string(folder.path().join(format!("default.removed-{number}/round"))).unwrap();
-        assert_eq!((round(1).as_str(), round(2).as_str()), ("3", "2"));
-        assert!(!data.exists());
-    }
 
     #[test]
     fn a_wrong_request_is_never_tried_again_and_failed_work_is() {

@@ -1,18 +1,165 @@
 //! How this node's etcd member comes to be: with the others at first boot, into a cluster that runs, or as it was.
 //!
 //! A second cluster must never be formed, and a member that has lost its disk must not vote as if it had not: its
-//! votes and acknowledgements are forgotten (Ongaro, «Consensus», section 11.2, calls such a server a new one). So a node
-//! without data forms a cluster only with a majority of nodes that have none either; it joins whenever a quorum answers;
-//! otherwise it waits.
+//! votes and acknowledgements are forgotten (Ongaro, «Consensus», section 11.2, calls such a server a new one). So a
+//! cluster forms only when every member of the document says that it has no data and promises the same founder, or a
+//! person orders which silent members it forms without; a node joins whenever a quorum answers; otherwise it waits.
+//! Silence is not an answer.
+//!
+//! [`next`] decides about what a node sees, [`super::promise::answer`] about what another node asks of it; neither does
+//! any input or output. What they decide about ([`Own`]) changes only by the acts that a [`Step`] or a
+//! [`super::promise::Reply`] names, each of which is on the disk before anything follows from it. A step is carried out
+//! only if [`Own`] is still what it was when the node began to look ([`View::own`]): a promise may have been given since.
 
+use super::{
+    etcd_data::{EtcdData, Ids},
+    promise::{self, Answer, Promises, Request},
+};
 use crate::model::{
-    ClusterSpec,
+    ClusterSpec, Digest,
+    keys::Keys,
     scope::{EtcdStart, peer_url},
 };
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
+/// A member's name and where its etcd talks to its peers.
+pub type Place = (String, String);
+
+/// What forming and joining need to know of the cluster document.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Document {
+    /// The digest of the whole document, without its secrets.
+    pub digest: String,
+    /// The cluster's derived identity.
+    pub identity: String,
+    /// The members, in the document's order.
+    pub members: Vec<Place>,
+}
+
+impl Document {
+    /// What `spec` says.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn of(spec: &ClusterSpec) -> Result<Document> {
+        // A secret serializes as stars, so that nothing can be guessed from the digest.
+        let canonical = serde_json::to_vec(spec).context("writing the document as JSON")?;
+        Ok(Document {
+            digest: Digest::of(canonical).hex(),
+            identity: Keys::new(spec).identity(),
+            members: spec.members.iter().map(|member| (member.name.clone(), peer_url(member))).collect(),
+        })
+    }
+
+    /// The node that forms the cluster: the first that is not left out.
+    pub fn founder(&self, without: &BTreeSet<String>) -> Option<&str> {
+        self.members.iter().map(|(name, _)| name.as_str()).find(|name| !without.contains(*name))
+    }
+
+    /// Whether the cluster can be formed without these members.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn allows(&self, without: &BTreeSet<String>) -> Result<(), String> {
+        if let Some(stranger) = without.iter().find(|name| self.place(name).is_none()) {
+            return Err(format!("the document has no member `{stranger}`"));
+        }
+        let (all, rest) = (self.members.len(), self.members.len() - without.len());
+        if rest < quorum(all) {
+            return Err(format!("{rest} of {all} members are not a majority"));
+        }
+        Ok(())
+    }
+
+    fn place(&self, name: &str) -> Option<&Place> {
+        self.members.iter().find(|(known, _)| known == name)
+    }
+}
+
+/// How many of `members` are a majority.
+pub fn quorum(members: usize) -> usize {
+    members / 2 + 1
+}
+
+/// Whether something is there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Found {
+    /// It is.
+    Present,
+    /// It is not: looking for it said so.
+    Absent,
+    /// Looking for it failed, and why.
+    Unknown(String),
+}
+
+/// How this node's etcd member began, as it is kept on its disk.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Begun {
+    /// How etcd starts.
+    pub start: EtcdStart,
+    /// The ids that it has then; `None` if an older version of this program has kept it.
+    pub ids: Option<Ids>,
+    /// Whether its etcd has ever answered.
+    pub seen: bool,
+}
+
+/// What a node knows of itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Own {
+    /// Its etcd's data.
+    pub etcd: EtcdData,
+    /// Whether its etcd runs and has never been part of a quorum.
+    pub idle: bool,
+    /// A database of any major version.
+    pub database: Found,
+    /// How its etcd member began.
+    pub begun: Option<Begun>,
+    /// Whether every service has been ready once.
+    pub complete: bool,
+    /// What it has promised.
+    pub promises: Promises,
+}
+
+impl Own {
+    /// Whether it has never been a member of a cluster, as far as its disks say.
+    ///
+    /// # Errors
+    /// Why it is not known to be so.
+    pub fn fresh(&self) -> Result<(), String> {
+        match (&self.etcd, &self.database) {
+            (EtcdData::Unknown(why), _) => Err(format!("etcd's data cannot be read: {why}")),
+            (_, Found::Unknown(why)) => Err(format!("whether there is a database cannot be known: {why}")),
+            (EtcdData::Data(_) | EtcdData::Unborn, _) => Err("it has etcd's data".to_owned()),
+            (EtcdData::Absent, _) if self.begun.is_some() => Err("it has begun to start etcd".to_owned()),
+            (_, Found::Present) => Err("it has a database".to_owned()),
+            _ if self.complete => Err("it was a member of the cluster".to_owned()),
+            (EtcdData::Absent, Found::Absent) => Ok(()),
+        }
+    }
+
+    /// The cluster whose etcd it has data of, or has begun to start.
+    pub fn cluster(&self) -> Option<u64> {
+        match &self.etcd {
+            EtcdData::Data(ids) => Some(ids.cluster),
+            _ => self.begun.as_ref()?.ids.map(|ids| ids.cluster),
+        }
+    }
+}
+
+/// A person's order to form the cluster without some members.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// The digest of the document that it was given for.
+    pub document: String,
+    /// Whom it leaves out.
+    pub without: BTreeSet<String>,
+}
+
 /// A member as a cluster with a quorum lists it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Listed {
     /// Its id.
     pub id: u64,
@@ -26,107 +173,198 @@ pub struct Listed {
     pub answers: bool,
 }
 
+/// A cluster whose quorum answers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cluster {
+    /// Its id.
+    pub id: u64,
+    /// Its members.
+    pub members: Vec<Listed>,
+}
+
 /// What is known of another node of the document.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
-    /// It does not answer, and why.
+    /// It does not answer, and why: nothing is known of it.
     Silent(String),
-    /// It has no etcd data, or its etcd has never been part of a quorum.
-    Fresh,
-    /// Its etcd has data, and no quorum now.
-    Data,
+    /// Something answers that is not understood, and what: nothing is known of it either.
+    Unclear(String),
+    /// Its etcd does not run, and it says this of itself. Founders asked it for a promise.
+    Told(Answer),
+    /// Its etcd runs.
+    Etcd {
+        /// The id of its cluster, if it tells it.
+        cluster: Option<u64>,
+        /// Whether it has ever been part of a quorum.
+        ever: bool,
+    },
 }
 
-/// What a node sees before its etcd runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a node sees before its etcd runs, or while it runs without a quorum.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct View {
-    /// Whether this node has etcd data.
-    pub data: bool,
-    /// The members, if a quorum answers.
-    pub cluster: Option<Vec<Listed>>,
-    /// The other nodes of the document, by name.
+    /// The document.
+    pub document: Document,
+    /// This node's name.
+    pub me: String,
+    /// What it knew of itself when it began to look.
+    pub own: Own,
+    /// A person's order, if there is one.
+    pub order: Option<Order>,
+    /// The cluster, if a quorum answers.
+    pub cluster: Option<Cluster>,
+    /// The other nodes of the document, by name, in its order.
     pub peers: Vec<(String, Peer)>,
+    /// The incarnation to use if one must be drawn: random, and never given twice.
+    pub draw: String,
 }
 
-/// What a node does next.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a node does next. An act is on the disk before the node looks again.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
-    /// Starts etcd so.
+    /// Writes what it promises (to itself, as the founder), and looks again.
+    Promise(Promises),
+    /// Writes that it does not hold its promise any more, and looks again.
+    Release(Promises),
+    /// Writes how its etcd member begins, and looks again. From then on it is not fresh and promises nothing; for a
+    /// founder this is the moment at which the cluster is formed.
+    Commit(Begun),
+    /// Starts etcd without data, as [`Begun`] says.
     Start(EtcdStart),
     /// Starts etcd with the data that it has.
     Resume,
-    /// Removes this member, dead by the loss of its disk, and looks again.
+    /// Removes this member of the cluster, dead by the loss of its disk, and looks again.
     Remove(u64),
     /// Adds this node as a member, and looks again.
     Add,
     /// Tells the cluster this member's new address, and looks again.
     Readdress(u64),
-    /// Puts its etcd data aside, which the cluster no longer knows, and looks again.
-    Discard,
-    /// Looks again later; for whom and why.
-    Wait(String),
+    /// Puts its etcd data aside, and looks again.
+    SetAside(Aside),
+    /// Gives up a beginning that can never have a quorum: writes this, stops etcd, puts its data aside, looks again.
+    Abandon(Begun),
+    /// Gives up a beginning that can never have a quorum and has left no data: writes these promises, then that its etcd
+    /// member has not begun, and looks again.
+    Forget(Promises),
+    /// Looks again later.
+    Wait {
+        /// For whom and why.
+        why: String,
+        /// The order that would let the others go on.
+        order: Option<Suggestion>,
+    },
 }
 
-/// The next step of the member `own` (an index) of `spec`.
-pub fn next(spec: &ClusterSpec, own: usize, view: &View) -> Step {
-    match (&view.cluster, view.data) {
-        (Some(cluster), true) => resume(spec, own, cluster),
-        (Some(cluster), false) => join(spec, own, cluster),
-        (None, true) => Step::Resume,
-        (None, false) => form(spec, &view.peers),
+/// Why etcd's data are put aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Aside {
+    /// The cluster has removed this member.
+    Removed,
+    /// They are another cluster's than the one whose quorum answers.
+    OtherCluster,
+    /// They were begun and have never held anything.
+    Unfinished,
+}
+
+/// An order that a person could give.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Suggestion {
+    /// On which node.
+    pub on: String,
+    /// Whom to leave out.
+    pub without: BTreeSet<String>,
+}
+
+/// The next step of a node.
+pub fn next(view: &View) -> Step {
+    match (&view.cluster, &view.own.etcd) {
+        (_, EtcdData::Unknown(why)) => wait(format!(
+            "etcd's data on this node cannot be read, so that it is not known what this member has promised to the \
+             others: {why}"
+        )),
+        (Some(cluster), EtcdData::Data(ids)) => resume(view, cluster, *ids),
+        (Some(cluster), EtcdData::Absent | EtcdData::Unborn) => join(view, cluster),
+        (None, EtcdData::Data(ids)) => go_on(view, *ids),
+        (None, EtcdData::Absent | EtcdData::Unborn) => match (&view.own.begun, view.own.fresh()) {
+            (Some(begun), _) => begin_again(view, begun),
+            (None, Ok(())) => form(view),
+            (None, Err(why)) if is_unknown(&view.own) => wait(why),
+            (None, Err(why)) => missing(view, &why),
+        },
     }
 }
 
-fn resume(spec: &ClusterSpec, own: usize, cluster: &[Listed]) -> Step {
-    let (name, url) = (&spec.members[own].name, peer_url(&spec.members[own]));
-    if cluster.iter().any(|member| member.peer_urls.contains(&url)) {
-        return Step::Resume;
+fn is_unknown(own: &Own) -> bool {
+    matches!(own.database, Found::Unknown(_))
+}
+
+fn wait(why: String) -> Step {
+    Step::Wait { why, order: None }
+}
+
+/// With data, beside a cluster whose quorum answers.
+fn resume(view: &View, cluster: &Cluster, ids: Ids) -> Step {
+    if ids.cluster != cluster.id {
+        return Step::SetAside(Aside::OtherCluster);
     }
-    match cluster.iter().find(|member| member.name == *name) {
-        Some(namesake) if namesake.answers => occupied(namesake),
-        Some(namesake) => Step::Readdress(namesake.id),
-        None => Step::Discard,
+    match cluster.members.iter().find(|member| member.id == ids.member) {
+        None => Step::SetAside(Aside::Removed),
+        Some(mine) if mine.peer_urls.contains(&view.url()) => Step::Resume,
+        Some(mine) if mine.answers => occupied(mine),
+        Some(mine) => Step::Readdress(mine.id),
     }
 }
 
-fn join(spec: &ClusterSpec, own: usize, cluster: &[Listed]) -> Step {
-    let (name, url) = (&spec.members[own].name, peer_url(&spec.members[own]));
-    if let Some(mine) = cluster.iter().find(|member| member.peer_urls.contains(&url)) {
-        let together = EtcdStart::together(spec);
-        return match (mine.started, mine.name.is_empty()) {
-            // It lost its disk.
-            (true, _) => Step::Remove(mine.id),
-            // It was added, and the power went before it started.
-            (false, true) => Step::Start(EtcdStart { existing: true, members: listed(spec, cluster) }),
-            // The others formed the cluster without waiting for it, as the same document tells it to do.
-            (false, false) if urls(cluster) == together.members.iter().map(|(_, url)| url.as_str()).collect() => {
-                Step::Start(together)
-            }
-            (false, false) => Step::Remove(mine.id),
-        };
+/// Without data, beside a cluster whose quorum answers.
+fn join(view: &View, cluster: &Cluster) -> Step {
+    let url = view.url();
+    let step = match cluster.members.iter().find(|member| member.peer_urls.contains(&url)) {
+        Some(mine) if mine.started => Step::Remove(mine.id),
+        Some(mine) => enter(view, cluster, mine),
+        None => match cluster.members.iter().find(|member| member.name == view.me) {
+            Some(namesake) if namesake.answers => occupied(namesake),
+            Some(namesake) => Step::Remove(namesake.id),
+            None => Step::Add,
+        },
+    };
+    match (&view.own.etcd, &step) {
+        // What an earlier start has left would be taken for the new member's.
+        (EtcdData::Unborn, Step::Commit(_) | Step::Add | Step::Remove(_)) => Step::SetAside(Aside::Unfinished),
+        _ => step,
     }
-    match cluster.iter().find(|member| member.name == *name) {
-        Some(namesake) if namesake.answers => occupied(namesake),
-        Some(namesake) => Step::Remove(namesake.id),
-        None => Step::Add,
+}
+
+/// Without data, as the member `mine`, which has never started as far as the cluster knows.
+fn enter(view: &View, cluster: &Cluster, mine: &Listed) -> Step {
+    let ids = Ids { cluster: cluster.id, member: mine.id };
+    let listed = EtcdStart {
+        existing: true,
+        token: view.document.identity.clone(),
+        members: listed(&view.document, &cluster.members),
+    };
+    let promised = view.own.promises.held.as_ref().filter(|held| held.ids(&view.me) == Some(ids));
+    match view.own.begun.as_ref().filter(|begun| begun.ids == Some(ids)) {
+        // It has started and lost its disk before the cluster knew.
+        Some(begun) if begun.seen => Step::Remove(mine.id),
+        // The power went before it started.
+        Some(begun) if !begun.start.existing || begun.start == listed => Step::Start(begun.start.clone()),
+        _ if mine.name.is_empty() => Step::Commit(Begun { start: listed, ids: Some(ids), seen: false }),
+        // The others formed the cluster under the promise that this node holds.
+        _ => match promised {
+            Some(held) => Step::Commit(Begun { start: held.start(), ids: Some(ids), seen: false }),
+            None => Step::Remove(mine.id),
+        },
     }
 }
 
 fn occupied(namesake: &Listed) -> Step {
-    Step::Wait(format!(
-        "a running etcd member at {} has this node's name: stop it first",
-        namesake.peer_urls.join(", ")
-    ))
-}
-
-fn urls(cluster: &[Listed]) -> BTreeSet<&str> {
-    cluster.iter().flat_map(|member| member.peer_urls.iter().map(String::as_str)).collect()
+    wait(format!("a running etcd member at {} has this node's name: stop it first", namesake.peer_urls.join(", ")))
 }
 
 /// The members as `initial-cluster` wants them; who has not started is named by the document.
-fn listed(spec: &ClusterSpec, cluster: &[Listed]) -> Vec<(String, String)> {
+fn listed(document: &Document, cluster: &[Listed]) -> Vec<Place> {
     let name = |member: &Listed, url: &str| {
-        let known = spec.members.iter().find(|known| peer_url(known) == url).map(|known| known.name.clone());
+        let known = document.members.iter().find(|known| known.1 == url).map(|known| known.0.clone());
         if member.name.is_empty() {
             known.unwrap_or_else(|| format!("member-{:x}", member.id))
         } else {
@@ -139,6 +377,244 @@ fn listed(spec: &ClusterSpec, cluster: &[Listed]) -> Vec<(String, String)> {
         .collect();
     members.sort();
     members
+}
+
+/// With data and without a quorum.
+fn go_on(view: &View, ids: Ids) -> Step {
+    match &view.own.begun {
+        Some(begun) if view.own.idle && is_hopeless(view, begun, ids.cluster) => {
+            Step::Abandon(Begun { seen: false, ..begun.clone() })
+        }
+        _ => Step::Resume,
+    }
+}
+
+/// Without data and without a quorum, where etcd was to start before.
+fn begin_again(view: &View, begun: &Begun) -> Step {
+    let lost = || missing(view, "it has begun to start etcd");
+    if begun.seen || view.own.complete || view.own.database != Found::Absent {
+        return lost();
+    }
+    if begun.start.existing {
+        return wait("this node was joining the cluster; no quorum of it answers".to_owned());
+    }
+    match begun.ids {
+        Some(ids) if is_hopeless(view, begun, ids.cluster) && view.own.etcd == EtcdData::Unborn => {
+            Step::SetAside(Aside::Unfinished)
+        }
+        // What is left is a promise that must not be kept twice.
+        Some(ids) if is_hopeless(view, begun, ids.cluster) => Step::Forget(view.own.promises.released()),
+        Some(_) if begun.start.members.contains(&view.place()) => Step::Start(begun.start.clone()),
+        Some(_) => wait(format!(
+            "this node was to form the cluster at another address: {}",
+            begun.start.members.iter().map(|(name, url)| format!("{name} at {url}")).collect::<Vec<_>>().join(", ")
+        )),
+        None => lost(),
+    }
+}
+
+/// Whether a beginning has not become a cluster and never can: so many of its members say that they have not begun the
+/// same and cannot any more that the rest is no quorum, and nobody is silent.
+fn is_hopeless(view: &View, begun: &Begun, cluster: u64) -> bool {
+    let Some((_, incarnation)) = begun.start.token.rsplit_once('-') else { return false };
+    if begun.start.existing || view.own.complete || view.own.database != Found::Absent {
+        return false;
+    }
+    let mut with = 1;
+    for place in begun.start.members.iter().filter(|place| place.0 != view.me) {
+        match view.document.members.contains(place).then(|| view.peer(&place.0)).flatten() {
+            Some(Peer::Told(told)) if told.not_fresh.is_none() => {
+                with += usize::from(told.promise.as_ref().is_some_and(|promise| promise.incarnation == incarnation));
+            }
+            Some(Peer::Told(Answer { cluster: Some(its), .. })) if *its != cluster => {}
+            Some(Peer::Etcd { cluster: Some(its), ever: false }) => with += usize::from(*its == cluster),
+            Some(Peer::Etcd { cluster: Some(its), ever: true }) if *its != cluster => {}
+            _ => return false,
+        }
+    }
+    with < quorum(begun.start.members.len())
+}
+
+/// A node that was a member or has data, without etcd's.
+fn missing(view: &View, why: &str) -> Step {
+    wait(format!(
+        "{why}, and etcd's data are missing; it joins its cluster when a quorum of it answers and forms no other ({}). If a \
+         volume is not mounted, mount it. If no quorum can come back: pgha-node recover",
+        view.standing()
+    ))
+}
+
+/// A fresh node without a quorum.
+fn form(view: &View) -> Step {
+    let Promises { held, .. } = &view.own.promises;
+    if let Some(held) = held {
+        if let Some(begun) = committed(view, held) {
+            return Step::Commit(begun);
+        }
+        if is_given_up(view, held) {
+            return Step::Release(view.own.promises.released());
+        }
+    }
+    let without = view.without();
+    let request = Request {
+        from: view.me.clone(),
+        document: view.document.digest.clone(),
+        incarnation: Some(view.draw.clone()),
+        without: without.clone(),
+    };
+    let founder = view.document.founder(&without) == Some(view.me.as_str());
+    match held {
+        Some(held) if founder && is_mine(view, held, &without) => gather(view, held),
+        _ if founder => match promise::promise(&view.document, &view.me, &view.own, &request) {
+            Ok(promises) => Step::Promise(promises),
+            Err(why) => view.waiting(format!("this node cannot form the cluster: {why}")),
+        },
+        // What it founded by an order that does not stand any more.
+        Some(held) if held.founder == view.me => Step::Release(view.own.promises.released()),
+        _ => view.waiting(format!(
+            "{} forms the cluster when every member is here",
+            view.document.founder(&without).unwrap_or_default()
+        )),
+    }
+}
+
+/// The beginning of a promise whose founder has formed the cluster: somebody has begun under it.
+fn committed(view: &View, held: &promise::Promise) -> Option<Begun> {
+    let ids = held.ids(&view.me)?;
+    let begun = view.peers.iter().any(|(_, peer)| match peer {
+        Peer::Told(told) => told.cluster == Some(ids.cluster),
+        Peer::Etcd { cluster, .. } => *cluster == Some(ids.cluster),
+        _ => false,
+    });
+    let is_here = held.members.contains(&view.place());
+    (begun && is_here).then(|| Begun { start: held.start(), ids: Some(ids), seen: false })
+}
+
+/// Whether the founder of a promise says that it does not found that incarnation any more. It was asked after the promise
+/// was given, so it has given up since, or lost its disk.
+fn is_given_up(view: &View, held: &promise::Promise) -> bool {
+    let same = view.document.place(&held.founder).is_some_and(|place| held.members.contains(place));
+    match view.peer(&held.founder) {
+        Some(Peer::Told(told)) if same => told.not_fresh.is_none() && told.promise != Some(held.told()),
+        _ => false,
+    }
+}
+
+/// Whether this node founds what it holds, by the present document and order.
+fn is_mine(view: &View, held: &promise::Promise, without: &BTreeSet<String>) -> bool {
+    held.founder == view.me && held.document == view.document.digest && held.without == *without
+}
+
+/// A founder forms the cluster when all whom it asks hold its promise.
+fn gather(view: &View, held: &promise::Promise) -> Step {
+    let told = held.told();
+    let all = view.peers.iter().filter(|(name, _)| !held.without.contains(name)).all(|(_, peer)| match peer {
+        Peer::Told(answer) => answer.not_fresh.is_none() && answer.promise.as_ref() == Some(&told),
+        _ => false,
+    });
+    match held.ids(&view.me) {
+        Some(ids) if all => Step::Commit(Begun { start: held.start(), ids: Some(ids), seen: false }),
+        _ => view.waiting("this node forms the cluster when every member is here".to_owned()),
+    }
+}
+
+/// Whether a person's order stands: given for this document, on the node that it makes the founder, and nobody whom it
+/// leaves out answers.
+///
+/// # Errors
+/// Why it does not.
+pub fn stands(view: &View, order: &Order) -> Result<(), String> {
+    if order.document != view.document.digest {
+        return Err("the order was given for another document".to_owned());
+    }
+    view.document.allows(&order.without)?;
+    let founder = view.document.founder(&order.without).unwrap_or_default();
+    if founder != view.me {
+        return Err(format!("not this node, but {founder} forms the cluster then"));
+    }
+    match view.peers.iter().find(|(name, peer)| order.without.contains(name) && !matches!(peer, Peer::Silent(_))) {
+        Some((name, _)) => Err(format!("{name} answers")),
+        None => Ok(()),
+    }
+}
+
+impl View {
+    fn place(&self) -> Place {
+        self.document.place(&self.me).cloned().unwrap_or_default()
+    }
+
+    fn url(&self) -> String {
+        self.place().1
+    }
+
+    fn peer(&self, name: &str) -> Option<&Peer> {
+        self.peers.iter().find(|(known, _)| known == name).map(|(_, peer)| peer)
+    }
+
+    /// Whom the order leaves out, if it stands.
+    fn without(&self) -> BTreeSet<String> {
+        self.order
+            .as_ref()
+            .filter(|order| stands(self, order).is_ok())
+            .map(|order| order.without.clone())
+            .unwrap_or_default()
+    }
+
+    fn waiting(&self, why: String) -> Step {
+        let order = self.order.as_ref().and_then(|order| stands(self, order).err());
+        let order = order.map(|why| format!("; the order to form it without some is not followed: {why}"));
+        let why = self.elsewhere().unwrap_or(why);
+        Step::Wait {
+            why: format!("{why} ({}){}", self.standing(), order.unwrap_or_default()),
+            order: self.suggestion(),
+        }
+    }
+
+    /// Where the cluster is, if it is known to be somewhere.
+    fn elsewhere(&self) -> Option<String> {
+        let is_data = |peer: &Peer| matches!(peer, Peer::Etcd { ever: true, .. });
+        let known = |peer: &Peer| !matches!(peer, Peer::Silent(_) | Peer::Unclear(_));
+        let data: Vec<&str> =
+            self.peers.iter().filter(|(_, peer)| is_data(peer)).map(|(name, _)| name.as_str()).collect();
+        let data = if data.is_empty() { return None } else { data.join(", ") };
+        Some(if self.peers.iter().all(|(_, peer)| known(peer)) {
+            format!(
+                "{data} has the data of a cluster whose majority is lost, and this node forms no other: pgha-node recover, \
+                 on a node that has the data"
+            )
+        } else {
+            format!("the cluster exists on {data} and waits for its quorum; this node forms no other")
+        })
+    }
+
+    /// The order that would let those who are here go on, if all of them are fresh.
+    fn suggestion(&self) -> Option<Suggestion> {
+        let silent = |peer: &Peer| matches!(peer, Peer::Silent(_));
+        let fresh = |peer: &Peer| matches!(peer, Peer::Told(told) if told.not_fresh.is_none() && told.document == self.document.digest);
+        if self.own.fresh().is_err() || self.peers.iter().any(|(_, peer)| !silent(peer) && !fresh(peer)) {
+            return None;
+        }
+        let away = self.peers.iter().filter(|(_, peer)| silent(peer)).map(|(name, _)| name.clone());
+        let without: BTreeSet<String> = away.collect();
+        if without.is_empty() || without == self.without() || self.document.allows(&without).is_err() {
+            return None;
+        }
+        Some(Suggestion { on: self.document.founder(&without)?.to_owned(), without })
+    }
+
+    /// How the others are, in a few words.
+    fn standing(&self) -> String {
+        let words = self.peers.iter().map(|(name, peer)| match peer {
+            Peer::Silent(why) | Peer::Unclear(why) => format!("{name}: {why}"),
+            Peer::Told(Answer { not_fresh: Some(why), .. }) => format!("{name}: {why}"),
+            Peer::Told(told) if told.document != self.document.digest => format!("{name}: it has another document"),
+            Peer::Told(Answer { refusal: Some(why), .. }) => format!("{name}: {why}"),
+            Peer::Told(_) => format!("{name}: here"),
+            Peer::Etcd { ever: true, .. } => format!("{name}: its etcd has data and no quorum"),
+            Peer::Etcd { ever: false, .. } => format!("{name}: its etcd waits for the others"),
+        });
+        words.collect::<Vec<_>>().join("; ")
+    }
 }
 
 /// The members that have never started, if the others are a quorum. Until all members have told their versions, etcd
@@ -155,178 +631,5 @@ pub fn is_named(spec: &ClusterSpec, name: &str, peer_urls: &[String]) -> bool {
     spec.members.iter().any(|known| known.name == name || peer_urls.contains(&peer_url(known)))
 }
 
-fn form(spec: &ClusterSpec, peers: &[(String, Peer)]) -> Step {
-    let quorum = spec.members.len() / 2 + 1;
-    let named = |wanted: fn(&Peer) -> bool| -> Vec<&str> {
-        peers.iter().filter(|(_, peer)| wanted(peer)).map(|(name, _)| name.as_str()).collect()
-    };
-    let fresh = 1 + named(|peer| *peer == Peer::Fresh).len();
-    let data = named(|peer| *peer == Peer::Data);
-    let silent: Vec<String> = peers
-        .iter()
-        .filter_map(|(name, peer)| match peer {
-            Peer::Silent(why) => Some(format!("{name} ({why})")),
-            _ => None,
-        })
-        .collect();
-    if data.is_empty() && fresh >= quorum {
-        Step::Start(EtcdStart::together(spec))
-    } else if data.is_empty() {
-        Step::Wait(format!("{fresh} of {quorum} nodes that form the cluster are here; not yet {}", silent.join(", ")))
-    } else if silent.is_empty() {
-        Step::Wait(format!(
-            "{} has the data of a cluster whose majority is lost: recover etcd by hand, this node will not form another",
-            data.join(", ")
-        ))
-    } else {
-        Step::Wait(format!(
-            "the cluster exists on {} and waits for its quorum; not here: {}",
-            data.join(", "),
-            silent.join(", ")
-        ))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::samples;
-    use Peer::{Data, Fresh};
-
-    fn silent() -> Peer {
-        Peer::Silent("refused".into())
-    }
-
-    fn started(number: u8) -> Listed {
-        Listed {
-            id: number.into(),
-            name: format!("pg-{number}"),
-            peer_urls: vec![format!("https://10.0.0.1{number}:2380")],
-            started: true,
-            answers: true,
-        }
-    }
-
-    fn dead(number: u8) -> Listed {
-        Listed { answers: false, ..started(number) }
-    }
-
-    /// What pg-1 of three does.
-    fn step(data: bool, cluster: Option<Vec<Listed>>, peers: [Peer; 2]) -> Step {
-        let [second, third] = peers;
-        let view = View { data, cluster, peers: vec![("pg-2".into(), second), ("pg-3".into(), third)] };
-        next(&samples::three(), 0, &view)
-    }
-
-    #[test]
-    fn a_member_is_named_by_its_name_or_its_address() {
-        let spec = samples::three();
-        assert!(is_named(&spec, "pg-2", &["https://192.0.2.7:2380".to_owned()]));
-        assert!(is_named(&spec, "", &["https://10.0.0.13:2380".to_owned()]));
-        assert!(!is_named(&spec, "pg-7", &["https://10.0.0.17:2380".to_owned()]));
-    }
-
-    fn together() -> Step {
-        Step::Start(EtcdStart::together(&samples::three()))
-    }
-
-    #[test]
-    fn fresh_nodes_form_a_cluster_only_as_a_majority_and_never_beside_data() {
-        let kinds = [silent(), Fresh, Data];
-        for second in &kinds {
-            for third in &kinds {
-                let peers = [second.clone(), third.clone()];
-                let majority = peers.contains(&Fresh) && !peers.contains(&Data);
-                let step = step(false, None, peers.clone());
-                assert_eq!(step == together(), majority, "{peers:?}");
-                assert_eq!(matches!(step, Step::Wait(_)), !majority, "{peers:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_node_alone_in_its_document_forms_its_cluster() {
-        let spec = samples::one();
-        let view = View { data: false, cluster: None, peers: vec![] };
-        assert_eq!(next(&spec, 0, &view), Step::Start(EtcdStart::together(&spec)));
-    }
-
-    #[test]
-    fn a_node_with_data_goes_on_whatever_its_peers_are() {
-        for second in [silent(), Fresh, Data] {
-            for third in [silent(), Fresh, Data] {
-                assert_eq!(step(true, None, [second.clone(), third]), Step::Resume);
-            }
-        }
-        assert_eq!(step(true, Some(vec![started(1), started(2), dead(3)]), [Data, silent()]), Step::Resume);
-    }
-
-    #[test]
-    fn a_node_that_lost_its_disk_is_removed_then_added_then_starts() {
-        let running = [Data, Data];
-        assert_eq!(step(false, Some(vec![dead(1), started(2), started(3)]), running.clone()), Step::Remove(1));
-        assert_eq!(step(false, Some(vec![started(2), started(3)]), running.clone()), Step::Add);
-        let added = Listed { id: 9, name: String::new(), started: false, answers: false, ..started(1) };
-        let Step::Start(start) = step(false, Some(vec![started(2), added, started(3)]), running) else { panic!() };
-        assert!(start.existing);
-        assert_eq!(
-            start.members,
-            [1, 2, 3].map(|number| (format!("pg-{number}"), format!("https://10.0.0.1{number}:2380")))
-        );
-    }
-
-    #[test]
-    fn a_node_late_to_the_first_boot_starts_as_if_it_had_been_there() {
-        let awaited = Listed { started: false, answers: false, ..started(1) };
-        assert_eq!(step(false, Some(vec![awaited.clone(), started(2), started(3)]), [Data, Data]), together());
-        // Not if the members are others than the document's meanwhile.
-        assert_eq!(step(false, Some(vec![awaited, started(2)]), [Data, Data]), Step::Remove(1));
-    }
-
-    #[test]
-    fn members_that_never_came_are_let_go_by_a_quorum_only() {
-        let never = |number: u8| Listed { started: false, ..dead(number) };
-        assert_eq!(absent(&[started(1), started(2), started(3)]), Vec::<u64>::new());
-        assert_eq!(absent(&[started(1), started(2), never(3)]), [3]);
-        assert_eq!(absent(&[started(1), never(2), never(3)]), Vec::<u64>::new());
-        assert_eq!(absent(&[started(1), started(2), started(3), never(4), never(5)]), [4, 5]);
-        assert_eq!(absent(&[started(1), never(2)]), Vec::<u64>::new());
-    }
-
-    #[test]
-    fn a_node_with_a_new_address_tells_it_or_is_replaced() {
-        let elsewhere = Listed { peer_urls: vec!["https://10.0.0.99:2380".into()], ..dead(1) };
-        let cluster = |member: &Listed| Some(vec![member.clone(), started(2), started(3)]);
-        assert_eq!(step(true, cluster(&elsewhere), [Data, Data]), Step::Readdress(1));
-        assert_eq!(step(false, cluster(&elsewhere), [Data, Data]), Step::Remove(1));
-        let alive = Listed { answers: true, ..elsewhere };
-        assert!(matches!(step(true, cluster(&alive), [Data, Data]), Step::Wait(_)));
-        assert!(matches!(step(false, cluster(&alive), [Data, Data]), Step::Wait(_)));
-    }
-
-    #[test]
-    fn a_node_that_was_removed_while_it_was_away_puts_its_data_aside() {
-        assert_eq!(step(true, Some(vec![started(2), started(3)]), [Data, Data]), Step::Discard);
-    }
-
-    #[test]
-    fn whom_a_node_waits_for_is_said() {
-        let text =
-            [[silent(), silent()], [Data, silent()], [Data, Fresh]].map(|peers| match step(false, None, peers) {
-                Step::Wait(text) => text,
-                other => panic!("{other:?}"),
-            });
-        insta::assert_snapshot!(text.join("\n"));
-    }
-
-    #[test]
-    fn added_members_join_and_even_counts_need_more_than_half() {
-        let mut spec = samples::five();
-        spec.members.truncate(4);
-        let view = |cluster, peers: Vec<(String, Peer)>| View { data: false, cluster, peers };
-        let running = Some(vec![started(1), started(2), started(3)]);
-        assert_eq!(next(&spec, 3, &view(running, vec![])), Step::Add);
-        let two = vec![("pg-1".into(), silent()), ("pg-2".into(), silent()), ("pg-3".into(), Fresh)];
-        assert!(matches!(next(&spec, 3, &view(None, two)), Step::Wait(_)));
-    }
-}
+mod tests;

@@ -12,19 +12,28 @@
 //! ```
 
 pub mod apply;
+pub mod aside;
+pub mod begun;
 pub mod bootstrap;
 pub mod check;
+pub mod claim;
 pub mod cli;
+pub mod database;
+pub mod etcd_data;
+pub mod first;
+pub mod former;
 pub mod identity;
 pub mod init;
 pub mod join;
 pub mod leader;
 pub mod leave;
+pub mod lock;
 pub mod machine;
 pub mod metadata;
 pub mod peers;
 pub mod pki;
 pub mod progress;
+pub mod promise;
 pub mod renew;
 pub mod state;
 pub mod status;

@@ -6,7 +6,7 @@
 //! ever been part of a quorum: its members tell their clients' addresses only then.
 
 use super::{
-    join::{self, Listed, Peer, View},
+    former::{self, Listed, Peer, View},
     pki::AUTHORITY_FILE,
 };
 use crate::{
@@ -330,7 +330,7 @@ pub fn unsettled(me: &Member, credentials: &TlsCredentials) -> Result<Option<Vec
 /// When this node's own etcd does not answer.
 pub fn dead_unknown_members(spec: &ClusterSpec, own: usize, credentials: &TlsCredentials) -> Result<Vec<u64>> {
     let members = credentials.etcd(vec![client_url(&spec.members[own])])?.members()?;
-    let strangers = members.iter().filter(|member| !join::is_named(spec, &member.name, &member.peer_urls));
+    let strangers = members.iter().filter(|member| !former::is_named(spec, &member.name, &member.peer_urls));
     let dead = strangers.filter(|member| !member.client_urls.iter().any(|endpoint| runs(endpoint, credentials)));
     // One that was added a moment ago has told nothing of itself yet: its document is newer than this one.
     Ok(dead.filter(|member| !member.client_urls.is_empty()).map(|member| member.id).collect())

@@ -1,8 +1,9 @@
 //! What this node remembers from boot to boot, and whether the data on its disks is its cluster's.
 
+use super::database::{self, Held};
 use crate::{
     error::UserError,
-    files::{NewFile, read_text},
+    files::{NewFile, Presence, read_text},
     model::{ClusterSpec, keys::Keys, scope::EtcdStart},
 };
 use anyhow::{Context as _, Result};
@@ -80,72 +81,130 @@ impl State {
 }
 
 /// Which data this machine has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Data {
     /// etcd's.
-    pub etcd: bool,
-    /// A PostgreSQL server's.
-    pub postgresql: bool,
+    pub etcd: Presence<()>,
+    /// PostgreSQL's, of each major version of which there are any.
+    pub postgresql: Presence<Vec<Held>>,
 }
 
 impl Data {
     /// Looks for data below `root`.
     pub fn look(root: &Path) -> Data {
         let below = |path: &str| root.join(path.trim_start_matches('/'));
-        let servers = std::fs::read_dir(below(POSTGRESQL_DATA)).into_iter().flatten().flatten();
         Data {
-            etcd: below(ETCD_DATA).join("member").exists(),
-            postgresql: servers.into_iter().any(|version| version.path().join("main/PG_VERSION").exists()),
+            etcd: Presence::of(&below(ETCD_DATA).join("member")).map(drop),
+            postgresql: database::all(&below(POSTGRESQL_DATA)),
         }
     }
 
-    fn words(self) -> &'static str {
-        match (self.etcd, self.postgresql) {
-            (true, true) => "etcd's and PostgreSQL's data",
-            (true, false) => "etcd's data",
-            _ => "PostgreSQL's data",
-        }
+    /// Which there are; nothing if there are none.
+    ///
+    /// # Errors
+    /// Failed work, to be tried later, when that is not known.
+    fn words(&self) -> Result<Option<&'static str>, UserError> {
+        let (etcd, postgresql) = (self.etcd.clone().known()?, self.postgresql.clone().known()?);
+        Ok(match (etcd, postgresql) {
+            (Some(()), Some(_)) => Some("etcd's and PostgreSQL's data"),
+            (Some(()), None) => Some("etcd's data"),
+            (None, Some(_)) => Some("PostgreSQL's data"),
+            (None, None) => None,
+        })
+    }
+
+    /// What a node that was complete does not have any more, such as the data of a volume that is not mounted.
+    pub fn missing(&self, state: Option<&State>) -> Option<String> {
+        state.filter(|state| state.complete)?;
+        let lost = [(self.etcd.is_absent(), ETCD_DATA), (self.postgresql.is_absent(), POSTGRESQL_DATA)];
+        let lost: Vec<&str> = lost.into_iter().filter(|(lost, _)| *lost).map(|(_, path)| path).collect();
+        let them = lost.join(" and ");
+        (!lost.is_empty()).then(|| {
+            format!("this node was complete once, and there are no data at {them} any more: is a volume not mounted?")
+        })
     }
 }
 
-/// Refuses a document whose cluster is not that of the data on this machine.
+/// Refuses a document whose cluster is not that of the data on this machine, and data that the image's PostgreSQL, whose
+/// major version is `version`, cannot use.
 ///
 /// # Errors
-/// A wrong request, where there is data that belongs to another cluster or node, or to nobody known.
-pub fn verify_ownership(spec: &ClusterSpec, own: usize, state: Option<&State>, data: Data) -> Result<(), UserError> {
-    if data == Data::default() {
-        return Ok(());
-    }
-    let what = data.words();
+/// A wrong request, where there are data that belong to another cluster or node, or to nobody known, or are of another
+/// version; failed work, to be tried later, where it is not known what there is.
+pub fn verify_ownership(
+    spec: &ClusterSpec,
+    own: usize,
+    state: Option<&State>,
+    data: &Data,
+    version: Option<u32>,
+) -> Result<(), UserError> {
+    let Some(what) = data.words()? else { return Ok(()) };
     let identity = Keys::new(spec).identity();
     let problem = match state {
-        None => format!("there is {what} on this machine, and nothing says of which cluster it is"),
+        None => format!("there are {what} on this machine, and nothing says of which cluster they are"),
         Some(state) if state.cluster != spec.cluster => {
             format!(
-                "{what} on this machine is that of the cluster `{}`, the document is that of `{}`",
+                "{what} on this machine are those of the cluster `{}`, the document is that of `{}`",
                 state.cluster, spec.cluster
             )
         }
         Some(state) if state.identity != identity => {
-            format!("{what} on this machine was made with another secret of the cluster `{}`", state.cluster)
+            format!("{what} on this machine were made with another secret of the cluster `{}`", state.cluster)
         }
         Some(state) if state.node != spec.members[own].name => format!(
-            "{what} on this machine is that of the node `{}`, the document makes it `{}`",
+            "{what} on this machine are those of the node `{}`, the document makes it `{}`",
             state.node, spec.members[own].name
         ),
-        Some(_) => return Ok(()),
+        Some(_) => return usable(data, version),
     };
-    Err(UserError::usage(problem).hint(format!(
-        "give the node its own document again, or, to lose the data: remove {ETCD_DATA}, {POSTGRESQL_DATA}/*/main and {STATE_PATH}"
+    Err(UserError::usage(problem).hint(
+        "give the node its own document again. If the data are to be this node's, such as those of a volume that was kept: \
+         `pgha-node claim`. If they are not wanted: `pgha-node aside make database` and `pgha-node aside make etcd` set them aside. Then: systemctl restart pgha-node",
+    ))
+}
+
+/// Refuses databases of other major versions where there is none of the image's.
+fn usable(data: &Data, version: Option<u32>) -> Result<(), UserError> {
+    let (Presence::Present(held), Some(version)) = (&data.postgresql, version) else { return Ok(()) };
+    let Some(other) = held.iter().rfind(|held| held.version != version) else { return Ok(()) };
+    if held.iter().any(|held| held.version == version) {
+        return Ok(());
+    }
+    let (theirs, folder) = (other.version, other.folder.display());
+    Err(UserError::usage(format!(
+        "there is a database of PostgreSQL {theirs} on this machine, and this image has PostgreSQL {version}, which cannot \
+         use it: {}",
+        other.database.words()
+    ))
+    .hint(format!(
+        "it is not changed. Boot an image with PostgreSQL {theirs} again. Only where the cluster's primary runs PostgreSQL \
+         {version} already: `pgha-node aside make {folder}`, then `systemctl restart pgha-node`, and this node gets a copy"
     )))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Secret, samples};
+    use crate::{
+        error::ErrorKind,
+        files::Doubt,
+        model::{Secret, samples},
+        node::database::Database,
+    };
 
-    const BOTH: Data = Data { etcd: true, postgresql: true };
+    /// Data of etcd, if `etcd`, and of these versions of PostgreSQL.
+    fn data(etcd: bool, versions: &[u32]) -> Data {
+        let held = |version: &u32| Held {
+            version: *version,
+            folder: format!("{POSTGRESQL_DATA}/{version}/main").into(),
+            database: Database::Damaged("it has no global/pg_control".into()),
+        };
+        let held: Vec<Held> = versions.iter().map(held).collect();
+        Data {
+            etcd: if etcd { Presence::Present(()) } else { Presence::Absent },
+            postgresql: if held.is_empty() { Presence::Absent } else { Presence::Present(held) },
+        }
+    }
 
     #[test]
     fn what_is_stored_is_read_back_and_not_written_twice() {
@@ -167,30 +226,75 @@ mod tests {
     fn data_of_another_cluster_is_refused() {
         let spec = samples::three();
         let state = State::new(&spec, 1, EtcdStart::together(&spec));
-        assert!(verify_ownership(&spec, 1, Some(&state), BOTH).is_ok());
-        assert!(verify_ownership(&spec, 1, None, Data::default()).is_ok());
+        let verified = |spec: &ClusterSpec, own, state: Option<&State>, data: Data| {
+            super::verify_ownership(spec, own, state, &data, Some(17))
+        };
+        assert!(verified(&spec, 1, Some(&state), data(true, &[17])).is_ok());
+        assert!(verified(&spec, 1, None, data(false, &[])).is_ok());
         let mut renamed = spec.clone();
         renamed.cluster = "other".into();
         let mut rekeyed = spec.clone();
         rekeyed.secret = Secret::new("CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=");
         let text = [
-            verify_ownership(&renamed, 1, Some(&state), BOTH),
-            verify_ownership(&rekeyed, 1, Some(&state), Data { etcd: true, postgresql: false }),
-            verify_ownership(&spec, 0, Some(&state), Data { etcd: false, postgresql: true }),
-            verify_ownership(&spec, 1, None, BOTH),
+            verified(&renamed, 1, Some(&state), data(true, &[17])),
+            verified(&rekeyed, 1, Some(&state), data(true, &[])),
+            verified(&spec, 0, Some(&state), data(false, &[17])),
+            verified(&spec, 1, None, data(true, &[17])),
         ]
         .map(|outcome| outcome.unwrap_err().to_string());
         insta::assert_snapshot!(text.join("\n"));
     }
 
     #[test]
+    fn data_of_another_version_are_refused_unless_there_are_some_of_the_image_too() {
+        let spec = samples::three();
+        let state = State::new(&spec, 1, EtcdStart::together(&spec));
+        let verified = |versions: &[u32]| super::verify_ownership(&spec, 1, Some(&state), &data(true, versions), Some(18));
+        let problem = verified(&[16, 17]).unwrap_err();
+        assert_eq!(problem.kind, ErrorKind::Usage);
+        insta::assert_snapshot!(crate::error::report(&problem.into()));
+        assert!(verified(&[17, 18]).is_ok());
+        assert!(verified(&[]).is_ok());
+    }
+
+    #[test]
+    fn what_is_not_known_is_looked_at_later_and_never_taken_for_nothing() {
+        let spec = samples::three();
+        let unknown = || Doubt::new("looking at /var/lib/etcd/default/member: Structure needs cleaning (os error 117)");
+        for data in [
+            Data { etcd: Presence::Unknown(unknown()), ..data(false, &[]) },
+            Data { postgresql: Presence::Unknown(unknown()), ..data(true, &[]) },
+        ] {
+            let problem = verify_ownership(&spec, 1, None, &data, Some(17)).unwrap_err();
+            assert_eq!((problem.kind, problem.message), (ErrorKind::Runtime, unknown().to_string()));
+        }
+    }
+
+    #[test]
+    fn a_complete_node_without_data_says_what_is_missing() {
+        let spec = samples::three();
+        let mut state = State::new(&spec, 1, EtcdStart::together(&spec));
+        assert_eq!(data(false, &[]).missing(Some(&state)), None);
+        state.complete = true;
+        assert_eq!(data(true, &[17]).missing(Some(&state)), None);
+        assert_eq!(data(false, &[]).missing(None), None);
+        let text = data(false, &[]).missing(Some(&state)).unwrap();
+        assert!(text.contains("no data at /var/lib/etcd/default and /var/lib/postgresql any more"), "{text}");
+    }
+
+    #[test]
     fn data_is_found_where_the_services_keep_it() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(Data::look(root.path()), Data::default());
+        assert_eq!(Data::look(root.path()), data(false, &[]));
         std::fs::create_dir_all(root.path().join("var/lib/etcd/default/member")).unwrap();
         std::fs::create_dir_all(root.path().join("var/lib/postgresql/17/main")).unwrap();
-        assert_eq!(Data::look(root.path()), Data { etcd: true, postgresql: false });
-        std::fs::write(root.path().join("var/lib/postgresql/17/main/PG_VERSION"), "17").unwrap();
-        assert_eq!(Data::look(root.path()), BOTH);
+        assert_eq!(Data::look(root.path()), data(true, &[]));
+        database::samples::database(&root.path().join("var/lib/postgresql/17/main"), 7);
+        let found = Data::look(root.path());
+        assert!(matches!(&found.postgresql, Presence::Present(held) if held.len() == 1), "{found:?}");
+        // What cannot be looked at is neither there nor not: a loop of links stands in for a damaged inode.
+        std::fs::remove_dir_all(root.path().join("var/lib/etcd/default")).unwrap();
+        std::os::unix::fs::symlink("default", root.path().join("var/lib/etcd/default")).unwrap();
+        assert!(matches!(Data::look(root.path()).etcd, Presence::Unknown(_)));
     }
 }

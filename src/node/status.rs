@@ -1,6 +1,7 @@
 //! `pgha-node status`: where this node stands, and why.
 
 use super::{
+    aside::{self, Aside},
     init::Node,
     machine,
     peers::TlsCredentials,
@@ -37,6 +38,8 @@ pub struct Status {
     pub etcd: Option<Etcd>,
     /// Whether this node holds the virtual address; nothing where there is none.
     pub vip: Option<bool>,
+    /// Data that were set aside.
+    pub asides: Vec<Aside>,
 }
 
 /// One service.
@@ -84,11 +87,16 @@ impl Status {
     /// When systemd does not answer or the image's own files cannot be read.
     pub fn look(services: bool) -> Result<Status> {
         let state = State::load(Path::new(STATE_PATH))?;
-        let progress = Progress::load(Path::new(PROGRESS_PATH));
+        let mut progress = Progress::load(Path::new(PROGRESS_PATH));
+        let asides = aside::list(Path::new("/")).unwrap_or_else(|error| {
+            progress.warnings.push(format!("it is not known what was set aside: {error:#}"));
+            Vec::new()
+        });
         let complete = state.as_ref().is_some_and(|state| state.complete);
         let at_work = !complete && matches!(progress.phase, Phase::Working | Phase::Waiting);
         if at_work && !services {
-            return Ok(Status { progress, complete, services: Vec::new(), postgresql: None, etcd: None, vip: None });
+            let services = Vec::new();
+            return Ok(Status { progress, complete, services, postgresql: None, etcd: None, vip: None, asides });
         }
         let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
             .with_context(|| format!("reading {MANIFEST_PATH}"))?;
@@ -107,6 +115,7 @@ impl Status {
             postgresql: state.as_ref().and_then(|state| ask_patroni(state).ok()),
             etcd: state.as_ref().and_then(|state| ask_etcd(state).ok()),
             vip: vip(),
+            asides,
             progress,
         })
     }
@@ -187,6 +196,9 @@ impl fmt::Display for Status {
         if let Some(holds) = self.vip {
             writeln!(f, "vip         {}", if holds { "here" } else { "elsewhere" })?;
         }
+        for aside in &self.asides {
+            writeln!(f, "set aside   {aside}")?;
+        }
         for service in &self.services {
             writeln!(f, "  {:<12}{}", service.name, service.state)?;
         }
@@ -222,6 +234,16 @@ mod tests {
             }),
             etcd: Some(Etcd { leader: Some("pg-2".into()), members: (2, 3) }),
             vip: Some(false),
+            asides: vec![Aside {
+                path: "/var/lib/postgresql/17/main.aside-20261127T010909Z-diverged".into(),
+                was: "/var/lib/postgresql/17/main".into(),
+                since: 1_795_741_749,
+                why: "diverged".into(),
+                size: aside::Size { bytes: 3 << 29, more: false },
+                what: None,
+                system: Some("7712652082925278041".into()),
+                timeline: Some(2),
+            }],
         };
         insta::assert_snapshot!(status);
         insta::assert_snapshot!(serde_json::to_string_pretty(&status).unwrap());

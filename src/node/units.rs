@@ -113,6 +113,14 @@ pub fn restart(name: &str) -> Result<(), ExecError> {
     act(&["try-restart", "--no-block", name])
 }
 
+/// Stops the unit, so that systemd does not start it again by itself, and waits for it.
+///
+/// # Errors
+/// When systemd refuses, or the unit takes more than three minutes.
+pub fn stop(name: &str) -> Result<(), ExecError> {
+    Run::new("systemctl").args(["stop", name]).limit(6 * LIMIT).capture().map(drop)
+}
+
 fn act(arguments: &[&str]) -> Result<(), ExecError> {
     Run::new("systemctl").args(arguments.iter().copied()).limit(LIMIT).capture().map(drop)
 }

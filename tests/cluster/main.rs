@@ -15,6 +15,7 @@
 #[allow(dead_code, reason = "shared with tests that use more of it")]
 mod support;
 
+mod hosts;
 mod scenarios;
 mod test_cluster;
 mod writer;

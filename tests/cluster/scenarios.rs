@@ -1,7 +1,7 @@
 //! What happens to clusters, and what must come of it.
 
 use crate::{
-    Scenario,
+    Scenario, hosts,
     support::{Ran, wait},
     test_cluster::{HEALED_WITHIN, NAME, NODES, TestCluster},
     writer::Writer,
@@ -36,6 +36,7 @@ pub fn all() -> Vec<Scenario> {
         asked("two_nodes_begin_without_the_third", third_is_late),
         asked("power_cuts_during_first_boot_do_no_harm", power_cuts),
         asked("documents_that_are_wrong_are_refused", wrong_documents),
+        asked("the_last_good_copy_is_not_taken_away", hosts::last_copy),
         asked("the_compose_file_brings_up_the_same_cluster", compose),
     ]
 }
@@ -337,7 +338,7 @@ fn replaced_node(cluster: &mut TestCluster) {
     cluster.wait_healthy();
     // The whole node is lost, and a new one with the same name takes its place.
     let began = Instant::now();
-    cluster.verb("replace", &[&replica]);
+    cluster.verb("replace", &[&replica, "--force"]);
     wait("the new node to be a replica", cluster.patience(HEALED_WITHIN), || {
         let status = cluster.status();
         let node = status.nodes.iter().find(|node| node.name == replica).unwrap().clone();

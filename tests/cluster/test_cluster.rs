@@ -357,5 +357,8 @@ fn remove_leftovers(name: &str) {
     for id in found.stdout.split_whitespace() {
         let _ = Command::new("docker").args(["rm", "--force", "--volumes", id]).output();
     }
-    let _ = Command::new("docker").args(["network", "rm", &format!("pgha-{name}")]).output();
+    let found = Ran::of(Command::new("docker").args(["network", "ls", "--quiet", "--filter", &label]));
+    for id in found.stdout.split_whitespace() {
+        let _ = Command::new("docker").args(["network", "rm", id]).output();
+    }
 }

@@ -15,6 +15,8 @@ mod container;
 mod disk;
 #[cfg(feature = "builder")]
 mod engines;
+#[cfg(feature = "node")]
+mod gate;
 mod layers;
 #[cfg(feature = "builder")]
 mod machine;

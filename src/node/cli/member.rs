@@ -117,6 +117,13 @@ pub fn move_etcd_leader(arguments: Vec<OsString>) -> Result<ExitCode> {
 pub fn leave_command() -> Command {
     Command::new("leave")
         .about("Takes this node out of its cluster for good: stops its services, tells the others; its data stays")
+        .arg(
+            Arg::new("force")
+                .long("force")
+                .action(ArgAction::SetTrue)
+                .help("Leaves even if no other member has a good copy of the data, or writes stop without this node"),
+        )
+        .after_help("A primary hands over first. A node whose data no other member has does not leave without --force.")
 }
 
 /// Runs `leave`.
@@ -124,8 +131,8 @@ pub fn leave_command() -> Command {
 /// # Errors
 /// When nobody can be told, or a service does not stop.
 pub fn leave(arguments: Vec<OsString>) -> Result<ExitCode> {
-    leave_command().try_get_matches_from(arguments)?;
-    leaving::leave(&state()?).map(|()| ExitCode::SUCCESS)
+    let force = leave_command().try_get_matches_from(arguments)?.get_flag("force");
+    leaving::leave(&state()?, force).map(|()| ExitCode::SUCCESS)
 }
 
 /// How `save-haproxy-state` is described.

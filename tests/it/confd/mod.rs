@@ -3,7 +3,7 @@
 mod conformance;
 mod consul;
 mod crashes;
-mod etcd;
+pub mod etcd;
 mod faults;
 mod fuzz;
 mod haproxy;

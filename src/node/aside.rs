@@ -1,0 +1,432 @@
+//! Data that are in the way are set aside: renamed on the same file system, and kept.
+//!
+//! `<folder>.aside-<UTC>-<why>` lies beside the folder that it was. A rename is atomic and needs no room; with the folder
+//! above synced, a power cut leaves the old name or the new one. Nothing of ours removes what was set aside: a person does,
+//! by `pgha-node aside remove`.
+//!
+//! A folder that is a mount point cannot be renamed, and moving what is in it one by one would leave half of it in each
+//! place when the power fails. Nor would PostgreSQL take such a folder afterwards: it refuses one with anything in it,
+//! hidden files too. So a mount point is refused, with the way that works: the volume is mounted one level higher, where the
+//! image's own folders lie.
+
+use super::database::Database;
+use crate::{
+    clock,
+    error::UserError,
+    files::{Presence, sync_folder},
+    log,
+};
+use anyhow::{Context as _, Result};
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
+use serde::Serialize;
+use std::{
+    fmt, fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// What stands between a folder's name and when and why it was set aside.
+const MARK: &str = ".aside-";
+/// How many files of an aside are counted for its size, so that `status` answers soon.
+const COUNTED: u64 = 50_000;
+
+/// What was set aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Aside {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Where it was.
+    pub was: PathBuf,
+    /// Since when, in seconds since 1970.
+    pub since: i64,
+    /// Why, in a word.
+    pub why: String,
+    /// How much room it takes.
+    #[serde(flatten)]
+    pub size: Size,
+    /// Which database it is, for a person, if it is one.
+    pub what: Option<String>,
+    /// The system identifier, if it is a database.
+    pub system: Option<String>,
+    /// The newest timeline that it contains, if it is a database.
+    pub timeline: Option<u32>,
+}
+
+impl Aside {
+    /// Its name, without the folders above.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
+impl fmt::Display for Aside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Aside { path, since, why, size, .. } = self;
+        write!(f, "{} ({size}, {why}, since {})", path.display(), clock::utc(*since))
+    }
+}
+
+/// How much room files take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Size {
+    /// In bytes.
+    pub bytes: u64,
+    /// Whether there is more that was not counted.
+    pub more: bool,
+}
+
+impl Size {
+    /// Of everything below `folder`; no more than `most` files are counted. What cannot be read is left out.
+    pub fn of(folder: &Path, most: u64) -> Size {
+        let mut size = Size::default();
+        let mut folders = vec![folder.to_owned()];
+        let mut counted = 0;
+        while let Some(folder) = folders.pop() {
+            let Ok(entries) = fs::read_dir(&folder) else {
+                size.more = true;
+                continue;
+            };
+            for entry in entries.flatten() {
+                counted += 1;
+                if counted > most {
+                    return Size { more: true, ..size };
+                }
+                let Ok(found) = entry.metadata() else {
+                    size.more = true;
+                    continue;
+                };
+                size.bytes += found.blocks() * 512;
+                if found.is_dir() {
+                    folders.push(entry.path());
+                }
+            }
+        }
+        size
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = ["KiB", "MiB", "GiB", "TiB"];
+        let power = (1..units.len()).rev().find(|power| self.bytes >> (10 * (power + 1)) > 0).unwrap_or(0);
+        let value = self.bytes as f64 / (1_u64 << (10 * (power + 1))) as f64;
+        write!(f, "{}{value:.1} {}", if self.more { "more than " } else { "" }, units[power])
+    }
+}
+
+/// Sets `folder` aside and returns its new path. `why` is a word or two, such as `diverged`.
+///
+/// # Errors
+/// When there is no such folder, it is a mount point or a symbolic link, or the disk does not allow it. Nothing has moved
+/// then.
+pub fn set_aside(folder: &Path, why: &str) -> Result<PathBuf> {
+    let doing = || format!("setting {} aside", folder.display());
+    let found = fs::symlink_metadata(folder).with_context(doing)?;
+    if !found.is_dir() {
+        return Err(UserError::runtime(format!("{} is not a folder", folder.display()))
+            .hint("what a symbolic link leads to is set aside by a person, where it lies")
+            .into());
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+    let path = rename_free(folder, &format!("{}{MARK}{}-{}", folder.display(), clock::stamp(now), slug(why)))?;
+    sync_folder(above(folder)).with_context(doing)?;
+    let size = Size::of(&path, COUNTED);
+    log::warning!("set {} aside ({why}, {size}): it is {} now", folder.display(), path.display());
+    Ok(path)
+}
+
+/// Renames `folder` to `wanted`, or to `wanted` with a number where that is taken.
+fn rename_free(folder: &Path, wanted: &str) -> Result<PathBuf> {
+    for number in 1..100 {
+        let path = PathBuf::from(if number == 1 { wanted.to_owned() } else { format!("{wanted}.{number}") });
+        let renamed = match renameat_with(CWD, folder, CWD, &path, RenameFlags::NOREPLACE) {
+            // Not every file system knows the flag. A folder never replaces another that has something in it.
+            Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::rename(folder, &path),
+            other => other,
+        };
+        match renamed {
+            Ok(()) => return Ok(path),
+            Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+            Err(Errno::BUSY) => return Err(mount_point(folder).into()),
+            Err(error) => return Err(error).with_context(|| format!("setting {} aside", folder.display())),
+        }
+    }
+    Err(UserError::runtime(format!("{wanted} and 99 names like it are taken")).into())
+}
+
+fn mount_point(folder: &Path) -> UserError {
+    UserError::runtime(format!("{} is a mount point: it cannot be set aside", folder.display())).hint(format!(
+        "mount the volume at {} with {} as a folder in it; PostgreSQL's manual advises against a mount point as data \
+         folder, too",
+        above(folder).display(),
+        folder.file_name().unwrap_or_default().display()
+    ))
+}
+
+/// The folder that `path` lies in.
+fn above(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// `why` as a part of a file's name.
+fn slug(why: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let text: String = why.chars().take(40).map(plain).collect();
+    let words: Vec<&str> = text.split('-').filter(|word| !word.is_empty()).collect();
+    if words.is_empty() { "unnamed".to_owned() } else { words.join("-") }
+}
+
+/// Everything that was set aside in the folders of data below `root`, oldest first; also what earlier versions
+/// (`default.removed-1`) and Patroni (`main.failed`) left.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub fn list(root: &Path) -> Result<Vec<Aside>> {
+    let mut found = Vec::new();
+    for folder in homes(root)? {
+        for entry in entries(&folder)? {
+            let path = folder.join(&entry);
+            let Some(Name { was, since, why }) = entry.to_str().and_then(parse) else { continue };
+            // A symbolic link is not what was set aside, and must not lead elsewhere.
+            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+            if !metadata.is_dir() {
+                continue;
+            }
+            let (what, facts) = match Database::look(&path) {
+                Database::Present(facts) => (Some(facts.to_string()), Some(facts)),
+                Database::Damaged(_) | Database::Absent | Database::Unknown(_) => (None, None),
+            };
+            found.push(Aside {
+                was: folder.join(was),
+                since: since.unwrap_or(metadata.ctime()),
+                why: why.to_owned(),
+                size: Size::of(&path, COUNTED),
+                what,
+                timeline: facts.as_ref().map(|facts| facts.reached().0),
+                system: facts.map(|facts| facts.system),
+                path,
+            });
+        }
+    }
+    found.sort_by(|one, other| (one.since, &one.path).cmp(&(other.since, &other.path)));
+    Ok(found)
+}
+
+/// The folders in which data lie that may be set aside.
+fn homes(root: &Path) -> Result<Vec<PathBuf>> {
+    let versions = root.join("var/lib/postgresql");
+    let mut homes = vec![root.join("var/lib/etcd"), root.join("var/lib/pgha")];
+    for entry in entries(&versions)? {
+        let path = versions.join(&entry);
+        let is_version = entry.to_str().is_some_and(|name| name.parse::<u32>().is_ok());
+        if is_version && fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
+            homes.push(path);
+        }
+    }
+    Ok(homes)
+}
+
+/// The names in a folder; none if it is not there.
+fn entries(folder: &Path) -> Result<Vec<std::ffi::OsString>> {
+    if Presence::of(folder).known()?.is_none() {
+        return Ok(Vec::new());
+    }
+    let read = || fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>();
+    read().with_context(|| format!("reading the folder {}", folder.display()))
+}
+
+/// The name of an aside, in its parts.
+#[derive(Debug, PartialEq, Eq)]
+struct Name<'a> {
+    was: &'a str,
+    since: Option<i64>,
+    why: &'a str,
+}
+
+fn parse(name: &str) -> Option<Name<'_>> {
+    if let Some((was, rest)) = name.split_once(MARK) {
+        let (since, why) = rest.split_once('-')?;
+        // Where a name was taken, a number follows.
+        let why = why.split('.').next().unwrap_or(why);
+        return (!was.is_empty()).then_some(Name { was, since: Some(clock::from_stamp(since)?), why });
+    }
+    let earlier =
+        [("default", ".removed-1", "removed"), ("default", ".removed-2", "removed"), ("main", ".failed", "failed")];
+    let is = |(was, end, _): &(&'static str, &str, &str)| name.strip_prefix(was) == Some(end);
+    earlier.into_iter().find(is).map(|(was, _, why)| Name { was: &name[..was.len()], since: None, why })
+}
+
+/// The aside that a person means: by its path, or by its name if that is the only one.
+///
+/// # Errors
+/// A wrong request, when there is none or more than one.
+pub fn find(root: &Path, wanted: &str) -> Result<Aside> {
+    let all = list(root)?;
+    let mut fitting =
+        all.into_iter().filter(|aside| aside.path == Path::new(wanted) || aside.name() == wanted).collect::<Vec<_>>();
+    let hint = "pgha-node aside list";
+    match fitting.len() {
+        1 => Ok(fitting.remove(0)),
+        0 => Err(UserError::usage(format!("nothing that was set aside is called `{wanted}`")).hint(hint).into()),
+        _ => Err(UserError::usage(format!("`{wanted}` is the name of more than one: give the whole path"))
+            .hint(hint)
+            .into()),
+    }
+}
+
+/// Puts an aside back where it was. The service that uses the data must not run.
+///
+/// # Errors
+/// When there is something in its place, or the disk does not allow it.
+pub fn restore(aside: &Aside) -> Result<()> {
+    let (from, to) = (aside.path.display(), aside.was.display());
+    if Presence::of_folder(&aside.was).known()?.is_some() {
+        return Err(UserError::usage(format!("there is something at {to}"))
+            .hint(format!("set it aside first: pgha-node aside make {to}"))
+            .into());
+    }
+    // An empty folder is replaced; one that has got something in it meanwhile is not.
+    fs::rename(&aside.path, &aside.was).with_context(|| format!("putting {from} back"))?;
+    sync_folder(above(&aside.was))?;
+    log::warning!("put {from} back: it is {to} again");
+    Ok(())
+}
+
+/// Removes an aside for good: by a person's order alone.
+///
+/// # Errors
+/// When the disk does not allow it; what is left is still in the list.
+pub fn remove(aside: &Aside) -> Result<()> {
+    let path = aside.path.display();
+    fs::remove_dir_all(&aside.path).with_context(|| format!("removing {path}"))?;
+    sync_folder(above(&aside.path))?;
+    log::warning!("removed {path} ({}, {}) by a person's order", aside.why, aside.size);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::database::samples;
+
+    fn root() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for folder in ["var/lib/postgresql/17", "var/lib/etcd", "var/lib/pgha"] {
+            fs::create_dir_all(root.path().join(folder)).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn a_database_is_set_aside_listed_and_put_back() {
+        let root = root();
+        let main = root.path().join("var/lib/postgresql/17/main");
+        samples::database(&main, 77);
+        let path = set_aside(&main, "Diverged!").unwrap();
+        assert_eq!(Presence::of(&main).map(drop), Presence::Absent);
+        let listed = list(root.path()).unwrap();
+        let [aside] = &listed[..] else { panic!("{listed:?}") };
+        assert_eq!((&aside.path, &aside.was, aside.why.as_str()), (&path, &main, "diverged"));
+        assert_eq!((aside.system.as_deref(), aside.timeline), (Some("77"), Some(1)));
+        assert!(aside.size.bytes >= 8192 && !aside.size.more, "{:?}", aside.size);
+        assert!(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 - aside.since < 60);
+
+        fs::create_dir(&main).unwrap();
+        let found = find(root.path(), &aside.name()).unwrap();
+        restore(&found).unwrap();
+        assert!(matches!(Database::look(&main), Database::Present(_)));
+        assert_eq!(list(root.path()).unwrap(), []);
+        assert!(find(root.path(), &aside.name()).is_err());
+    }
+
+    #[test]
+    fn nothing_is_ever_replaced() {
+        let root = root();
+        let data = root.path().join("var/lib/etcd/default");
+        let mut paths = Vec::new();
+        for round in ["1", "2", "3"] {
+            fs::create_dir(&data).unwrap();
+            fs::write(data.join("round"), round).unwrap();
+            paths.push(set_aside(&data, "removed").unwrap());
+        }
+        for (path, round) in paths.iter().zip(["1", "2", "3"]) {
+            assert_eq!(fs::read_to_string(path.join("round")).unwrap(), round);
+        }
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("newer"), "").unwrap();
+        let oldest = find(root.path(), paths[0].to_str().unwrap()).unwrap();
+        let error = crate::error::report(&restore(&oldest).unwrap_err());
+        assert!(error.contains("there is something at"), "{error}");
+        assert!(data.join("newer").exists() && paths[0].exists());
+        remove(&oldest).unwrap();
+        assert_eq!(list(root.path()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn only_real_asides_below_the_data_folders_are_found() {
+        let root = root();
+        let at = |path: &str| root.path().join(path);
+        let stamp = "20261127T010909Z";
+        for folder in [
+            "var/lib/etcd/default.removed-1",
+            "var/lib/postgresql/17/main.failed",
+            "elsewhere",
+            "var/lib/postgresql/17/main",
+        ] {
+            fs::create_dir_all(at(folder)).unwrap();
+        }
+        fs::create_dir_all(at(&format!("var/lib/x.aside-{stamp}-stray"))).unwrap();
+        std::os::unix::fs::symlink(at("elsewhere"), at(&format!("var/lib/etcd/default.aside-{stamp}-link"))).unwrap();
+        fs::write(at(&format!("var/lib/pgha/x.aside-{stamp}-file")), "").unwrap();
+        fs::create_dir_all(at("var/lib/pgha/x.aside-20261327T010909Z-when")).unwrap();
+        let whys: Vec<String> = list(root.path()).unwrap().into_iter().map(|aside| aside.why).collect();
+        assert_eq!(whys.len(), 2, "{whys:?}");
+        assert!(whys.contains(&"removed".to_owned()) && whys.contains(&"failed".to_owned()), "{whys:?}");
+        for wanted in ["../elsewhere", "main", "/", ""] {
+            assert!(find(root.path(), wanted).is_err(), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn a_link_and_a_file_stay_where_they_are() {
+        let root = root();
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink("var", &link).unwrap();
+        assert!(set_aside(&link, "x").is_err());
+        assert!(set_aside(&root.path().join("none"), "x").is_err());
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn a_mount_point_is_refused_with_the_way_that_works() {
+        let device = |path: &str| fs::metadata(path).unwrap().dev();
+        if !crate::testing::require_root()
+            || !crate::testing::require("mounts", device("/") != device("/proc"), "/proc is not a mount point")
+        {
+            return;
+        }
+        let error = rename_free(Path::new("/proc"), "/proc.aside-20261127T010909Z-x").unwrap_err();
+        let report = crate::error::report(&error);
+        assert!(report.contains("mount point") && report.contains("hint: mount the volume at /"), "{report}");
+    }
+
+    #[test]
+    fn names_and_sizes_are_written_and_read() {
+        assert_eq!(slug("WAL gone: slot `lost`"), "wal-gone-slot-lost");
+        assert_eq!(slug("//"), "unnamed");
+        let name = parse("main.aside-20261127T010909Z-wal-gone.2").unwrap();
+        assert_eq!((name.was, name.since, name.why), ("main", Some(1_795_741_749), "wal-gone"));
+        assert_eq!(parse("main.aside-x-y"), None);
+        assert_eq!(parse(".aside-20261127T010909Z-y"), None);
+        let text = |bytes| Size { bytes, more: false }.to_string();
+        assert_eq!(
+            [text(512), text(8 << 20), text(3 << 29), text(5 << 50)],
+            ["0.5 KiB", "8.0 MiB", "1.5 GiB", "5120.0 TiB"]
+        );
+        assert_eq!(Size { bytes: 1 << 30, more: true }.to_string(), "more than 1.0 GiB");
+    }
+}

@@ -1,0 +1,420 @@
+//! What the PostgreSQL data of this node are, read without a server.
+//!
+//! `global/pg_control` says it: whose data they are (the system identifier), how far they have come, and whether the server
+//! was shut down. It is read here rather than by `pg_controldata`, because that program understands the data of its own
+//! major version only, and an image has one version: the data that another image left, and those that were set aside, would
+//! be unreadable. It also tells a file that is not there from one that cannot be read by nothing but words. The layout up to
+//! the position of the checkpoint has been the same since PostgreSQL 13; the checksum at its end, whose place each version
+//! of the layout fixes, proves that the file is whole and that the place is right.
+
+use crate::{
+    clock,
+    files::{Doubt, Presence},
+};
+use anyhow::{Context as _, Result};
+use rustix::process::Pid;
+use serde::{Serialize, Serializer};
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+/// The first byte of the checksum in each known version of the layout (`pg_control_version`): PostgreSQL 13 to 16, 17, 18.
+const CHECKSUMS: [(u32, usize); 3] = [(1300, 288), (1700, 288), (1800, 292)];
+/// The size of `pg_control`, whatever its layout.
+const CONTROL_SIZE: u64 = 8192;
+/// More than a server's lock file has.
+const LOCK_SIZE: u64 = 64 * 1024;
+/// How often a file is read whose checksum is wrong: a running server may be writing it just then.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A position in the write-ahead log, as PostgreSQL writes it: `0/17497C0`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lsn(pub u64);
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+impl Serialize for Lsn {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// How the server left the data, or how it uses them now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServerState {
+    /// It was starting.
+    StartingUp,
+    /// It was shut down as a primary.
+    ShutDown,
+    /// It was shut down as a replica.
+    ShutDownInRecovery,
+    /// It was shutting down.
+    ShuttingDown,
+    /// It was recovering from a crash.
+    InCrashRecovery,
+    /// It runs as a replica, or ended as one without being shut down.
+    InArchiveRecovery,
+    /// It runs as a primary, or ended as one without being shut down.
+    InProduction,
+}
+
+impl ServerState {
+    fn from_number(number: u32) -> Option<ServerState> {
+        use ServerState::*;
+        let all =
+            [StartingUp, ShutDown, ShutDownInRecovery, ShuttingDown, InCrashRecovery, InArchiveRecovery, InProduction];
+        all.get(number as usize).copied()
+    }
+
+    /// The state in the words of `pg_controldata`.
+    pub fn words(self) -> &'static str {
+        match self {
+            ServerState::StartingUp => "starting up",
+            ServerState::ShutDown => "shut down",
+            ServerState::ShutDownInRecovery => "shut down in recovery",
+            ServerState::ShuttingDown => "shutting down",
+            ServerState::InCrashRecovery => "in crash recovery",
+            ServerState::InArchiveRecovery => "in archive recovery",
+            ServerState::InProduction => "in production",
+        }
+    }
+}
+
+/// What `pg_control` and the folder say of a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Facts {
+    /// PostgreSQL's major version.
+    pub version: u32,
+    /// The system identifier, as Patroni writes it: all copies of one database have the same.
+    pub system: String,
+    /// The timeline of the last checkpoint.
+    pub timeline: u32,
+    /// How the server left them, or how it uses them.
+    pub state: ServerState,
+    /// The position of the last checkpoint.
+    pub checkpoint: Lsn,
+    /// The time of the last checkpoint, in seconds since 1970.
+    pub checkpoint_time: i64,
+    /// How far a replica must replay before its data are consistent; 0 on a primary.
+    pub recovery_end: Lsn,
+    /// The timeline of that position; 0 on a primary.
+    pub recovery_timeline: u32,
+    /// Whether there is a `backup_label`: the data are a copy with which no server has started yet.
+    pub unstarted_copy: bool,
+}
+
+impl Facts {
+    /// The newest position that the data are known to contain, with its timeline. What was written after the last
+    /// checkpoint of a primary is not in it.
+    pub fn reached(&self) -> (u32, Lsn) {
+        (self.timeline, self.checkpoint).max((self.recovery_timeline, self.recovery_end))
+    }
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (timeline, position) = self.reached();
+        write!(
+            f,
+            "PostgreSQL {}, system {}, timeline {timeline}, {position}, {}, last checkpoint {}",
+            self.version,
+            self.system,
+            self.state.words(),
+            clock::utc(self.checkpoint_time)
+        )
+    }
+}
+
+/// What is known of the data in one folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Database {
+    /// There is nothing.
+    Absent,
+    /// There is a database.
+    Present(Facts),
+    /// There is something, which no server can use; what it lacks.
+    Damaged(String),
+    /// Nobody knows.
+    Unknown(Doubt),
+}
+
+impl Database {
+    /// What the folder of a server's data has.
+    pub fn look(folder: &Path) -> Database {
+        match Presence::of_folder(folder) {
+            Presence::Absent => Database::Absent,
+            Presence::Unknown(doubt) => Database::Unknown(doubt),
+            Presence::Present(()) => read(folder),
+        }
+    }
+
+    /// What it is, for a person.
+    pub fn words(&self) -> String {
+        match self {
+            Database::Absent => "nothing".to_owned(),
+            Database::Present(facts) => facts.to_string(),
+            Database::Damaged(why) => format!("a damaged database: {why}"),
+            Database::Unknown(doubt) => format!("not known: {doubt}"),
+        }
+    }
+}
+
+/// The data of one major version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The major version, by the folder's name.
+    pub version: u32,
+    /// The folder of the server's data.
+    pub folder: PathBuf,
+    /// What it has.
+    pub database: Database,
+}
+
+/// The data of every major version below `root`, where there are any, in the order of versions.
+pub fn all(root: &Path) -> Presence<Vec<Held>> {
+    let names = || -> std::io::Result<Vec<u32>> {
+        let mut versions = Vec::new();
+        for entry in fs::read_dir(root)? {
+            versions.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+        }
+        versions.sort_unstable();
+        Ok(versions)
+    };
+    Presence::of(root).and_then(|_| match names() {
+        Err(error) => Presence::Unknown(Doubt::new(format!("reading the folder {}: {error}", root.display()))),
+        Ok(versions) => {
+            let held = versions.into_iter().map(|version| {
+                let folder = root.join(version.to_string()).join("main");
+                Held { version, database: of_version(version, Database::look(&folder)), folder }
+            });
+            let held: Vec<Held> = held.filter(|held| held.database != Database::Absent).collect();
+            if held.is_empty() { Presence::Absent } else { Presence::Present(held) }
+        }
+    })
+}
+
+/// A folder of one version holds data of that version or something that was put there by mistake.
+pub fn of_version(version: u32, database: Database) -> Database {
+    match database {
+        Database::Present(facts) if facts.version != version => {
+            Database::Damaged(format!("it is of PostgreSQL {} in the folder of {version}", facts.version))
+        }
+        other => other,
+    }
+}
+
+/// Reads the data of a folder that has something in it.
+fn read(folder: &Path) -> Database {
+    let version = match Presence::of_text(&folder.join("PG_VERSION"), 64) {
+        Presence::Absent => return Database::Damaged("it has no PG_VERSION".to_owned()),
+        Presence::Unknown(doubt) => return Database::Unknown(doubt),
+        Presence::Present(text) => match text.trim().parse::<u32>() {
+            Ok(version) => version,
+            Err(_) => return Database::Damaged("its PG_VERSION names no version".to_owned()),
+        },
+    };
+    let unstarted_copy = match Presence::of(&folder.join("backup_label")) {
+        Presence::Present(_) => true,
+        Presence::Absent => false,
+        Presence::Unknown(doubt) => return Database::Unknown(doubt),
+    };
+    let path = folder.join("global/pg_control");
+    for attempt in 1.. {
+        let bytes = match Presence::of_bytes(&path, CONTROL_SIZE) {
+            Presence::Absent => return Database::Damaged("it has no global/pg_control".to_owned()),
+            Presence::Unknown(doubt) => return Database::Unknown(doubt),
+            Presence::Present(bytes) => bytes,
+        };
+        match parse(&bytes) {
+            Ok(control) => return Database::Present(Facts { version, unstarted_copy, ..control }),
+            Err(UserError::Layout(number)) => {
+                return Database::Unknown(Doubt::new(format!(
+                    "{} has the layout {number}, which this program does not know",
+                    path.display()
+                )));
+            }
+            Err(UserError::Torn) if attempt < TRIES => thread::sleep(PAUSE),
+            Err(UserError::Torn) => break,
+        }
+    }
+    Database::Damaged("the checksum of its global/pg_control is wrong".to_owned())
+}
+
+/// The process that runs a server in `folder`: the one that its lock file names, if it works in that folder.
+///
+/// # Errors
+/// When that is not known.
+pub fn server(folder: &Path) -> Result<Option<Pid>> {
+    let Some(text) = Presence::of_text(&folder.join("postmaster.pid"), LOCK_SIZE).known()? else { return Ok(None) };
+    let number = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
+    let Some(pid) = number.and_then(Pid::from_raw) else { return Ok(None) };
+    let works_in = match fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())) {
+        Ok(works_in) => works_in,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("looking at the process {}", pid.as_raw_nonzero())),
+    };
+    let folder = folder.canonicalize().with_context(|| format!("looking at {}", folder.display()))?;
+    Ok((works_in == folder).then_some(pid))
+}
+
+/// Why bytes are not a control file.
+#[derive(Debug, PartialEq, Eq)]
+enum UserError {
+    /// Too short, or the checksum is wrong: damaged, or half written.
+    Torn,
+    /// A layout that is not known.
+    Layout(u32),
+}
+
+/// Reads a control file; what it does not say (version, copy) is left empty.
+fn parse(bytes: &[u8]) -> std::result::Result<Facts, UserError> {
+    let four = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    let eight = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
+    let short = UserError::Torn;
+    let layout = four(8).ok_or(UserError::Torn)?;
+    let Some((_, checksum)) = CHECKSUMS.into_iter().find(|(known, _)| *known == layout) else {
+        // A file of zeros, as a power cut leaves one, has no layout.
+        return Err(if layout == 0 { UserError::Torn } else { UserError::Layout(layout) });
+    };
+    if four(checksum) != Some(crc32c(bytes.get(..checksum).ok_or(UserError::Torn)?)) {
+        return Err(UserError::Torn);
+    }
+    let facts = || {
+        Some(Facts {
+            version: 0,
+            system: eight(0)?.to_string(),
+            state: ServerState::from_number(four(16)?)?,
+            checkpoint: Lsn(eight(32)?),
+            timeline: four(48)?,
+            checkpoint_time: eight(104)? as i64,
+            recovery_end: Lsn(eight(136)?),
+            recovery_timeline: four(144)?,
+            unstarted_copy: false,
+        })
+    };
+    facts().ok_or(short)
+}
+
+/// CRC-32C (Castagnoli), as PostgreSQL computes it.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 })
+    };
+    !bytes.iter().fold(!0, step)
+}
+
+/// Made-up data for tests.
+#[cfg(test)]
+pub mod samples {
+    use super::{CONTROL_SIZE, crc32c};
+    use std::{fs, path::Path};
+
+    /// A control file of PostgreSQL 17.
+    pub fn control(system: u64, state: u32, timeline: u32, checkpoint: u64) -> Vec<u8> {
+        let mut bytes = vec![0; CONTROL_SIZE as usize];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, &system.to_ne_bytes());
+        put(8, &1700_u32.to_ne_bytes());
+        put(16, &state.to_ne_bytes());
+        put(32, &checkpoint.to_ne_bytes());
+        put(48, &timeline.to_ne_bytes());
+        put(104, &1_795_741_749_u64.to_ne_bytes());
+        let checksum = crc32c(&bytes[..288]);
+        bytes[288..292].copy_from_slice(&checksum.to_ne_bytes());
+        bytes
+    }
+
+    /// A database of PostgreSQL 17 that was shut down, in the new folder `main`.
+    pub fn database(main: &Path, system: u64) {
+        fs::create_dir_all(main.join("global")).unwrap();
+        fs::write(main.join("PG_VERSION"), "17\n").unwrap();
+        fs::write(main.join("global/pg_control"), control(system, 1, 1, 0x17497c0)).unwrap();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What PostgreSQL 17.12 wrote, up to the checksum.
+    const REAL: &str = include_str!("database/pg_control.hex");
+
+    fn real() -> Vec<u8> {
+        let digits: String = REAL.split_whitespace().collect();
+        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_control_file_says_what_pg_controldata_says() {
+        let facts = Facts { version: 17, ..parse(&real()).unwrap() };
+        assert_eq!(
+            facts.to_string(),
+            "PostgreSQL 17, system 7712652082925278041, timeline 1, 0/17497C0, shut down, \
+             last checkpoint 2026-11-27T01:09:09Z"
+        );
+        assert_eq!((facts.recovery_end, facts.recovery_timeline), (Lsn(0), 0));
+    }
+
+    #[test]
+    fn one_wrong_bit_is_seen() {
+        for bit in 0..real().len() * 8 {
+            let mut bytes = real();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let outcome = parse(&bytes);
+            assert!(matches!(outcome, Err(UserError::Torn | UserError::Layout(_))), "bit {bit}: {outcome:?}");
+        }
+        assert_eq!(parse(&real()[..200]), Err(UserError::Torn));
+        assert_eq!(parse(&[0; 8192]), Err(UserError::Torn));
+    }
+
+    #[test]
+    fn a_replica_has_reached_more_than_its_last_checkpoint() {
+        let facts = Facts { recovery_end: Lsn(0x3000100), recovery_timeline: 2, ..parse(&real()).unwrap() };
+        assert_eq!(facts.reached(), (2, Lsn(0x3000100)));
+        assert_eq!(Lsn(0x1_0000_0abc).to_string(), "1/ABC");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_neither_whole_nor_damaged() {
+        let root = tempfile::tempdir().unwrap();
+        let main = root.path().join("17/main");
+        let look = || Database::look(&main);
+        assert_eq!(all(root.path()), Presence::Absent);
+        fs::create_dir_all(&main).unwrap();
+        assert_eq!(look(), Database::Absent, "an empty folder is no database");
+        assert_eq!(all(root.path()), Presence::Absent);
+        fs::write(main.join("postgresql.conf"), "").unwrap();
+        assert!(matches!(look(), Database::Damaged(_)), "no version");
+        fs::write(main.join("PG_VERSION"), "17\n").unwrap();
+        assert!(matches!(look(), Database::Damaged(_)), "no control file");
+        // A loop of symbolic links fails as a damaged inode does, for root too.
+        std::os::unix::fs::symlink("global", main.join("global")).unwrap();
+        assert!(matches!(look(), Database::Unknown(_)), "{:?}", look());
+        fs::remove_file(main.join("global")).unwrap();
+        samples::database(&main, 7);
+        let Presence::Present(held) = all(root.path()) else { panic!("not found") };
+        assert!(matches!(&held[..], [Held { version: 17, database: Database::Present(_), .. }]), "{held:?}");
+        fs::write(main.join("global/pg_control"), [0; 8192]).unwrap();
+        assert!(matches!(look(), Database::Damaged(_)), "zeros, as a power cut leaves them");
+    }
+
+    #[test]
+    fn data_in_the_folder_of_another_version_are_not_of_it() {
+        let root = tempfile::tempdir().unwrap();
+        samples::database(&root.path().join("16/main"), 7);
+        let Presence::Present(held) = all(root.path()) else { panic!("not found") };
+        assert!(matches!(&held[..], [Held { version: 16, database: Database::Damaged(_), .. }]), "{held:?}");
+        std::os::unix::fs::symlink("18", root.path().join("18")).unwrap();
+        let Presence::Present(held) = all(root.path()) else { panic!("not found") };
+        assert!(matches!(held[1].database, Database::Unknown(_)), "{held:?}");
+    }
+}
