@@ -115,7 +115,7 @@ fn question(id: u16, name: &str) -> Result<Vec<u8>> {
     message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in name.trim_end_matches('.').split('.') {
         if label.is_empty() || label.len() > 63 {
-            bail!("`{name}` is no domain name");
+            bail!("`{name}` is not a domain name");
         }
         message.push(label.len() as u8);
         message.extend(label.bytes());

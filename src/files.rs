@@ -185,7 +185,7 @@ pub fn user_folder(variable: &str, below: &str) -> Option<PathBuf> {
 /// Reads a text file, with its path in the error.
 ///
 /// # Errors
-/// When it cannot be read or is no UTF-8.
+/// When it cannot be read or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }

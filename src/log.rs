@@ -38,7 +38,7 @@ impl FromStr for Level {
             "warn" | "warning" => Ok(Level::Warn),
             "info" => Ok(Level::Info),
             "debug" => Ok(Level::Debug),
-            _ => Err(format!("`{name}` is no log level: use error, warn, info or debug")),
+            _ => Err(format!("`{name}` is not a log level: use error, warn, info or debug")),
         }
     }
 }

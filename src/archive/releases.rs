@@ -135,7 +135,7 @@ pub(super) fn releases_at(
                 text
             }
         };
-        let release = std::str::from_utf8(&text).context("it is no UTF-8").and_then(Release::parse)?;
+        let release = std::str::from_utf8(&text).context("it is not UTF-8").and_then(Release::parse)?;
         Ok((Digest::of(&text), release))
     };
     let results: Vec<Result<(Digest, Release)>> = thread::scope(|scope| {
@@ -305,7 +305,7 @@ impl Releases {
         for _ in 0..2 {
             let (expanded, _) = store.memoise(&file.digest, || self.fetch_index(store, http, source, file, step))?;
             if let Some(text) = store.get_blob(&expanded.text)? {
-                let text = String::from_utf8(text).map_err(|_| UserError::runtime("it is no UTF-8"))?;
+                let text = String::from_utf8(text).map_err(|_| UserError::runtime("it is not UTF-8"))?;
                 return Index::parse(text, source.arch, file.source);
             }
         }

@@ -119,7 +119,7 @@ fn check_name(name: &str) -> Result<()> {
     if name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_') && name.chars().all(plain) && name.len() <= 32 {
         return Ok(());
     }
-    Err(UserError::usage(format!("`{name}` is no name for a user or group"))
+    Err(UserError::usage(format!("`{name}` is not a name for a user or group"))
         .hint("use lower-case letters, digits, `_` and `-`, at most 32")
         .into())
 }
@@ -203,6 +203,6 @@ mod tests {
             "the group `ssl-cert` cannot have the number 7: `ssl-cert` is there already and has the number 104"
         );
         assert_eq!(error(&[postgres()], &[]), "the user `postgres` is in the group `postgres`, which is not there");
-        assert_eq!(error(&[], &[Group { name: "Bad:x".into(), gid: 7 }]), "`Bad:x` is no name for a user or group");
+        assert_eq!(error(&[], &[Group { name: "Bad:x".into(), gid: 7 }]), "`Bad:x` is not a name for a user or group");
     }
 }

@@ -82,7 +82,7 @@ const MATERIAL: &str = "/run/pgha-image";
 const BIN: &str = "bin";
 /// The file of dpkg's settings that stays, so that packages upgraded in the guest leave out the same paths.
 const DPKG_SETTINGS: &str = "/etc/dpkg/dpkg.cfg.d/pgha-image";
-/// More processes than this at once is no package's configuration.
+/// More processes than this at once is not a package's configuration.
 const PROCESSES: usize = 500;
 
 /// Makes a base layer: [`super::JOB`].

@@ -164,7 +164,7 @@ impl BaseSpec {
     /// The order in which packages are asked for, by their place in [`BaseSpec::packages`].
     ///
     /// # Errors
-    /// When the packages are no base, though there are no layers below, or pre-depend on each other.
+    /// When the packages are not a base, though there are no layers below, or pre-depend on each other.
     pub fn order(&self, below: &[StoredLayer]) -> Result<Vec<usize>> {
         let mut sorted: Vec<usize> = (0..self.packages.len()).collect();
         sorted.sort_by_cached_key(|&at| order::identity(&self.packages[at]));

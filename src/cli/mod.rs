@@ -100,7 +100,7 @@ fn complain(error: &anyhow::Error) {
     let _ = writeln!(anstream::stderr(), "{text}");
 }
 
-/// Writes data to standard output; a reader that went away is no failure.
+/// Writes data to standard output; a reader that went away is not a failure.
 fn print(text: &str) -> anyhow::Result<()> {
     use anyhow::Context as _;
     use std::io::Write as _;

@@ -116,11 +116,11 @@ impl FromStr for PortArg {
 
     fn from_str(text: &str) -> Result<PortArg, String> {
         let parts: Vec<&str> = text.split(':').collect();
-        let port = |text: &str| text.parse::<u16>().map_err(|_| format!("`{text}` is no port, 0 to 65535"));
+        let port = |text: &str| text.parse::<u16>().map_err(|_| format!("`{text}` is not a port, 0 to 65535"));
         let (address, host, guest) = match parts[..] {
             [host, guest] => (IpAddr::V4(Ipv4Addr::LOCALHOST), host, guest),
             [address, host, guest] => {
-                let address: Ipv4Addr = address.parse().map_err(|_| format!("`{address}` is no IPv4 address"))?;
+                let address: Ipv4Addr = address.parse().map_err(|_| format!("`{address}` is not an IPv4 address"))?;
                 (IpAddr::V4(address), host, guest)
             }
             _ => return Err("this is not HOST:GUEST, such as 2222:22".to_owned()),
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(port("2222:22"), Ok(("127.0.0.1:2222".to_owned(), 22)));
         assert_eq!(port("0.0.0.0:80:8080"), Ok(("0.0.0.0:80".to_owned(), 8080)));
         assert_eq!(port("22"), Err("this is not HOST:GUEST, such as 2222:22".to_owned()));
-        assert_eq!(port("22:70000"), Err("`70000` is no port, 0 to 65535".to_owned()));
-        assert_eq!(port("here:1:2"), Err("`here` is no IPv4 address".to_owned()));
+        assert_eq!(port("22:70000"), Err("`70000` is not a port, 0 to 65535".to_owned()));
+        assert_eq!(port("here:1:2"), Err("`here` is not an IPv4 address".to_owned()));
     }
 }

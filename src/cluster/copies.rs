@@ -146,7 +146,7 @@ fn majority(leaving: &[&View], staying: &[&View]) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "etcd would have {left} of {members} members that answer, which is no majority: {}",
+        "etcd would have {left} of {members} members that answer, which is not a majority: {}",
         words(staying.iter().copied())
     ))
 }

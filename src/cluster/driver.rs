@@ -130,7 +130,7 @@ pub struct Thing {
 pub enum Peer {
     /// A node, by name and address.
     Node(String, IpAddr),
-    /// Everything that is no node: the host, clients.
+    /// Everything that is not a node: the host, clients.
     Outside,
 }
 
@@ -178,7 +178,7 @@ pub trait Driver: fmt::Debug {
     /// When it is not paused.
     fn resume(&self, node: &str) -> Result<()>;
 
-    /// Removes a node and its disk; one that does not exist is no error.
+    /// Removes a node and its disk; one that does not exist is not an error.
     ///
     /// # Errors
     /// When it cannot be removed.

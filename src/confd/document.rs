@@ -38,7 +38,7 @@ impl Place<'_> {
 /// Reads the document `text` of the file `path`.
 ///
 /// # Errors
-/// When it is no TOML.
+/// When it is not TOML.
 pub fn parse<'a>(path: &'a Path, text: &'a str) -> Result<Table<'a>> {
     let place = Place { path, text };
     let document = DeTable::parse(text).map_err(|error| {
@@ -139,9 +139,9 @@ impl Entry<'_> {
 /// Reads a time as Go's `time.ParseDuration` does: `300ms`, `1.5h`, `2h45m`; a plain `0` is allowed.
 ///
 /// # Errors
-/// When it is none, or negative.
+/// When it is not one, or negative.
 pub fn duration(text: &str) -> Result<Duration> {
-    let wrong = || UserError::usage(format!("`{text}` is no time such as 500ms, 30s or 1m30s"));
+    let wrong = || UserError::usage(format!("`{text}` is not a time such as 500ms, 30s or 1m30s"));
     if text == "0" {
         return Ok(Duration::ZERO);
     }

@@ -51,7 +51,7 @@
 //!
 //! - `seq 1 0` is empty, as in confd 0.16 (the fork counts down); a division by zero is an error (confd ends).
 //! - `reverse` also reverses what `gets` gives, `join` takes any list of texts, whole numbers of JSON count as ints.
-//! - Regular expressions have no Unicode classes (`\pL`); values that are no UTF-8 are shown with replacement characters.
+//! - Regular expressions have no Unicode classes (`\pL`); values that are not UTF-8 are shown with replacement characters.
 //! - `datetime` has `Format Unix UnixNano UTC Local Year Month Day Hour Minute Second Nanosecond Weekday YearDay String`.
 //!
 //! # Stores
@@ -104,7 +104,7 @@ use std::{path::Path, sync::Arc};
 /// Renders a template with the given keys (absolute, as templates see them), without a store and without files.
 ///
 /// # Errors
-/// When it is no template, or asks for what is not there.
+/// When it is not a template, or asks for what is not there.
 pub fn render<'a>(source: &str, keys: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<String> {
     let keys = keys.into_iter().map(|(key, value)| (Arc::from(key), Arc::from(value)));
     template::render_text(source, Arc::new(keys.collect()))

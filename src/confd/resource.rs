@@ -256,7 +256,7 @@ fn mode(entry: &Entry<'_>) -> Result<Option<u32>> {
         _ => (&text[..], 10),
     };
     let mode = u32::from_str_radix(digits, radix).ok().filter(|mode| *mode <= 0o7777 && !digits.starts_with('+'));
-    mode.map(Some).ok_or_else(|| entry.wrong(format!("`{text}` is no mode such as 0644")))
+    mode.map(Some).ok_or_else(|| entry.wrong(format!("`{text}` is not a mode such as 0644")))
 }
 
 /// A number of a user or group; -1 means none.
@@ -308,7 +308,7 @@ fn format(entry: &Entry<'_>) -> Result<Option<Format>> {
         "yaml" | "yml" => Ok(Some(Format::Yaml)),
         "toml" => Ok(Some(Format::Toml)),
         "xml" => Ok(Some(Format::Xml)),
-        other => Err(entry.wrong(format!("`{other}` is none of json, yaml, yml, toml, xml"))),
+        other => Err(entry.wrong(format!("`{other}` is not one of json, yaml, yml, toml, xml"))),
     }
 }
 
@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn wrong_values_are_named_with_their_line() {
         for (line, reason) in [
-            ("mode = \"rw-\"", "x.toml:4: `mode` `rw-` is no mode"),
+            ("mode = \"rw-\"", "x.toml:4: `mode` `rw-` is not a mode"),
             ("mode = 644", "must be a text"),
             ("uid = -2", "must be a user's"),
             ("owner = \"nobody-at-all\"", "is not in /etc/passwd"),

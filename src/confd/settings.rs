@@ -413,7 +413,7 @@ impl Reader {
 
     fn int(&self, flag: &str) -> Result<Option<i64>> {
         self.text(flag)
-            .map(|text| text.parse().map_err(|_| self.wrong(flag, format!("`{text}` is no whole number"))))
+            .map(|text| text.parse().map_err(|_| self.wrong(flag, format!("`{text}` is not a whole number"))))
             .transpose()
     }
 
@@ -490,7 +490,7 @@ fn loopback(address: &str) -> Result<SocketAddr> {
     } else {
         address.replace("localhost", "127.0.0.1")
     };
-    full.parse().with_context(|| format!("`{address}` is no address such as 127.0.0.1:9100 or :9100"))
+    full.parse().with_context(|| format!("`{address}` is not an address such as 127.0.0.1:9100 or :9100"))
 }
 
 #[cfg(test)]

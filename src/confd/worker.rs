@@ -21,7 +21,7 @@ const BEAT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Heartbeat {
     start: Instant,
-    /// Milliseconds after `start` until which silence is no cause for worry.
+    /// Milliseconds after `start` until which silence is not a cause for worry.
     until: AtomicU64,
 }
 

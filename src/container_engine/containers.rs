@@ -176,7 +176,7 @@ impl Engine {
         Ok(all.into_iter().map(Network::from).collect())
     }
 
-    /// Removes a network; one that is gone already is no error.
+    /// Removes a network; one that is gone already is not an error.
     ///
     /// # Errors
     /// When containers are still in it.
@@ -249,7 +249,7 @@ impl Engine {
     /// Reads a file of a container, which need not run; `None` if there is no such file.
     ///
     /// # Errors
-    /// When there is no such container, the path is no file, or the file is larger than any document.
+    /// When there is no such container, the path is not a file, or the file is larger than any document.
     pub fn file(&self, container: &str, path: &str) -> Result<Option<ContainerFile>> {
         let reading = || format!("reading {path} in the container {container}");
         let options = DownloadFromContainerOptions { path: path.to_owned() };
@@ -314,7 +314,7 @@ impl Engine {
             .with_context(|| format!("letting the container {container} go on"))
     }
 
-    /// Removes a container with its volumes, running or not; one that is gone already is no error.
+    /// Removes a container with its volumes, running or not; one that is gone already is not an error.
     ///
     /// # Errors
     /// When the engine cannot.
@@ -422,7 +422,7 @@ impl Engine {
         {
             let feed = async {
                 if !input.is_empty() {
-                    // A program that does not read all of it is no error.
+                    // A program that does not read all of it is not an error.
                     let _ = pipe.write_all(input).await;
                     let _ = pipe.shutdown().await;
                 }
@@ -481,7 +481,7 @@ impl Engine {
         (program.to_owned(), arguments)
     }
 
-    /// Waits for `work`, for which it is no error that the thing is gone.
+    /// Waits for `work`, for which it is not an error that the thing is gone.
     fn unless_gone(&self, work: impl Future<Output = Result<(), Error>>) -> Result<()> {
         match self.runtime.block_on(work) {
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
@@ -555,7 +555,7 @@ fn first_file(archive: &[u8]) -> Result<Option<ContainerFile>> {
     let Some(entry) = archive.entries()?.next() else { return Ok(None) };
     let mut entry = entry?;
     if !entry.header().entry_type().is_file() {
-        return Err(UserError::runtime("it is no file").into());
+        return Err(UserError::runtime("it is not a file").into());
     }
     let mut bytes = Vec::new();
     entry.read_to_end(&mut bytes)?;

@@ -142,7 +142,7 @@ fn check_version(text: &[u8]) -> Result<()> {
 
 fn fields(text: Option<&[u8]>) -> Result<BTreeMap<String, String>> {
     let text = text.ok_or_else(|| hostile("its `control.tar` has no `control`"))?;
-    let text = std::str::from_utf8(text).map_err(|_| hostile("its `control` is no UTF-8"))?;
+    let text = std::str::from_utf8(text).map_err(|_| hostile("its `control` is not UTF-8"))?;
     let fields = deb822::single(text).map_err(|error| hostile(format!("its `control` is wrong: {error}")))?;
     Ok(fields.into_iter().map(|field| (field.name.to_owned(), field.value.to_owned())).collect())
 }

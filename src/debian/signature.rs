@@ -213,7 +213,7 @@ fn read_certificates(file: &[u8]) -> Result<Vec<SignedPublicKey>> {
         }
     };
     read()
-        .map_err(|error| UserError::runtime(format!("it is no OpenPGP keyring: {error}")))
+        .map_err(|error| UserError::runtime(format!("it is not an OpenPGP keyring: {error}")))
         .context("reading a key file")
 }
 

@@ -62,9 +62,9 @@ impl fmt::Display for Relation {
 /// Reads a version.
 ///
 /// # Errors
-/// When it is none.
+/// When it is not one.
 pub fn parse(text: &str) -> Result<Version> {
-    text.parse().map_err(|_| UserError::runtime(format!("`{text}` is no version number")).into())
+    text.parse().map_err(|_| UserError::runtime(format!("`{text}` is not a version number")).into())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::{
     path::Path,
 };
 
-/// Clusters that an image may have at most: larger ones than QEMU makes are no images (docs/interop/qcow2.rst).
+/// Clusters that an image may have at most: larger ones than QEMU makes are not images (docs/interop/qcow2.rst).
 const LARGEST_CLUSTER_BITS: u32 = 21;
 /// The largest first-level table that QEMU takes, in bytes.
 const LARGEST_TABLE: u64 = 32 << 20;

@@ -23,7 +23,7 @@ pub enum EtcdError {
         /// etcd's message.
         message: String,
     },
-    /// The settings cannot work: a file that cannot be read, an endpoint that is no URL.
+    /// The settings cannot work: a file that cannot be read, an endpoint that is not a URL.
     Settings(String),
 }
 

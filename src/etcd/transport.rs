@@ -95,7 +95,7 @@ impl Client {
         for endpoint in &mut settings.endpoints {
             endpoint.truncate(endpoint.trim_end_matches('/').len());
             if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-                return Err(EtcdError::Settings(format!("the etcd endpoint `{endpoint}` is no http or https URL")));
+                return Err(EtcdError::Settings(format!("the etcd endpoint `{endpoint}` is not an http or https URL")));
             }
         }
         if settings.endpoints.is_empty() {

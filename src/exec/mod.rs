@@ -141,7 +141,7 @@ impl Run {
     /// As [`Run::capture`], the standard output as text without white space around it.
     ///
     /// # Errors
-    /// As [`Run::capture`]; bytes that are no UTF-8 are replaced.
+    /// As [`Run::capture`]; bytes that are not UTF-8 are replaced.
     pub fn text(self) -> Result<String, ExecError> {
         Ok(String::from_utf8_lossy(&self.capture()?.stdout).trim().to_owned())
     }

@@ -99,7 +99,7 @@ impl FromStr for Compression {
     /// Reads `none`, `gzip`, `zstd`, `gzip:LEVEL` or `zstd:LEVEL`.
     fn from_str(text: &str) -> Result<Compression, UserError> {
         let wrong = || {
-            UserError::usage(format!("`{text}` is no compression"))
+            UserError::usage(format!("`{text}` is not a compression"))
                 .hint("one of: none, gzip, gzip:1 to gzip:9, zstd, zstd:1 to zstd:19")
         };
         let (codec, level) = match text.split_once(':') {

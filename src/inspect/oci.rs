@@ -44,7 +44,7 @@ struct Descriptor {
 }
 
 impl Blobs {
-    /// The members of an archive file; `None` if it is none.
+    /// The members of an archive file; `None` if it is not one.
     pub(super) fn of_archive(file: &File) -> Result<Option<Blobs>> {
         let mut magic = [0; 262];
         let mut start = file.try_clone()?;

@@ -107,7 +107,7 @@ impl Lines {
     /// The next value; `None` if none came until `deadline`.
     ///
     /// # Errors
-    /// When the peer goes away or says what is no JSON.
+    /// When the peer goes away or says what is not JSON.
     pub(crate) fn value(&mut self, deadline: Instant) -> Result<Option<serde_json::Value>> {
         loop {
             let Some(line) = self.line(deadline)? else { return Ok(None) };

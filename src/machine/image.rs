@@ -61,7 +61,7 @@ impl DiskImage {
     /// Looks at the image `path`.
     ///
     /// # Errors
-    /// A wrong request when there is none, or it is no raw or qcow2 image of a partitioned disk.
+    /// A wrong request when there is none, or it is not a raw or qcow2 image of a partitioned disk.
     pub fn open(path: &Path) -> Result<DiskImage> {
         let shown = path.display();
         let mut file = match File::open(path) {
@@ -99,7 +99,7 @@ impl DiskImage {
             return wrong(format!("is {what}"));
         }
         if !size.is_multiple_of(SECTOR) {
-            return wrong(format!("is a raw image of {size} bytes, which are no whole sectors: it was cut off"));
+            return wrong(format!("is a raw image of {size} bytes, which are not whole sectors: it was cut off"));
         }
         Ok(DiskImage { path, format: DiskFormat::Raw, size, backed: false })
     }
@@ -246,7 +246,7 @@ mod tests {
             assert_eq!(refusal(&path), message);
         }
         raw(&path, 1000);
-        assert_eq!(refusal(&path), "FILE is a raw image of 1000 bytes, which are no whole sectors: it was cut off");
+        assert_eq!(refusal(&path), "FILE is a raw image of 1000 bytes, which are not whole sectors: it was cut off");
     }
 
     #[test]

@@ -93,9 +93,9 @@ pub struct Network {
     pub prefix: u8,
 }
 
-/// Why a text is no address with its network.
+/// Why a text is not an address with its network.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is no address with the length of its network's prefix (such as 10.0.0.10/24)")]
+#[error("`{0}` is not an address with the length of its network's prefix (such as 10.0.0.10/24)")]
 pub struct NetworkError(String);
 
 impl Network {

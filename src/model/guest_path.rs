@@ -9,7 +9,7 @@ use std::{borrow::Borrow, fmt, str::FromStr};
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestPath(String);
 
-/// Why a text is no guest path.
+/// Why a text is not a guest path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GuestPathError {
     /// It does not begin at the root.

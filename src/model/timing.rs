@@ -303,7 +303,7 @@ impl Timing {
             ("retry-timeout", patroni.retry_timeout),
             ("primary-start-timeout", patroni.primary_start_timeout),
         ] {
-            refuse(!whole(time), key, format!("{time} is no whole number of seconds, which Patroni counts in"));
+            refuse(!whole(time), key, format!("{time} is not a whole number of seconds, which Patroni counts in"));
         }
         refuse(patroni.ttl < s(20), "ttl", format!("{} is less than the 20s that Patroni allows", patroni.ttl));
         refuse(
@@ -353,7 +353,7 @@ impl Timing {
         refuse(
             vrrp.advert < ms(50) || vrrp.advert > ms(40_950) || vrrp.advert.0.as_millis() % 10 != 0,
             "vrrp-advert",
-            format!("{} is no number of hundredths of a second from 50ms to 40950ms", vrrp.advert),
+            format!("{} is not a number of hundredths of a second from 50ms to 40950ms", vrrp.advert),
         );
         found
     }

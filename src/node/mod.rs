@@ -4,11 +4,11 @@
 //!
 //! ```text
 //! cli
-//! check leader leave renew status
-//! init
-//! bootstrap machine peers
-//! identity join pki state
-//! apply metadata progress units
+//! claim leave renew status
+//! check init leader
+//! bootstrap join machine peers
+//! aside first pki promise state
+//! apply begun database etcd_data former identity lock metadata progress units
 //! ```
 
 pub mod apply;

@@ -249,7 +249,8 @@ mod tests {
     fn data_of_another_version_are_refused_unless_there_are_some_of_the_image_too() {
         let spec = samples::three();
         let state = State::new(&spec, 1, EtcdStart::together(&spec));
-        let verified = |versions: &[u32]| super::verify_ownership(&spec, 1, Some(&state), &data(true, versions), Some(18));
+        let verified =
+            |versions: &[u32]| super::verify_ownership(&spec, 1, Some(&state), &data(true, versions), Some(18));
         let problem = verified(&[16, 17]).unwrap_err();
         assert_eq!(problem.kind, ErrorKind::Usage);
         insta::assert_snapshot!(crate::error::report(&problem.into()));

@@ -171,7 +171,7 @@ fn walk(folder: &Path, at: &GuestPath, found: &mut BTreeMap<GuestPath, Found>) -
     for entry in entries {
         let path = entry.path();
         let name = entry.file_name();
-        let name = name.to_str().with_context(|| format!("{} has a name that is no UTF-8", path.display()))?;
+        let name = name.to_str().with_context(|| format!("{} has a name that is not UTF-8", path.display()))?;
         let metadata = fs::symlink_metadata(&path).with_context(|| format!("reading {}", path.display()))?;
         if metadata.is_dir() {
             walk(&path, &at.join(name)?, found)?;

@@ -171,7 +171,7 @@ impl<'de> Deserialize<'de> for Mode {
         match u32::from_str_radix(&text, 8) {
             Ok(mode) if mode <= 0o7777 && text.len() >= 3 => Ok(Mode(mode)),
             _ => Err(serde::de::Error::custom(format!(
-                "`{text}` is no file mode (write it as chmod takes it, such as \"0640\")"
+                "`{text}` is not a file mode (write it as chmod takes it, such as \"0640\")"
             ))),
         }
     }

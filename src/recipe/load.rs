@@ -176,7 +176,7 @@ fn check_words(document: &Document, file: &RecipeFile) -> Result<(), UserError> 
     let names = file.overlays.iter().chain(of_disk).chain(&file.extends).chain([&file.name]);
     for name in names {
         if !plain(&name.value) {
-            let message = format!("`{}` is no name (lower-case letters, digits, `-`, `.` and `+`)", name.value);
+            let message = format!("`{}` is not a name (lower-case letters, digits, `-`, `.` and `+`)", name.value);
             return Err(document.error_at(name.referenced, &message));
         }
     }

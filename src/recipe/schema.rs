@@ -204,9 +204,9 @@ impl Serialize for Size {
     }
 }
 
-/// Why a text is no size.
+/// Why a text is not a size.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("`{0}` is no size (write a whole number and MiB, GiB or TiB, such as 4GiB)")]
+#[error("`{0}` is not a size (write a whole number and MiB, GiB or TiB, such as 4GiB)")]
 pub struct SizeError(String);
 
 impl FromStr for Size {

@@ -112,8 +112,8 @@ pub enum Clash {
         /// What is there instead.
         found: &'static str,
     },
-    /// A hard link to a path that is no regular file.
-    #[error("`{path}` is a hard link to `{target}`, which is no regular file")]
+    /// A hard link to a path that is not a regular file.
+    #[error("`{path}` is a hard link to `{target}`, which is not a regular file")]
     DeadLink {
         /// The link.
         path: GuestPath,

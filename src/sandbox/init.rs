@@ -143,7 +143,7 @@ fn place(root: &OwnedFd, name: &str) -> Result<OwnedFd> {
         Mode::empty(),
         ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH,
     )
-    .with_context(|| format!("/{name} is no directory to mount on"))
+    .with_context(|| format!("/{name} is not a directory to mount on"))
 }
 
 /// A path of the open directory, for calls that take paths only.

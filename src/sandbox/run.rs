@@ -76,12 +76,12 @@ const LINE: u64 = 16 << 10;
 
 impl SandboxRoot {
     /// Runs the program `arguments[0]` to its end, from within a job. `on_line` hears each line that it writes to its
-    /// standard output or error, which are one stream; bytes that are no UTF-8 are replaced.
+    /// standard output or error, which are one stream; bytes that are not UTF-8 are replaced.
     ///
     /// When this returns, no process of it is left.
     ///
     /// # Errors
-    /// When the namespaces cannot be set up or the program cannot be started; how it ends is no error here.
+    /// When the namespaces cannot be set up or the program cannot be started; how it ends is not an error here.
     pub fn run(&self, arguments: &[&str], on_line: &mut dyn FnMut(&str)) -> Result<Ending> {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let request = serde_json::to_string(&Request { sandbox_root: self.clone(), arguments })?;

@@ -25,7 +25,7 @@ pub fn fresh_secret() -> Result<Secret> {
 /// Lines keep their numbers: what is added stands last.
 ///
 /// # Errors
-/// A wrong request when the document is no mapping; failed work when there is no randomness.
+/// A wrong request when the document is not a mapping; failed work when there is no randomness.
 pub fn with_secret(document: Document, earlier: Option<&Document>) -> Result<(Document, bool)> {
     let value = shape(&document)?;
     if value.contains_key("secret") {

@@ -161,7 +161,7 @@ fn wrong_values_are_named_and_unknown_keys_pass() {
         ("client_cert = \"/a\"", "without client_key"),
         ("scheme = \"ftp\"", "neither http nor https"),
         ("failure_mode = \"perhaps\"", "neither best-effort nor fail-fast"),
-        ("debounce = \"soon\"", "is no time"),
+        ("debounce = \"soon\"", "is not a time"),
         ("log-level = \"loud\"", "no log level"),
         ("watch = 1", "must be true or false"),
     ] {

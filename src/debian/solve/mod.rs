@@ -109,7 +109,7 @@ fn requested(universe: &mut Universe<'_>, request: &Request) -> Result<Vec<Id>> 
     let mut found = Vec::new();
     for text in &request.packages {
         let wanted = Dependency::parse(text).map_err(|_| {
-            UserError::usage(format!("`{text}` is no package name")).hint("write `name` or `name (>= 1.2)`")
+            UserError::usage(format!("`{text}` is not a package name")).hint("write `name` or `name (>= 1.2)`")
         })?;
         if request.exclude.iter().any(|name| name == wanted.name) {
             let hint = "take it off one of the two lists".to_owned();

@@ -264,7 +264,7 @@ impl<'a> Universe<'a> {
         if !providers.is_empty() {
             let list: Vec<_> = providers.into_iter().collect();
             return Err((
-                format!("`{}` is no package, but several provide it", wanted.name),
+                format!("`{}` is not a package, but several provide it", wanted.name),
                 format!("ask for one of {}", list.join(", ")),
             ));
         }

@@ -101,7 +101,7 @@ fn enough(used: u64, mut size: u64) -> u64 {
 fn label(text: &str) -> Result<[u8; 11]> {
     let mut label = [b' '; 11];
     let good = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || "-_ ".contains(c);
-    ensure!((1..=11).contains(&text.len()) && text.chars().all(good), "`{text}` is no label for a FAT volume");
+    ensure!((1..=11).contains(&text.len()) && text.chars().all(good), "`{text}` is not a label for a FAT volume");
     label[..text.len()].copy_from_slice(text.as_bytes());
     Ok(label)
 }

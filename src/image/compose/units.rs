@@ -27,7 +27,7 @@ struct Name {
 impl Name {
     fn parse(text: &str) -> Result<Name, UserError> {
         let wrong = || {
-            UserError::usage(format!("`{text}` is no unit name"))
+            UserError::usage(format!("`{text}` is not a unit name"))
                 .hint("a unit name ends in its type, such as haproxy.service or postgresql@17-main.service")
         };
         let (stem, kind) = text.rsplit_once('.').ok_or_else(wrong)?;

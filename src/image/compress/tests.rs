@@ -232,6 +232,6 @@ fn a_compression_reads_back_what_it_prints() {
         assert_eq!(text.parse::<Compression>().unwrap().to_string(), text);
     }
     for text in ["", "gzip:0", "gzip:10", "zstd:20", "none:1", "xz", "gzip:x"] {
-        assert_eq!(text.parse::<Compression>().unwrap_err().message, format!("`{text}` is no compression"));
+        assert_eq!(text.parse::<Compression>().unwrap_err().message, format!("`{text}` is not a compression"));
     }
 }

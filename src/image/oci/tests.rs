@@ -279,7 +279,7 @@ fn a_layout_appears_whole_and_replaces_only_a_layout() {
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("thesis.txt"), "years of work").unwrap();
     let error = image.write_layout(&foreign).unwrap_err();
-    assert!(error.to_string().ends_with("is there and is no OCI image layout"), "{error}");
+    assert!(error.to_string().ends_with("is there and is not an OCI image layout"), "{error}");
     assert_eq!(fs::read_dir(&foreign).unwrap().count(), 1);
 }
 

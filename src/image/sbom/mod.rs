@@ -49,7 +49,7 @@ pub struct PackageMaterial {
     pub sha256: Digest,
 }
 
-/// A component that is no package.
+/// A component that is not a package.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OverlayMaterial {
     /// The overlay's name.

@@ -218,11 +218,11 @@ fn what_cannot_be_enabled_is_refused_with_the_reason() {
 
     hint: a package or an overlay must bring it
 
-    error: `plain` is no unit name
+    error: `plain` is not a unit name
 
     hint: a unit name ends in its type, such as haproxy.service or postgresql@17-main.service
 
-    error: `../evil.service` is no unit name
+    error: `../evil.service` is not a unit name
 
     hint: a unit name ends in its type, such as haproxy.service or postgresql@17-main.service
 
