@@ -16,7 +16,6 @@ use std::{
 pub struct Srv {
     /// The host, ending in a dot.
     pub target: String,
-    /// Its port.
     pub port: u16,
     /// The lowest is asked first.
     pub priority: u16,

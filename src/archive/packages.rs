@@ -27,9 +27,7 @@ const CONNECTIONS: usize = 8;
 /// A package that is to be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DownloadRequest {
-    /// Its name.
     pub name: String,
-    /// Its version.
     pub version: String,
     /// Its architecture, or `all`.
     pub architecture: String,

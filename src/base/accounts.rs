@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 /// A group (group(5)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
-    /// Its name.
     pub name: String,
     /// Its number.
     pub gid: u32,
@@ -19,7 +18,6 @@ pub struct Group {
 /// A user that cannot log in with a password (passwd(5)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
-    /// Its name.
     pub name: String,
     /// Its number.
     pub uid: u32,
@@ -29,7 +27,6 @@ pub struct User {
     pub groups: Vec<String>,
     /// Its home directory; who needs it makes it.
     pub home: GuestPath,
-    /// Its shell.
     pub shell: GuestPath,
     /// The comment field.
     pub comment: String,

@@ -32,7 +32,6 @@ pub fn identity(metadata: &Metadata) -> Identity {
 /// The tree that the root was made from.
 #[derive(Debug, Default)]
 pub struct Before {
-    /// The tree.
     pub tree: Tree,
     /// Its files as they were put there, by path: one that is still the same need not be read.
     pub untouched: HashMap<GuestPath, Identity>,

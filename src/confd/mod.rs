@@ -76,6 +76,8 @@
 //! - systemd hears READY once every file is usable, and the watchdog's sign while every resource is worked on.
 //! - `-metrics-addr :9101` serves `/metrics`, `/health` and `/ready` on loopback.
 
+#![deny(missing_docs)]
+
 mod apply;
 mod backend;
 mod document;

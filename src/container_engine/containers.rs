@@ -40,24 +40,20 @@ const LARGEST_ARCHIVE: usize = 4 << 20;
 /// A network of containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkSpec {
-    /// Its name.
     pub name: String,
     /// Its addresses, as `10.0.0.0/24`.
     pub subnet: String,
     /// The engine's own address in it.
     pub gateway: IpAddr,
-    /// Labels.
     pub labels: BTreeMap<String, String>,
 }
 
 /// A container that runs a whole system, with systemd as PID 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerSpec {
-    /// Its name.
     pub name: String,
     /// The image it is made of.
     pub image: String,
-    /// Its host name.
     pub host_name: String,
     /// The network it is in, by id or name.
     pub network: String,
@@ -67,7 +63,6 @@ pub struct ContainerSpec {
     pub ports: Vec<u16>,
     /// The most memory it may use, in bytes.
     pub memory: Option<u64>,
-    /// Labels.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -87,7 +82,6 @@ pub enum ContainerState {
 pub struct Container {
     /// The engine's own id for it, which is never used again.
     pub id: String,
-    /// Its name.
     pub name: String,
     /// The image that it was made of, as its maker named it.
     pub image: String,
@@ -95,7 +89,6 @@ pub struct Container {
     pub created: String,
     /// How it stands.
     pub state: ContainerState,
-    /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its ports, and where the host forwards them from.
     pub ports: BTreeMap<u16, SocketAddr>,
@@ -120,11 +113,9 @@ pub struct Network {
     pub subnets: Vec<String>,
     /// The engine's own address in it.
     pub gateway: Option<IpAddr>,
-    /// Its labels.
     pub labels: BTreeMap<String, String>,
 }
 
-/// A file of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerFile {
     /// When it was written, in seconds since 1970.

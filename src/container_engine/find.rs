@@ -12,9 +12,7 @@ pub enum Which {
     /// Docker if it answers, or else Podman.
     #[default]
     Auto,
-    /// Docker.
     Docker,
-    /// Podman.
     Podman,
 }
 

@@ -43,7 +43,6 @@ const CHUNK: usize = 256 << 10;
 /// Which program an engine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Docker.
     Docker,
     /// Podman's service.
     Podman,

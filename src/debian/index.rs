@@ -72,9 +72,7 @@ struct Slot {
 /// What is recorded of a chosen package.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Package {
-    /// Its name.
     pub name: String,
-    /// Its version.
     pub version: String,
     /// Its architecture, or `all`.
     pub architecture: String,
@@ -163,7 +161,6 @@ impl<'a> Entry<'a> {
         self.slot.protected
     }
 
-    /// Its priority.
     pub fn priority(&self) -> Priority {
         self.slot.priority
     }

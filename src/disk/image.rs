@@ -30,7 +30,6 @@ const STEP_MIB: u64 = 128;
 /// All that tells one build's disk from another's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The disk.
     pub disk: Uuid,
     /// The root partition, `PARTUUID`.
     pub root_partition: Uuid,

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Member {
-    /// Its id.
     #[serde(rename = "ID", deserialize_with = "number")]
     pub id: u64,
     /// Its name; empty until it has started.

@@ -7,7 +7,6 @@ use std::fmt;
 pub enum EtcdError {
     /// No connection, or it broke before the answer was complete.
     Unreachable {
-        /// The endpoint.
         endpoint: String,
         /// What the transport said.
         message: String,
@@ -16,7 +15,6 @@ pub enum EtcdError {
     },
     /// etcd answered with an error.
     Refused {
-        /// The endpoint.
         endpoint: String,
         /// gRPC's status code.
         code: u32,

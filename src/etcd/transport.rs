@@ -112,7 +112,6 @@ impl Client {
         })))
     }
 
-    /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
     }

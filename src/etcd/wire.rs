@@ -16,7 +16,6 @@ pub struct Header {
     /// The store's revision.
     #[serde(deserialize_with = "number")]
     pub revision: u64,
-    /// The Raft term.
     #[serde(deserialize_with = "number")]
     pub raft_term: u64,
 }

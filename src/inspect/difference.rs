@@ -24,7 +24,6 @@ pub enum Change {
 pub struct Difference {
     /// Packages and their versions.
     pub packages: BTreeMap<String, Change>,
-    /// Overlays.
     pub overlays: BTreeMap<String, Change>,
     /// The disk and its partitions, kernels, and what GRUB starts.
     pub boot: BTreeMap<String, Change>,

@@ -51,12 +51,9 @@ pub struct Summary {
     pub bytes: u64,
 }
 
-/// A partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Partition {
-    /// Its number.
     pub number: u32,
-    /// Its name.
     pub name: String,
     /// What it is for: `bios`, `esp`, `root`, or the identifier of its type.
     pub kind: String,
@@ -74,7 +71,6 @@ pub struct Partition {
 /// How an image boots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Boot {
-    /// Its kernels.
     pub kernels: Vec<String>,
     /// What GRUB's menu starts first, with all arguments.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,7 +103,6 @@ pub struct Node {
 /// An image that was read.
 #[derive(Debug)]
 pub struct Image {
-    /// Its summary.
     pub summary: Summary,
     /// Every path of its root file system.
     pub nodes: BTreeMap<String, Node>,

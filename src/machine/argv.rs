@@ -84,7 +84,6 @@ pub enum Console {
 /// A machine to be started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineSpec {
-    /// Its name.
     pub name: String,
     /// What runs its instructions.
     pub accel: Accel,

@@ -31,9 +31,7 @@ impl fmt::Display for Version {
 /// QEMU on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Qemu {
-    /// The program.
     pub program: OsString,
-    /// Its version.
     pub version: Version,
 }
 

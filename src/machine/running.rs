@@ -35,7 +35,6 @@ const TAIL: usize = 2048;
 /// A machine to be prepared.
 #[derive(Debug, Clone)]
 pub struct MachineConfig {
-    /// Its name.
     pub name: String,
     /// What it boots.
     pub image: DiskImage,
@@ -184,7 +183,6 @@ impl Machine {
         Ok(Some(Machine { folder: folder.to_owned(), process, tied: None }))
     }
 
-    /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }

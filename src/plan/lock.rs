@@ -50,7 +50,6 @@ pub struct LockedSource {
     pub archive: Option<Archive>,
     /// The suite or its codename.
     pub suite: String,
-    /// The components.
     pub components: Vec<String>,
 }
 

@@ -91,9 +91,7 @@ pub struct PlannedDisk {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Package {
-    /// Its name.
     pub name: String,
-    /// Its version.
     pub version: String,
     /// Its architecture: the image's own or `all`.
     pub architecture: String,
@@ -116,11 +114,9 @@ pub struct Package {
 /// One overlay's part of the image.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlannedOverlay {
-    /// Its name.
     pub name: String,
     /// What it is for, in one line.
     pub description: String,
-    /// Its files.
     pub files: Vec<PlannedFile>,
     /// Directories that it makes or adjusts.
     pub directories: BTreeMap<GuestPath, Directory>,

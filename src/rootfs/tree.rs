@@ -25,7 +25,6 @@ pub struct Content {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A directory.
     Directory,
     /// A regular file.
     File(Content),

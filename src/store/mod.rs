@@ -13,6 +13,8 @@
 //! synced to the disk: a power cut can leave a torn blob behind, and a blob that no longer matches its name is dropped
 //! and made again, exactly as one that rotted. Deleting the whole folder is always safe.
 
+#![deny(missing_docs)]
+
 mod blob;
 mod gc;
 

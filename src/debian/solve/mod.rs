@@ -41,7 +41,6 @@ pub struct Request {
 /// A package to install, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
-    /// The package.
     pub package: Package,
     /// The number that its index was read with.
     pub origin: usize,

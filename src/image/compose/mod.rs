@@ -76,9 +76,7 @@ pub enum Place {
 /// The names of an owner and a group in the image, or their numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    /// The user.
     pub user: String,
-    /// The group.
     pub group: String,
 }
 
@@ -96,7 +94,6 @@ pub enum Bytes {
     Here(Vec<u8>),
     /// A file on this machine, whose bytes are known already.
     At {
-        /// Its path.
         path: PathBuf,
         /// The SHA-256 of its bytes.
         digest: Digest,

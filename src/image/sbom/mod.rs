@@ -37,7 +37,6 @@ pub struct Materials {
 /// A package of the distribution.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PackageMaterial {
-    /// Its name.
     pub name: String,
     /// Its version, with epoch and revision.
     pub version: String,
