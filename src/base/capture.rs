@@ -21,7 +21,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What is known of a file without reading it: device, inode, and the time of its last change in seconds and nanoseconds.
+/// What identifies a file without reading it: device, inode, and the time of its last change in seconds and
+/// nanoseconds.
 pub type Identity = (u64, u64, i64, i64);
 
 /// What a file is known by.
@@ -42,7 +43,7 @@ pub struct Before {
 pub struct Clamp {
     /// What takes their place, and the latest time that is kept.
     pub epoch: i64,
-    /// When the work in the root began: a later time tells when the work was done, and nothing about the files.
+    /// When the work in the root began. A later time is that of the work, not that of a file.
     pub began: i64,
 }
 

@@ -7,7 +7,7 @@
 //! 2. **install**: dpkg installs the essential packages properly; then users with fixed numbers and answers to debconf's
 //!    questions are put in, then everything else is unpacked in as few runs as Pre-Depends allow, and configured;
 //! 3. **initramfs**: made once, when there is a kernel; then whatever programs the [`BaseSpec`] names;
-//! 4. **clean**: what would be the same in every copy of an image, or tells when it was made, is taken away;
+//! 4. **clean**: what would be the same in every copy of an image, or shows when it was made, is removed;
 //! 5. **capture**: the root becomes a layer, and is checked for what step 4 should have taken.
 //!
 //! The layer depends on nothing but its [`BaseSpec`]: not on who makes it, where, or when.
@@ -92,7 +92,7 @@ pub enum Place {
     Memory,
 }
 
-/// A package to be installed, as the archive's index tells of it.
+/// A package to be installed, with its control fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Package {
     /// The SHA-256 of the .deb as the archive has it.
@@ -110,7 +110,7 @@ impl From<&ExpandedDeb> for Package {
 /// Where packages come from while the layer is being made: waits until those with these digests are expanded, and
 /// returns the digests of the expanded ones ([`ExpandedDeb::expanded`]) in the same order.
 ///
-/// It is asked for a few packages at a time, in the order of [`BaseSpec::order`], so that installing can begin when
+/// It is called for a few packages at a time, in the order of [`BaseSpec::order`], so that installing can begin when
 /// the first ones are there.
 pub type Supply<'a> = dyn FnMut(&[Digest]) -> Result<Vec<Digest>> + 'a;
 
@@ -207,7 +207,7 @@ pub fn build(
     })
 }
 
-/// The folder where a root is made; held locked, so that others tell it from one that was left behind.
+/// The folder where a root is made; locked, so that other programs do not take it for one that was left behind.
 struct Scratch<'a> {
     folder: std::path::PathBuf,
     _lock: File,
@@ -249,7 +249,7 @@ fn sweep(store: &Store, sandbox: &Sandbox) {
     }
 }
 
-/// Removes a scratch folder; one that cannot be removed is in nobody's way.
+/// Removes a scratch folder. One that cannot be removed does no harm.
 fn remove(sandbox: &Sandbox, folder: &Path) {
     // The job has removed the root already, unless it was killed.
     if std::fs::remove_dir_all(folder).is_err() {

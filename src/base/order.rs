@@ -72,7 +72,7 @@ fn batches(packages: &[Package], all: &[usize]) -> Vec<Vec<usize>> {
     batches
 }
 
-/// The names that a package stands for and those it needs.
+/// The names that a package provides and those that it needs.
 #[derive(Debug)]
 struct Node<'a> {
     name: &'a str,

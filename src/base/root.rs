@@ -21,7 +21,7 @@ pub struct Root {
     folder: OwnedFd,
 }
 
-/// What a path gets besides its bytes.
+/// The owner, group and mode that a path gets.
 #[derive(Debug, Clone, Copy)]
 pub struct Attributes {
     pub mode: u32,
@@ -235,7 +235,7 @@ fn owners(attributes: Attributes) -> (Option<Uid>, Option<Gid>) {
     (Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))
 }
 
-/// Owners first: changing them takes set-user-id away.
+/// Owners first: changing them clears the set-user-id bit.
 fn set_attributes(file: &impl AsFd, attributes: Attributes) -> rustix::io::Result<()> {
     let (uid, gid) = owners(attributes);
     rustix::fs::fchown(file, uid, gid)?;

@@ -96,7 +96,7 @@ fn complain(error: &anyhow::Error) {
         None => text,
     };
     let text = text.replace("\n\nhint:", "\n\n\x1b[1;36mhint:\x1b[0m");
-    // Nothing can be told if standard error is gone.
+    // There is nowhere to report it if standard error is gone.
     let _ = writeln!(anstream::stderr(), "{text}");
 }
 

@@ -32,7 +32,7 @@ impl ProjectArgs {
     /// Everything about the recipe `wanted` that can be decided without a package index.
     ///
     /// # Errors
-    /// A wrong request when recipe, overlays or settings are not as they must be.
+    /// A wrong request when recipe, overlays or settings are wrong.
     pub fn draft(&self, wanted: &str) -> Result<Draft> {
         let recipe = recipe::load(&self.project, wanted, &self.settings)?;
         let programs = match &self.programs {

@@ -164,7 +164,7 @@ impl Args {
             progress.warn(warning);
         }
         config.prepare(probed.accel, folder.path())?;
-        progress.note("booting; Ctrl-A x ends the machine, Ctrl-A h tells more");
+        progress.note("booting; Ctrl-A x ends the machine, Ctrl-A h shows help");
         let machine = Machine::start(&qemu, folder.path(), Lifetime::Tied, &Launcher::new())?;
         while !machine.wait(Duration::from_secs(3600))? {}
         terminal.restore();
@@ -189,7 +189,7 @@ impl Terminal {
     }
 }
 
-/// The image's path, by itself or by the name of its recipe.
+/// The image's path: itself, or the image of the recipe of that name.
 fn find_image(wanted: &Path) -> Result<PathBuf> {
     if wanted.exists() || wanted.components().count() != 1 || wanted.extension().is_some() {
         return Ok(wanted.to_owned());
@@ -205,7 +205,7 @@ fn find_image(wanted: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Refuses a port of the host that is taken, before QEMU does in its own words.
+/// Refuses a port of the host that is taken; QEMU's own message would not name it.
 fn require_free(port: &PortForward) -> Result<()> {
     match TcpListener::bind(port.host) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {

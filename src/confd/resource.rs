@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-/// One file to render: what it shows, where it goes, who is told.
+/// A file to render: from which keys, where to, and how its reader is reloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resource {
     /// The file that describes it.
@@ -62,7 +62,7 @@ pub struct Resource {
 pub enum Reload {
     /// With `{{.src}}` and `{{.dest}}` to fill in.
     Template(String),
-    /// To run as it is: it holds braces of another language.
+    /// Run without changes: its braces belong to another language.
     Verbatim(String),
 }
 
@@ -288,7 +288,7 @@ fn check_command(entry: &Entry<'_>) -> Result<String> {
     Ok(command)
 }
 
-/// The original runs a reload command as it is, so braces that are not ours stay.
+/// The original runs a reload command without changes, so braces of other languages stay.
 fn reload_command(entry: &Entry<'_>) -> Result<Option<Reload>> {
     let command = entry.text()?;
     if command.is_empty() {
@@ -432,7 +432,7 @@ mod tests {
     fn wrong_values_are_named_with_their_line() {
         for (line, reason) in [
             ("mode = \"rw-\"", "x.toml:4: `mode` `rw-` is not a mode"),
-            ("mode = 644", "must be a text"),
+            ("mode = 644", "must be a quoted string"),
             ("uid = -2", "must be a user's"),
             ("owner = \"nobody-at-all\"", "is not in /etc/passwd"),
             ("check_cmd = \"x {{.sorc}}\"", "names `.sorc`"),
@@ -440,9 +440,9 @@ mod tests {
             ("output_format = \"ini\"", "none of json"),
             ("items = \"[\"", "malformed"),
             ("min_items = -1", "negative"),
-            ("keys = \"/a\"", "list of texts"),
-            ("debounce = 5", "must be a text"),
-            ("[backend]\nbackend = 'vault'", "x.toml: [backend]: the backend `vault` cannot be had"),
+            ("keys = \"/a\"", "list of strings"),
+            ("debounce = 5", "must be a quoted string"),
+            ("[backend]\nbackend = 'vault'", "x.toml: [backend]: the backend `vault` is not supported"),
             ("[backend]\nbackend = 'etcdv3'\nclient_cert = '/x'", "without client_key"),
         ] {
             let error = format!("{:#}", read(&format!("[template]\nsrc='a'\ndest='/b'\n{line}")).unwrap_err());

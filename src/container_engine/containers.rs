@@ -30,9 +30,9 @@ use tokio::io::AsyncWriteExt as _;
 
 /// The capabilities that systemd as PID 1, keepalived and the services of a node need beyond an engine's defaults.
 const CAPABILITIES: [&str; 3] = ["SYS_ADMIN", "NET_ADMIN", "NET_RAW"];
-/// How long an engine may take to end a removal that somebody else began.
+/// How long an engine may take to finish a removal that another client began.
 const REMOVED_WITHIN: Duration = Duration::from_secs(60);
-/// How often it is asked whether it has.
+/// How often that is checked.
 const REMOVED_PAUSE: Duration = Duration::from_millis(200);
 /// The largest archive that is read from a container, in bytes: it is a stranger's, until its files are known.
 const LARGEST_ARCHIVE: usize = 4 << 20;
@@ -66,7 +66,7 @@ pub struct ContainerSpec {
     pub labels: BTreeMap<String, String>,
 }
 
-/// How a container stands.
+/// The state of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContainerState {
     /// It runs.
@@ -109,7 +109,7 @@ pub struct Network {
     pub name: String,
     /// When it was made, as the engine writes it (RFC 3339).
     pub created: String,
-    /// Its addresses, as far as the engine tells: `10.0.0.0/24`.
+    /// Its addresses, as far as the engine reports them: `10.0.0.0/24`.
     pub subnets: Vec<String>,
     /// The engine's own address in it.
     pub gateway: Option<IpAddr>,
@@ -258,7 +258,7 @@ impl Engine {
         let archive = match self.runtime.block_on(read) {
             Ok(archive) => archive,
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
-                // The same status says that there is no such container, which is another thing than an absent file.
+                // The same status means that there is no such container, which is not an absent file.
                 return match self.container(container).with_context(reading)? {
                     Some(_) => Ok(None),
                     None => Err(UserError::runtime("there is no such container")).with_context(reading),

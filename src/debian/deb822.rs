@@ -1,7 +1,7 @@
 //! Paragraphs of fields, as in control files and indices (deb822(5)).
 //!
-//! Nothing is copied: paragraphs and values are slices of the text. A value is given as it stands, continuation lines
-//! with their leading blank included, but without white space around the whole.
+//! Nothing is copied: paragraphs and values are slices of the text. A value keeps its continuation lines with their
+//! leading blank, but has no white space around it.
 
 use crate::error::UserError;
 use anyhow::Result;

@@ -70,7 +70,7 @@ impl fmt::Display for Dependency<'_> {
     }
 }
 
-/// The groups of a relationship field as they stand in it, parted at commas.
+/// The groups of a relationship field, split at commas.
 pub fn groups(field: &str) -> impl Iterator<Item = &str> {
     field.split(',').map(str::trim).filter(|group| !group.is_empty())
 }

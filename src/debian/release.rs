@@ -25,7 +25,7 @@ pub struct Release {
     pub all_apart: bool,
     /// Its components, such as `main`.
     pub components: Vec<String>,
-    /// Whether files can be had under the name of their digest.
+    /// Whether files are available under the name of their digest.
     pub by_hash: bool,
     /// SHA-256 and size in bytes of every index, by path below the suite's folder.
     pub files: BTreeMap<String, (Digest, u64)>,
@@ -62,8 +62,8 @@ impl Release {
         })
     }
 
-    /// Checks that this is the suite that was asked for, and that at the time `now` (in seconds since 1970) it is
-    /// neither outdated nor from the future. `may_be_old` is for archives of past days, which nobody updates.
+    /// Checks that this is the requested suite, and that at the time `now` (in seconds since 1970) it is neither
+    /// outdated nor from the future. `may_be_old` is for archives of past days, which are not updated.
     ///
     /// # Errors
     /// When it is not.
@@ -75,7 +75,7 @@ impl Release {
             && !names.iter().any(|name| folder.strip_prefix(name).is_some_and(|rest| rest.starts_with('/')))
         {
             return Err(UserError::runtime(format!(
-                "`{asked}` was asked for, but it is of the suite {}",
+                "`{asked}` was requested, but it is of the suite {}",
                 quoted(&names)
             ))
             .hint("check the suite's name, and that the mirror has it")

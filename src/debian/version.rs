@@ -34,7 +34,7 @@ impl Relation {
         })
     }
 
-    /// Whether `version` stands so to `bound`.
+    /// Whether `version` has this relation to `bound`.
     pub fn holds(self, version: &Version, bound: &Version) -> bool {
         let order = version.cmp(bound);
         match self {

@@ -43,7 +43,7 @@ impl ImageFile {
     /// Opens the image at `path`: qcow2 if it begins so, else raw.
     ///
     /// # Errors
-    /// When it cannot be read, or is a qcow2 image that stands on another one or is encrypted.
+    /// When it cannot be read, or is a qcow2 image with a backing file or encryption.
     pub fn open(path: &Path) -> Result<ImageFile> {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         let mut header = [0; 112];
@@ -107,13 +107,13 @@ impl Qcow2 {
     /// Reads the header and the first-level table of an image of `length` bytes; also returns the disk's size.
     fn open(file: &File, header: &mut [u8; 112], length: u64) -> Result<(Qcow2, u64)> {
         let version = u32::from_be_bytes(header.field(4));
-        ensure!(matches!(version, 2 | 3), "a qcow2 image of version {version}, which nobody here knows");
+        ensure!(matches!(version, 2 | 3), "a qcow2 image of version {version}, which is not supported");
         ensure!(u64::from_be_bytes(header.field(8)) == 0, UserError::usage("the image is an overlay of another one"));
         ensure!(u32::from_be_bytes(header.field(32)) == 0, UserError::usage("the image is encrypted"));
         let mut zstd = false;
         if version == 3 {
             let features = u64::from_be_bytes(header.field(72));
-            ensure!(features & !KNOWN_FEATURES == 0, "the image has features {features:#x}, which nobody here knows");
+            ensure!(features & !KNOWN_FEATURES == 0, "the image has features {features:#x}, which is not supported");
             if features & 1 << 3 != 0 {
                 file.read_exact_at(header, 0).context("reading the header")?;
                 zstd = header[104] == 1;

@@ -51,8 +51,8 @@ pub(super) fn noise(size: usize) -> Vec<u8> {
     (0..size).map(|_| next()).collect()
 }
 
-/// What a program says of `image`, its arguments being `words` with `{}` for the image. `None`, and a line that says
-/// so, where the program is not installed.
+/// The output of a program about `image`; its arguments are `words` with `{}` for the image. `None` where the program
+/// is not installed.
 pub(super) fn ask(words: &str, image: &Path) -> Option<String> {
     run(words, image).map(|said| said.unwrap_or_else(|error| panic!("{error}")))
 }

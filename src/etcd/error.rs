@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Why etcd did not do what it was asked.
+/// Why a request to etcd failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EtcdError {
     /// No connection, or it broke before the answer was complete.

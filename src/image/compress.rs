@@ -221,7 +221,7 @@ fn gzip(input: &mut dyn Read, output: &mut dyn Write, level: u8, threads: usize)
 
 /// Compresses single blocks, as one thread does.
 trait Blocks {
-    /// What is learnt of a block besides its compressed bytes.
+    /// The result for a block besides its compressed bytes.
     type Note: Send;
 
     fn pack(&mut self, block: &[u8]) -> io::Result<(Vec<u8>, Self::Note)>;
@@ -278,7 +278,7 @@ impl Blocks for ZstdBlocks {
 }
 
 type Packed<N> = io::Result<(Vec<u8>, N)>;
-/// A block, and where to send what comes of it.
+/// A block, and where to send its result.
 type Job<N> = (Vec<u8>, SyncSender<Packed<N>>);
 
 /// Cuts `input` into blocks of `size` bytes, has them compressed by `threads` threads, writes them in order, and hands
@@ -303,7 +303,7 @@ fn in_blocks<B: Blocks>(
         for _ in 0..threads {
             scope.spawn(|| work(&queue, &blocks));
         }
-        // Dropped on every way out, which ends the threads.
+        // Dropped on every return, which ends the threads.
         let jobs = jobs;
         let mut pending = VecDeque::new();
         for first in std::iter::once(true).chain(std::iter::repeat(false)) {

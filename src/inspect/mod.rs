@@ -1,4 +1,4 @@
-//! What is in an image, whoever made it: read from its file, without mounting it or running anything of it.
+//! Reads what is in an image, whoever made it, without mounting it or running any of it.
 
 mod difference;
 mod disk;
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use std::{collections::BTreeMap, fs::File, io::Seek as _, path::Path};
 
-/// Files whose bytes tell what an image is.
+/// Files whose contents describe an image.
 const TELLING: [&str; 4] = [STATUS, MANIFEST_PATH, GRUB, FSTAB];
 /// dpkg's database.
 const STATUS: &str = "/var/lib/dpkg/status";
@@ -43,7 +43,7 @@ pub struct Summary {
     pub boot: Option<Boot>,
     /// Installed packages and their versions.
     pub packages: BTreeMap<String, String>,
-    /// Overlays of the recipe; none if nothing tells of them.
+    /// Overlays of the recipe; empty if the image does not list them.
     pub overlays: Vec<String>,
     /// Paths in the root file system.
     pub paths: usize,
@@ -92,7 +92,7 @@ pub struct Node {
     pub gid: u32,
     /// A file's size in bytes.
     pub size: u64,
-    /// A file's SHA-256, where it was asked for.
+    /// A file's SHA-256, where it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Digest>,
     /// A link's target.

@@ -53,7 +53,7 @@ pub struct DiskImage {
     pub format: DiskFormat,
     /// The size of the disk that it holds, in bytes.
     pub size: u64,
-    /// Whether it is an overlay of another image, whose place it may know from its own.
+    /// Whether it is an overlay of another image, whose path may be relative to its own.
     pub backed: bool,
 }
 
@@ -104,8 +104,8 @@ impl DiskImage {
         Ok(DiskImage { path, format: DiskFormat::Raw, size, backed: false })
     }
 
-    /// The same image under a second name, `target`, where one can be made: it then stays what it is when somebody builds
-    /// another in its place. Otherwise it is the image itself.
+    /// The same image under a second name, `target`, if a link can be made: then it stays when a build replaces the
+    /// image. Otherwise it is the image itself.
     pub fn linked(&self, target: &Path) -> DiskImage {
         let linked = || {
             let target = std::path::absolute(target).ok()?;

@@ -44,7 +44,7 @@ const OWN_PARAMETERS: [&str; 20] = [
     "wal_log_hints",
 ];
 
-/// The most members that etcd is known to serve well with every member voting.
+/// The most members that etcd serves well, each of them voting.
 const MOST_MEMBERS: usize = 9;
 
 #[derive(Default)]

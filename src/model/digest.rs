@@ -8,13 +8,13 @@ use std::{fmt, io, str::FromStr};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
-/// Why a text is not a digest.
+/// Why a string is not a digest.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a SHA-256 digest (64 hexadecimal digits, optionally after `sha256:`)")]
 pub struct DigestError(String);
 
 impl Digest {
-    /// 32 zero bytes, which nothing known has as its digest: stands for one not known yet.
+    /// 32 zero bytes, which is not the digest of anything known: a placeholder.
     pub const ZEROS: Digest = Digest([0; 32]);
 
     /// The digest of `bytes`.

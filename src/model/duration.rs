@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr, time::Duration};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub Duration);
 
-/// Why a text is not a length of time.
+/// Why a string is not a length of time.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a length of time (write a whole number and ms, s, m, h or d, such as 30s)")]
 pub struct TimeError(String);

@@ -28,7 +28,7 @@ pub fn decode_secret(secret: &Secret) -> Option<Zeroizing<Vec<u8>>> {
 }
 
 impl<'a> Keys<'a> {
-    /// The keys of the cluster `spec`, whose secret has been checked: one that is not base64 is taken as it stands.
+    /// The keys of the cluster `spec`, whose secret was checked: a secret that is not base64 is used as it is.
     pub fn new(spec: &'a ClusterSpec) -> Keys<'a> {
         let bytes =
             decode_secret(&spec.secret).unwrap_or_else(|| Zeroizing::new(spec.secret.expose().as_bytes().to_vec()));

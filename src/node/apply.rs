@@ -216,6 +216,6 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let manifest = image(root.path(), "{{nothing}}", &[]);
         let error = format!("{:#}", render_all(&manifest, &scope(), root.path()).unwrap_err());
-        assert_eq!(error, "rendering a template: /t.hbs:1:1: nothing is called `nothing` here");
+        assert_eq!(error, "rendering a template: /t.hbs:1:1: there is no value `nothing` here");
     }
 }

@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-/// How long GRUB waits for somebody who wants another kernel, in seconds.
+/// How long GRUB shows its menu, in seconds.
 const MENU_SECONDS: u32 = 1;
 
 /// The system's name in GRUB's menu.
@@ -123,7 +123,7 @@ fn flushing<T>(files: &[&File], work: impl FnOnce() -> T) -> T {
         let (working, ended) = channel::<()>();
         scope.spawn(move || {
             while ended.recv_timeout(FLUSH_EVERY) == Err(RecvTimeoutError::Timeout) {
-                // The sync at the end tells what is wrong.
+                // The sync at the end reports errors.
                 files.iter().for_each(|file| drop(file.sync_data()));
             }
         });

@@ -63,7 +63,7 @@ pub struct BuildContext<'a> {
     pub access: &'a Access,
     /// Where results are kept.
     pub store: &'a Store,
-    /// Who is told.
+    /// Where progress is reported.
     pub progress: &'a Progress,
 }
 
@@ -92,8 +92,8 @@ impl BuildContext<'_> {
         self.compose(base, None)
     }
 
-    /// Makes the layers of VM images: above the base lies what they boot with, above the overlays of all images those of
-    /// disks.
+    /// Makes the layers of VM images: above the base the packages that they boot with, above the overlays of all images
+    /// those of disks.
     ///
     /// # Errors
     /// Whatever goes wrong with packages, maintainer scripts, overlays or the store.
@@ -337,12 +337,12 @@ fn place(file: &PlannedFile) -> Place {
             let owner = Owner { user: file.owner.clone(), group: file.group.clone() };
             Place::File { bytes, owner, mode: file.mode.0 }
         }
-        // A template is nobody's but root's; owner and mode are those of what it becomes.
+        // A template belongs to root; the overlay's owner and mode are those of the rendered file.
         Writer::Node | Writer::Confd => Place::File { bytes, owner: Owner::root(), mode: 0o644 },
     }
 }
 
-/// The layer with what the image tells the guest program about itself.
+/// The layer with the image's manifest.
 fn manifest(plan: &Plan) -> Result<Option<OverlayFiles>> {
     let Some(manifest) = plan.manifest() else { return Ok(None) };
     let mut bytes = serde_json::to_vec_pretty(&manifest)?;

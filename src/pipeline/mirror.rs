@@ -26,7 +26,7 @@ impl Mirrors {
         for uri in given {
             if !["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme)) {
                 return Err(UserError::usage(format!("the mirror `{uri}` is not an http or https URI"))
-                    .hint("a mirror is what stands in apt's sources, such as http://mirror.example/debian"));
+                    .hint("a mirror is the URI in apt's sources, such as http://mirror.example/debian"));
             }
         }
         Ok(Mirrors {

@@ -224,7 +224,7 @@ fn a_template_that_would_fail_on_a_node_fails_here() {
     let project = project(&[("overlays/front/rootfs/etc/front.cfg.hbs", "a\n{{cluster.nam}}\n")]);
     let told = complaint(project.path(), &[]);
     assert!(
-        told.starts_with("error: overlays/front/rootfs/etc/front.cfg.hbs:2:1: nothing is called `cluster.nam` here"),
+        told.starts_with("error: overlays/front/rootfs/etc/front.cfg.hbs:2:1: there is no value `cluster.nam` here"),
         "{told}"
     );
 }

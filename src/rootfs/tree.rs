@@ -37,7 +37,7 @@ pub enum Kind {
     Fifo,
 }
 
-/// What a tree knows of one path. Device nodes and sockets have no place in an image.
+/// The entry of a path in a tree. An image does not have device nodes and sockets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Directory, file, link.
@@ -148,7 +148,7 @@ impl Tree {
     /// Applies a layer.
     ///
     /// # Errors
-    /// [`Clash`] where the layer does not fit; the tree is then in between and worth nothing.
+    /// [`Clash`] where the layer does not fit; the tree is then incomplete and useless.
     pub fn apply(&mut self, layer: &Layer) -> Result<(), Clash> {
         for (path, change) in &layer.changes {
             match change {

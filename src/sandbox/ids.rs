@@ -19,7 +19,7 @@ struct Range {
     count: u32,
 }
 
-/// Which ids outside a user namespace stand for those inside.
+/// The ids outside a user namespace for those inside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
     users: Vec<Range>,
@@ -29,7 +29,7 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Every id stands for itself, for root.
+    /// Every id maps to itself, for root.
     pub fn identity() -> Mapping {
         let all = vec![Range { inside: 0, outside: 0, count: IDS }];
         Mapping { users: all.clone(), groups: all, helpers: None }
@@ -66,7 +66,7 @@ impl Mapping {
 /// How this user gets into the namespaces.
 ///
 /// # Errors
-/// A [`UserError`] that says what this user lacks and how to get it.
+/// A [`UserError`] with what this user lacks and how to get it.
 pub(super) fn way() -> Result<Way> {
     let uid = rustix::process::geteuid().as_raw();
     if uid == 0 {
@@ -80,7 +80,7 @@ pub(super) fn way() -> Result<Way> {
     Ok(Way::User(Mapping { users: map(uid, &users), groups: map(gid, &groups), helpers: Some(helpers) }))
 }
 
-/// Where a set-user-id helper lies.
+/// The path of a set-user-id helper.
 fn helper(name: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/bin", "/bin", "/usr/sbin", "/usr/local/bin"].map(PathBuf::from);
@@ -142,13 +142,13 @@ fn entries(text: &str) -> impl Iterator<Item = (&str, u32, u32)> {
     })
 }
 
-/// A range that nobody has, above 100000 as useradd(8) begins.
+/// A range that is free, above 100000 as useradd(8) begins.
 fn unused(text: &str) -> (u64, u64) {
     let first = entries(text).map(|(_, first, count)| u64::from(first) + u64::from(count)).fold(100_000, std::cmp::max);
     (first, first + u64::from(IDS) - 1)
 }
 
-/// 0 stands for the user itself, the rest is taken from the subordinate ranges.
+/// 0 is the user itself, the rest is taken from the subordinate ranges.
 fn map(own: u32, subordinate: &[(u32, u32)]) -> Vec<Range> {
     let mut ranges = vec![Range { inside: 0, outside: own, count: 1 }];
     let mut inside = 1;

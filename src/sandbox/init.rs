@@ -24,11 +24,11 @@ use std::{
 
 /// What the first process says when it can be asked.
 pub(super) const READY: &str = "ready";
-/// What it says when the program runs; everything after that is the program's own words.
+/// Its message when the program runs; everything after that is the program's output.
 pub(super) const GO: &str = "go";
 /// Its exit status when there were too many processes.
 pub(super) const TOO_MANY: u8 = 251;
-/// Its exit status when it could not set up what was asked for.
+/// Its exit status when it could not set up what was requested.
 const BROKEN: u8 = 250;
 
 /// The name of the machine, as programs see it.
@@ -84,11 +84,11 @@ fn say(line: &str) {
 
 fn prepare() -> Result<(Request, [BpfProgram; 2])> {
     super::job::die_with_parent()?;
-    // From here on this process goes with the job. Had the job gone before, nobody would answer.
+    // From here on this process ends with the job. If the job ended before, there is no request.
     say(READY);
     let mut request = String::new();
     io::stdin().read_line(&mut request)?;
-    ensure!(!request.is_empty(), "nobody asked for anything");
+    ensure!(!request.is_empty(), "there is no request");
     let request: Request = serde_json::from_str(&request)?;
     // A session of its own has no terminal.
     rustix::process::setsid().context("leaving the terminal")?;
@@ -125,7 +125,7 @@ fn mount_all(sandbox_root: &SandboxRoot) -> Result<()> {
     }
     rustix::process::fchdir(&root)?;
     rustix::process::pivot_root(".", ".").context("changing the root")?;
-    // Below the new root lies the old one.
+    // The old root is below the new one.
     unmount(".", UnmountFlags::DETACH).context("letting go of the old root")?;
     rustix::process::chdir("/").context("entering the new root")
 }

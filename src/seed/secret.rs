@@ -22,7 +22,7 @@ pub fn fresh_secret() -> Result<Secret> {
 
 /// The document with a secret: its own, or else that of `earlier`, or else a new one. Says whether it has a new one.
 ///
-/// Lines keep their numbers: what is added stands last.
+/// Lines keep their numbers: what is added comes last.
 ///
 /// # Errors
 /// A wrong request when the document is not a mapping; failed work when there is no randomness.

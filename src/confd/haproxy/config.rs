@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 pub struct Proxy {
     /// Its name.
     pub name: String,
-    /// The words of the `default-server` lines that hold for it.
+    /// The parameters of the `default-server` lines that apply to it.
     pub defaults: Vec<String>,
     /// Its servers before.
     pub old: Vec<Server>,
@@ -150,7 +150,7 @@ fn parse(text: &str) -> Option<Vec<Section>> {
     Some(sections)
 }
 
-/// The words of a line: quotes and backslashes protect, `#` begins a comment. Nothing if a quote has no end.
+/// The words of a line: quotes and backslashes protect, `#` begins a comment. `None` if a quote is not closed.
 fn words(line: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;

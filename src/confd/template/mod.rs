@@ -26,14 +26,14 @@ pub trait Template: fmt::Debug + Send + Sync {
     /// Renders with the keys of `store`.
     ///
     /// # Errors
-    /// When the template asks for what is not there.
+    /// When the template reads a key that is not there.
     fn render(&self, store: &Arc<Store>) -> Result<String>;
 }
 
 /// Loads the template `name` of `folder`, with what it includes by a literal name.
 ///
 /// # Errors
-/// When a file cannot be read, is not a template, or calls a function that there is not.
+/// When a file cannot be read, is not a template, or calls an unknown function.
 pub fn load(folder: &Path, name: &str) -> Result<Box<dyn Template>> {
     let path = folder.join(name);
     let source = files::read_text(&path)?;
@@ -43,10 +43,10 @@ pub fn load(folder: &Path, name: &str) -> Result<Box<dyn Template>> {
     Ok(Box::new(loaded))
 }
 
-/// Renders a text with the keys of `store`, without files around it.
+/// Renders a template without files around it, with the keys of `store`.
 ///
 /// # Errors
-/// When it is not a template, or asks for what is not there.
+/// When it is not a template, or reads a key that is not there.
 pub fn render_text(source: &str, store: Arc<Store>) -> Result<String> {
     compile("text", source)?.render(&Scope::new(store, PathBuf::new(), Vec::new()), &Value::Nil)
 }

@@ -224,7 +224,7 @@ impl Scan {
         Ok(pass(size.next_multiple_of(BLOCK as u64)))
     }
 
-    /// Notes that there is such an entry, and refuses what stands in the way of another.
+    /// Records an entry, and refuses one that conflicts with another.
     fn place(&mut self, path: String, kind: Kind) -> Result<()> {
         for (at, _) in path.match_indices('/') {
             match self.entries.get(&path[..at]) {

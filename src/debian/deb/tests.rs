@@ -86,8 +86,9 @@ fn refused(deb: &[u8]) -> String {
 /// What stands between the first and the last line, which are the same for all.
 fn reason(deb: &[u8]) -> String {
     let text = refused(deb);
-    let text = text
-        .strip_suffix("\n\nhint: the package is damaged or hostile, and was not used; tell those who keep the archive");
+    let text = text.strip_suffix(
+        "\n\nhint: the package is damaged or hostile, and was not used; report it to the archive's maintainers",
+    );
     let text = text.unwrap_or_else(|| panic!("{text:?}"));
     text.strip_prefix("error: in its member `data.tar.xz`\n  because: ")
         .or(text.strip_prefix("error: "))

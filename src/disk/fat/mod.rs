@@ -339,7 +339,7 @@ impl Volume {
         sector.put(14, (layout.reserved as u16).to_le_bytes());
         sector[16] = TABLES as u8;
         sector[21] = MEDIA;
-        // Sectors in a track and heads, which nobody asks for since disks have numbered sectors.
+        // Sectors in a track and heads: unused since disks have numbered sectors.
         sector.put(24, 63u16.to_le_bytes());
         sector.put(26, 255u16.to_le_bytes());
         sector.put(28, (options.first_sector as u32).to_le_bytes());

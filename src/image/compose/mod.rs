@@ -38,7 +38,7 @@ const FORMAT: u32 = 1;
 pub struct OverlayFiles {
     /// The overlay's name, for errors.
     pub name: String,
-    /// What becomes of each path.
+    /// What the overlay puts at each path.
     pub places: BTreeMap<GuestPath, Place>,
     /// Units that start at every boot, as `systemctl enable` takes them.
     pub enable: Vec<String>,
@@ -48,7 +48,7 @@ pub struct OverlayFiles {
     pub mask: Vec<String>,
 }
 
-/// What becomes of one path.
+/// What an overlay puts at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// A regular file.
@@ -102,12 +102,12 @@ pub enum Bytes {
     },
 }
 
-/// What came of an overlay.
+/// The result of composing an overlay.
 #[derive(Debug, Clone)]
 pub struct Composed {
     /// Its layer in the store.
     pub layer: StoredLayer,
-    /// Files and links of the tree below that have been replaced or removed, which an image's description should tell.
+    /// Files and links of the tree below that were replaced or removed; an image's description should list them.
     pub overridden: Vec<GuestPath>,
 }
 
@@ -242,7 +242,7 @@ impl Resolver<'_> {
         })
     }
 
-    /// A file with several names keeps its bytes under the first; the others would follow what becomes of that one.
+    /// A file with several names keeps its bytes under the first; the others would change with it.
     fn other_names_stay(&self) -> Result<()> {
         let gone: BTreeSet<&GuestPath> = self
             .changes

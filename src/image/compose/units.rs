@@ -116,8 +116,8 @@ pub fn enable(view: &mut OverlayView<'_>, unit: &str) -> Result<BTreeMap<GuestPa
     Ok(links)
 }
 
-/// The links of `/etc/systemd/system` that `systemctl disable UNIT` takes away, in order. Links below `/usr` are the
-/// distribution's, and stay.
+/// The links of `/etc/systemd/system` that `systemctl disable UNIT` removes, in order. Links below `/usr` belong to the
+/// distribution, and stay.
 ///
 /// # Errors
 /// When there is no such unit.

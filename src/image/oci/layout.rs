@@ -15,8 +15,8 @@ use std::{
 };
 
 impl OciImage {
-    /// Writes the image as an OCI image layout into the folder `target`, which appears at the end, in the place of a
-    /// layout that is there. Blobs are copies, so that nobody's edit reaches the store.
+    /// Writes the image as an OCI image layout into the folder `target`, which appears at the end and replaces a layout
+    /// that is there. Blobs are copies, so that edits do not reach the store.
     ///
     /// # Errors
     /// When `target` is something else than a layout, the store lost a layer, or the disk is full.

@@ -3,7 +3,7 @@
 use crate::error::UserError;
 use std::{fmt, str::FromStr};
 
-/// A name under which an engine knows an image: `ha-postgres:17`, `registry.example/team/ha-postgres:latest`.
+/// The name of an image in an engine: `ha-postgres:17`, `registry.example/team/ha-postgres:latest`.
 ///
 /// The grammar is that of the reference library of Docker and containers/image (package `reference`), without digests.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

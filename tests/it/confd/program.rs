@@ -208,7 +208,7 @@ fn wrong_requests_are_told_apart_from_failed_work() {
     let output = confd.command().arg("-check-config").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2));
-    assert!(said.contains("`cgetv` cannot be had"), "{said}");
+    assert!(said.contains("`cgetv` is not supported"), "{said}");
     confd.write("templates/members.tmpl", "{{getv \"/missing\"}}");
     assert!(confd.command().arg("-check-config").status().unwrap().success());
     assert_eq!(code(&confd), Some(1));

@@ -86,7 +86,7 @@ fn reverse(_: &Scope, args: &Args<'_>) -> Outcome {
     args.exactly(1)?;
     match args.value(0)? {
         Value::List(items) => Ok(list(items.iter().rev().cloned())),
-        // As in Go, what is not a list stays as it is.
+        // As in Go, a value that is not a list does not change.
         other => Ok(other.clone()),
     }
 }
