@@ -23,9 +23,9 @@ pub struct Args {
 enum Verb {
     /// Show where the store is and what it holds.
     Info,
-    /// Take away what was not used for long.
+    /// Remove what was not used for long.
     Gc {
-        /// Take away what was not used for this long.
+        /// Remove what was not used for this long.
         #[arg(long, value_name = "TIME", default_value = "30d")]
         max_age: Time,
         /// Then remove the least recently used until this much is left, such as 4GiB.

@@ -78,7 +78,7 @@ impl fmt::Display for PowerState {
     }
 }
 
-/// What came of preparing a network.
+/// The result of preparing a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prepared {
     /// It is there.

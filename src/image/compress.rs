@@ -2,7 +2,7 @@
 //!
 //! The stream is cut into blocks of fixed size, each compressed by itself: gzip blocks end in a sync flush, so that
 //! together they are one member (RFC 1951, 3.2.4; RFC 1952), zstd blocks are frames (RFC 8878, 3.1). Neither the number
-//! of threads nor their speed shows in the result. A layer is compressed once: the store remembers what came of it.
+//! of threads nor their speed shows in the result. A layer is compressed once: the store keeps the result.
 
 use crate::{
     error::UserError,

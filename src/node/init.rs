@@ -35,7 +35,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Exit status when systemd shall try again (sysexits.h).
+/// Exit status for systemd to try again (sysexits.h).
 pub const EX_TEMPFAIL: u8 = 75;
 /// Exit status when this machine holds data that is not the document's cluster's.
 pub const EX_NOPERM: u8 = 77;

@@ -310,7 +310,7 @@ mod tests {
                 .map(|(p, _)| p.as_str())
                 .collect::<Vec<_>>(),
             ["/a/gone"],
-            "one whiteout takes a whole directory away"
+            "one whiteout removes a whole directory"
         );
         assert!(!layer.changes.contains_key("/a-b"));
         let mut built = before;

@@ -167,7 +167,7 @@ fn mount_proc(target: &OwnedFd) -> Result<()> {
     make_read_only(&inside(target)).context("making /proc read-only")
 }
 
-/// Adds read-only to the flags of a bind mount; those it has must be repeated, taking one away is not allowed to users.
+/// Adds read-only to the flags of a bind mount; those it has must be repeated, as users may not remove one.
 fn make_read_only(target: &Path) -> Result<()> {
     let have = rustix::fs::statvfs(target)?.f_flag;
     let mut flags = MountFlags::BIND | MountFlags::RDONLY;

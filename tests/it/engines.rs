@@ -31,7 +31,7 @@ fn silent() -> Progress {
     Progress::new(Style::Silent)
 }
 
-/// An image of two layers, of which the upper one takes a file away, under a name of this process's own.
+/// An image of two layers, of which the upper one removes a file, under a name of this process's own.
 fn image(folder: &Path, name: &str) -> OciImage {
     let store = Store::open(&folder.join("store")).unwrap();
     let mut base = LayerWriter::new(&store).unwrap();

@@ -22,6 +22,7 @@ mod layers;
 mod machine;
 #[cfg(feature = "builder")]
 mod support;
+mod style;
 mod templates;
 #[path = "../../src/testing.rs"]
 #[allow(dead_code, reason = "shared with the library's own tests")]
