@@ -6,8 +6,7 @@
 
 use super::{
     map::{Data, Piece},
-    packed::Packed,
-    qcow2::Compression,
+    qcow2::{Compression, Packed},
 };
 use crate::{
     model::{Digest, Sha256},

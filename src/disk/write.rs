@@ -6,10 +6,10 @@
 
 use super::{
     buffer::{Buffer, RawFile},
+    bytes::{CLUSTER, is_zero},
     map::{Data, Map, Piece},
     memory::Memory,
-    packed::Packed,
-    qcow2::{Compression, Compressor, Writer},
+    qcow2::{Compression, Compressor, Packed, Writer},
 };
 use crate::{
     model::{Digest, Sha256},
@@ -28,8 +28,6 @@ use std::{
     thread,
 };
 
-/// The unit in which holes are looked for and qcow2 images are compressed, in bytes.
-pub(super) const CLUSTER: u64 = 64 << 10;
 /// What a worker takes at a time, and what compressed clusters are remembered by, in bytes.
 const CHUNK: u64 = 32 * CLUSTER;
 /// Finished chunks that wait in each worker's channel.
@@ -262,9 +260,4 @@ fn write_sparse(raw: &RawFile<'_>, start: u64, buffer: &[u8]) -> Result<()> {
         at = end;
     }
     Ok(())
-}
-
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<16>();
-    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }

@@ -1,7 +1,6 @@
 //! Reads a disk from the file that it was written to, raw or qcow2, without mounting or converting it.
 
-use super::bytes::Fields as _;
-use crate::error::UserError;
+use crate::{disk::bytes::Fields as _, error::UserError};
 use anyhow::{Context as _, Result, bail, ensure};
 use flate2::{Decompress, FlushDecompress};
 use std::{
@@ -219,8 +218,8 @@ mod tests {
     use super::*;
     use crate::disk::{
         Compression, Data, Map, Outputs,
+        bytes::CLUSTER,
         testing::{Bench, noise},
-        write::CLUSTER,
     };
 
     #[test]
