@@ -14,7 +14,7 @@ pub mod gpt;
 pub mod grub;
 mod map;
 mod memory;
-mod qcow2;
+pub mod qcow2;
 mod uuid;
 mod write;
 

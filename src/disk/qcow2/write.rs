@@ -9,7 +9,8 @@
 //!
 //! A compressed cluster may lie across clusters of the file, and each of those counts it as a reference.
 
-use crate::disk::bytes::{CLUSTER, Fields as _};
+use super::Header;
+use crate::disk::bytes::CLUSTER;
 use anyhow::{Context as _, Result, ensure};
 use flate2::{Compress, FlushCompress, Status};
 use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt as _};
@@ -24,7 +25,6 @@ const COMPRESSED: u64 = 1 << 62;
 /// Bits of a compressed cluster's entry that hold its place; above them the number of further sectors.
 const OFFSET_BITS: u32 = 62 - (CLUSTER_BITS - 8);
 const SECTOR: u64 = 512;
-const HEADER_SIZE: u32 = 112;
 /// Bytes gathered before they are written.
 const BATCH: usize = 1 << 20;
 
@@ -154,21 +154,17 @@ impl<'a> Writer<'a> {
         self.flush()?;
         self.file.set_len(self.counts.len() as u64 * CLUSTER).context("writing the qcow2 image")?;
 
-        let mut header = [0; HEADER_SIZE as usize + 8];
-        header.put(0, *b"QFI\xfb");
-        header.put(4, 3u32.to_be_bytes());
-        header.put(20, CLUSTER_BITS.to_be_bytes());
-        header.put(24, self.size.to_be_bytes());
-        header.put(36, u32::try_from(first_level.len()).context("the disk is too large for qcow2")?.to_be_bytes());
-        header.put(40, first_level_at.to_be_bytes());
-        header.put(48, table_at.to_be_bytes());
-        header.put(56, (table_clusters as u32).to_be_bytes());
-        let zstd = matches!(self.compression, Compression::Zstd(_));
-        // Incompatible feature bit 3 says that the compression type is not the default.
-        header.put(72, (u64::from(zstd) << 3).to_be_bytes());
-        header.put(96, 4u32.to_be_bytes());
-        header.put(100, HEADER_SIZE.to_be_bytes());
-        header.put(104, [u8::from(zstd)]);
+        let header = Header {
+            size: self.size,
+            cluster_bits: CLUSTER_BITS,
+            l1_size: u32::try_from(first_level.len()).context("the disk is too large for qcow2")?,
+            l1_table_offset: first_level_at,
+            refcount_table_offset: table_at,
+            refcount_table_clusters: table_clusters as u32,
+            zstd: matches!(self.compression, Compression::Zstd(_)),
+            ..Header::default()
+        };
+        let header = header.to_bytes(None)?;
         self.file.write_all_at(&header, 0).context("writing the qcow2 image")
     }
 
