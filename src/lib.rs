@@ -19,7 +19,7 @@
 //!                 recipe overlay debian disk
 //!                 rootfs sandbox
 //! infrastructure  store http progress interrupt                                                etcd
-//!                 io reexec                                 document exec files poll render    dns log tls
+//!                 io reexec                                 accounts document exec files poll  dns log tls
 //!                                                                                              clock
 //! types                                                     model
 //!                                                           error testing
@@ -27,6 +27,7 @@
 //!
 //! `rootfs` stands below the rest of the domain because `disk`, `base` and `image` all work on trees.
 
+pub mod accounts;
 #[cfg(feature = "builder")]
 pub mod archive;
 #[cfg(feature = "builder")]

@@ -2,7 +2,11 @@
 //! ones.
 
 use super::root::Root;
-use crate::{error::UserError, model::GuestPath};
+use crate::{
+    accounts::{entries, number_of},
+    error::UserError,
+    model::GuestPath,
+};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -88,7 +92,7 @@ fn extend(files: &mut Files, users: &[User], groups: &[Group], epoch: i64) -> Re
     for user in users {
         check_name(&user.name)?;
         free(&files.passwd, "user", &user.name, user.uid)?;
-        let gid = number(&files.group, &user.group).with_context(|| {
+        let gid = number_of(&files.group, &user.group).with_context(|| {
             UserError::usage(format!("the user `{}` is in the group `{}`, which is not there", user.name, user.group))
         })?;
         let User { name, uid, home, shell, comment, .. } = user;
@@ -98,7 +102,7 @@ fn extend(files: &mut Files, users: &[User], groups: &[Group], epoch: i64) -> Re
         files.passwd.push_str(&format!("{name}:x:{uid}:{gid}:{comment}:{home}:{shell}\n"));
         files.shadow.push_str(&format!("{name}:!:{}::::::\n", epoch / 86400));
         for group in &user.groups {
-            number(&files.group, group).with_context(|| {
+            number_of(&files.group, group).with_context(|| {
                 UserError::usage(format!("the user `{name}` is in the group `{group}`, which is not there"))
             })?;
             members.entry(group).or_default().push(name);
@@ -121,18 +125,8 @@ fn check_name(name: &str) -> Result<()> {
         .into())
 }
 
-fn number(text: &str, name: &str) -> Option<u32> {
-    text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then_some(())?;
-        fields.nth(1)?.parse().ok()
-    })
-}
-
 fn free(text: &str, what: &str, name: &str, id: u32) -> Result<()> {
-    for line in text.lines() {
-        let mut fields = line.split(':');
-        let (other, other_id) = (fields.next().unwrap_or_default(), fields.nth(1).and_then(|id| id.parse().ok()));
+    for (other, other_id) in entries(text) {
         if other == name || other_id == Some(id) {
             let taken = format!("the {what} `{name}` cannot have the number {id}: `{other}` is there already");
             let number = other_id.map_or(String::new(), |id: u32| format!(" and has the number {id}"));

@@ -6,7 +6,7 @@ use super::{
     settings::{BackendSettings, Settings},
     template,
 };
-use crate::{error::UserError, files, log};
+use crate::{accounts, error::UserError, files, log};
 use anyhow::{Context as _, Result};
 use std::{
     fs,
@@ -274,11 +274,7 @@ fn named(entry: &Entry<'_>, file: &str) -> Result<Option<u32>> {
         return Ok(None);
     }
     let list = files::read_text(Path::new(file))?;
-    let find = |line: &str| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
-    };
-    list.lines().find_map(find).map(Some).ok_or_else(|| entry.wrong(format!("`{name}` is not in {file}")))
+    accounts::number_of(&list, &name).map(Some).ok_or_else(|| entry.wrong(format!("`{name}` is not in {file}")))
 }
 
 fn check_command(entry: &Entry<'_>) -> Result<String> {

@@ -1,6 +1,7 @@
 //! Files for this node: rendered all, then checked all, then put in place one by one, each whole.
 
 use crate::{
+    accounts,
     exec::Run,
     files::{NewFile, read_text},
     model::{Manifest, Template, scope::Scope},
@@ -126,15 +127,7 @@ fn check(file: &Rendered<'_>, staged: &Path) -> Result<()> {
 /// The number of a user or group, from the table at `table`.
 fn id_of(root: &Path, table: &str, name: &str) -> Result<u32> {
     let text = read_text(&below(root, table))?;
-    for line in text.lines() {
-        let mut fields = line.split(':');
-        if fields.next() == Some(name)
-            && let Some(id) = fields.nth(1).and_then(|id| id.parse().ok())
-        {
-            return Ok(id);
-        }
-    }
-    bail!("{table} knows no `{name}`")
+    accounts::number_of(&text, name).with_context(|| format!("{table} has no `{name}`"))
 }
 
 /// The numbers of the user `name` and of the group of the same name.

