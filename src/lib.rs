@@ -19,8 +19,8 @@
 //!                 recipe overlay debian disk
 //!                 rootfs sandbox
 //! infrastructure  store http progress interrupt                                                etcd
-//!                 io reexec                                 accounts document exec files poll  dns log tls
-//!                                                                                              clock
+//!                 io reexec                                 accounts document exec files      dns log tls
+//!                                                           poll render                        clock
 //! types                                                     model
 //!                                                           error testing
 //! ```

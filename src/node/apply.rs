@@ -7,7 +7,7 @@ use crate::{
     model::{Manifest, Template, scope::Scope},
     render::render,
 };
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use std::{
     fs,
     io::Write as _,

@@ -16,6 +16,10 @@
 mod support;
 
 mod hosts;
+#[path = "../../src/testing.rs"]
+#[allow(dead_code, reason = "shared with tests that use more of it")]
+mod testing;
+
 mod scenarios;
 mod test_cluster;
 mod writer;

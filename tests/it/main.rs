@@ -20,9 +20,9 @@ mod gate;
 mod layers;
 #[cfg(feature = "builder")]
 mod machine;
+mod style;
 #[cfg(feature = "builder")]
 mod support;
-mod style;
 mod templates;
 #[path = "../../src/testing.rs"]
 #[allow(dead_code, reason = "shared with the library's own tests")]

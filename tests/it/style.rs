@@ -41,7 +41,8 @@ const PHRASES: [(&str, &str); 12] = [
 /// Names and contents of all text files of the project, but this one.
 fn texts() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let listed = Command::new("git").args(["ls-files", "-co", "--exclude-standard"]).current_dir(root).output().unwrap();
+    let listed =
+        Command::new("git").args(["ls-files", "-co", "--exclude-standard"]).current_dir(root).output().unwrap();
     let names = String::from_utf8(listed.stdout).unwrap();
     let kinds = ["rs", "md", "toml", "yaml", "yml", "snap", "hbs", "tmpl", "sh"];
     let is_text = |name: &&str| {

@@ -215,7 +215,7 @@ fn wrong_requests_are_told_apart_from_failed_work() {
     confd.write("conf.d/broken.toml", "[template]\nsrc = 1\n");
     let output = confd.once();
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("broken.toml:2: `src` must be a text"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("broken.toml:2: `src` must be a quoted string"));
     confd.write("confd.toml", "backend = \"vault\"\n");
     let plain = Command::new(env!("CARGO_BIN_EXE_pgha-node"))
         .args(["confd", "-config-file"])
