@@ -19,7 +19,7 @@
 //!                 recipe overlay debian disk
 //!                 rootfs sandbox
 //! infrastructure  store http progress interrupt                                                etcd
-//!                 io reexec                                 accounts document exec files      dns log tls
+//!                 io reexec                                 accounts document exec files       dns log tls
 //!                                                           poll render                        clock
 //! types                                                     model
 //!                                                           error testing

@@ -169,7 +169,7 @@ fn apply(bytes: impl Read, found: &mut Found) -> Result<()> {
     Ok(())
 }
 
-/// Takes away a path and all that is in it.
+/// Removes a path and all that is in it.
 fn remove(found: &mut Found, path: &str) {
     let below = format!("{path}/");
     found.nodes.retain(|known, _| known != path && !known.starts_with(&below));
