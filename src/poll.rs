@@ -21,8 +21,14 @@ impl PollInterval {
 
     /// Sleeps until the next look.
     pub fn wait(&mut self) {
-        thread::sleep(pause(self.least, self.began.elapsed()));
-        self.began = Instant::now();
+        thread::sleep(self.next_pause());
+    }
+
+    /// How long to rest until the next look, for who rests in another way.
+    pub fn next_pause(&mut self) -> Duration {
+        let pause = pause(self.least, self.began.elapsed());
+        self.began = Instant::now() + pause;
+        pause
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::print;
 use crate::{
-    cluster::{self, Care, Cluster, Consent, DriverKind, Lock, Making, Removal, Request, StateDir, View, Wishes},
+    cluster::{
+        self, Care, Cluster, Consent, DriverKind, Ended, Lock, Making, Removal, Request, StateDir, View, Wishes,
+    },
     document::Document,
     error::UserError,
     files::read_text,
@@ -352,7 +354,11 @@ fn start(cluster: &Cluster, lock: &Lock, nodes: &[String], progress: &Progress) 
 fn down(state_dir: &StateDir, name: &str, yes: bool, force: bool) -> Result<()> {
     let progress = Progress::for_people();
     let lock = Lock::take(state_dir, name, "down", &progress)?;
-    let removal = Removal::look(state_dir, &lock, name)?;
+    let mut removal = Removal::look(state_dir, &lock, name)?;
+    let terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    if terminal || removal.consent() != Consent::NotNeeded {
+        removal.weigh();
+    }
     print(&removal.to_string())?;
     let agreed = match removal.consent() {
         Consent::NotNeeded => true,
@@ -360,7 +366,7 @@ fn down(state_dir: &StateDir, name: &str, yes: bool, force: bool) -> Result<()> 
         Consent::Forceful => force,
     };
     if !agreed {
-        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        if !terminal {
             return Err(removal.unanswered().into());
         }
         let _ = write!(std::io::stderr(), "{}", removal.question());
@@ -435,11 +441,12 @@ struct Named {
 /// Ends a call of `up`: whether all is clean.
 fn tell_end(making: &Making, name: &str) -> bool {
     let words = match making.end() {
-        Ok(true) => format!(
+        Ok(Ended::Whole) => format!(
             "the cluster `{name}` is there, and its nodes go on: see `pgha-image cluster status {name}`; remove it with \
              `pgha-image cluster down {name}`"
         ),
-        Ok(false) => "nothing of the cluster is left".to_owned(),
+        Ok(Ended::Undone) => format!("nothing of the cluster `{name}` is left"),
+        Ok(Ended::Nothing) => "nothing was made".to_owned(),
         Err(error) => format!("{error:#}\nremove the rest with `pgha-image cluster down {name}`"),
     };
     let _ = writeln!(std::io::stderr(), "{words}");

@@ -137,7 +137,7 @@ fn creation(name: &str, containers: &[Container], identity: &str) -> Result<Opti
     }
     let list = containers
         .iter()
-        .map(|container| format!("\n{}: {}, {}", container.name, made_by(&container.labels), container.created));
+        .map(|container| format!("\n{}: {}", container.name, made_by(&container.labels, &container.created)));
     Err(UserError::runtime(format!("the containers of `{name}` were not made together{}", list.collect::<String>()))
         .hint("they are nodes of more than one cluster: remove what does not belong to it, by its id"))
 }

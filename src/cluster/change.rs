@@ -39,6 +39,9 @@ impl Cluster {
     pub fn replace(&self, _: &Lock, nodes: &[String], care: Care, progress: &Progress) -> Result<()> {
         for node in nodes {
             let own = self.index(node)?;
+            // Whether it is this cluster's and a new one could be made is known before anything goes.
+            self.driver.power(node)?;
+            self.driver.check_create()?;
             let (one, synchronous) = (std::slice::from_ref(node), &self.seeds.spec.synchronous);
             match care {
                 Care::Forced => self.tell_the_risk(one, synchronous, progress),
@@ -65,6 +68,9 @@ impl Cluster {
         progress: &Progress,
         leaves: fn(&View) -> bool,
     ) -> Result<()> {
+        if nodes.is_empty() {
+            return Ok(());
+        }
         let mut going = nodes.to_vec();
         let within = self.driver.patience(within);
         let mut deadline = Instant::now() + within;
@@ -83,7 +89,7 @@ impl Cluster {
                     going.retain(|other| *other != node);
                     deadline = Instant::now() + within;
                 }
-                Step::HandOver { from, to } => {
+                Step::HandOver { from, to } if Instant::now() < deadline => {
                     progress.note(&format!("{to} becomes the primary instead of {from}"));
                     self.switchover(Some(&to))?;
                 }
@@ -93,6 +99,9 @@ impl Cluster {
                         told = reason;
                     }
                     poll.wait();
+                }
+                Step::HandOver { from, .. } => {
+                    return Err(self.refusal(&names, &format!("{from} is the primary again and again")).into());
                 }
                 Step::Wait(reason) | Step::Refuse(reason) => return Err(self.refusal(&names, &reason).into()),
             }
@@ -207,7 +216,7 @@ impl Cluster {
     fn give_document(&self, node: &str) -> Result<()> {
         let script = format!(
             "cat > {DOCUMENT_PATH}.new && chmod 600 {DOCUMENT_PATH}.new && mv {DOCUMENT_PATH}.new {DOCUMENT_PATH} && \
-             pgha-node init --changed"
+             pgha-node init"
         );
         let command = ["sh", "-c", &script].map(str::to_owned);
         let text = self.seeds.document.text.as_bytes();

@@ -122,21 +122,32 @@ impl Making {
         self.finish(|| Ok(()))
     }
 
-    /// Ends the call: removes what it has made of a cluster that is not complete yet. Whether there is a whole one.
+    /// Ends the call: removes what it has made of a cluster that is not complete yet.
     ///
     /// # Errors
     /// When something stays.
-    pub fn end(&self) -> Result<bool> {
+    pub fn end(&self) -> Result<Ended> {
         self.0.over.store(true, Ordering::SeqCst);
         let mut stage = self.0.stage.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match &*stage {
-            Stage::Whole => return Ok(true),
-            Stage::Nothing => return Ok(false),
+            Stage::Whole => return Ok(Ended::Whole),
+            Stage::Nothing => return Ok(Ended::Nothing),
             Stage::Begun(undo) => undo()?,
         }
         *stage = Stage::Nothing;
-        Ok(false)
+        Ok(Ended::Undone)
     }
+}
+
+/// What a call that was ended early leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It had not made anything.
+    Nothing,
+    /// What it had made is gone.
+    Undone,
+    /// The cluster is whole, and stays.
+    Whole,
 }
 
 impl Cluster {
@@ -374,7 +385,7 @@ mod tests {
     fn what_was_begun_is_undone_once_and_nothing_is_made_after_that() {
         let undone = Arc::new(AtomicU32::new(0));
         let making = Making::default();
-        assert!(!making.clone().end().unwrap(), "there is nothing to undo");
+        assert_eq!(making.clone().end().unwrap(), Ended::Nothing);
         assert!(making.act(|| Ok(())).is_err());
 
         let making = Making::default();
@@ -385,7 +396,7 @@ mod tests {
         };
         making.begin(undo).unwrap();
         making.act(|| Ok(())).unwrap();
-        assert!(!making.end().unwrap() && !making.end().unwrap());
+        assert_eq!((making.end().unwrap(), making.end().unwrap()), (Ended::Undone, Ended::Nothing));
         assert_eq!(undone.load(Ordering::SeqCst), 1);
         assert!(making.act(|| Ok(())).is_err() && making.finish(|| Ok(())).is_err());
 
@@ -397,7 +408,7 @@ mod tests {
         };
         making.begin(undo).unwrap();
         making.finish(|| Ok(())).unwrap();
-        assert!(making.end().unwrap(), "a whole cluster stays");
+        assert_eq!(making.end().unwrap(), Ended::Whole);
         assert_eq!(undone.load(Ordering::SeqCst), 1);
     }
 }

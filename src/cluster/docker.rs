@@ -7,7 +7,7 @@
 use super::{
     addresses::overlap,
     driver::{ClusterNetwork, Driver, NodePlan, Peer, PowerState, Prepared, Thing, ThingKind},
-    owner::{CLUSTER_LABEL, Claim, Labels, NODE_LABEL, Title, made_by},
+    owner::{CLUSTER_LABEL, CREATION_LABEL, Claim, Labels, NODE_LABEL, Title, made_by},
 };
 use crate::{
     container_engine::{Container, ContainerSpec, ContainerState, Engine, Executed, Kind, Network, NetworkSpec},
@@ -99,10 +99,9 @@ impl Docker {
     fn foreign(&self, container: &Container) -> UserError {
         let cluster = &self.network.cluster;
         UserError::runtime(format!(
-            "the container {} is not this cluster's: it was {}, {}",
+            "the container {} is not this cluster's: it was {}",
             container.name,
-            made_by(&container.labels),
-            container.created
+            made_by(&container.labels, &container.created)
         ))
         .hint(format!(
             "nothing was changed. The state folder knows another cluster `{cluster}` than {} has; see both with \
@@ -130,8 +129,9 @@ impl Docker {
     /// it.
     fn networks(&self, own: &[Container]) -> Result<Vec<(Network, Title)>> {
         let name = network_name(&self.network.cluster);
-        let networks = self.engine.networks()?.into_iter().filter(|network| network.name == name);
+        let networks = self.engine.networks()?.into_iter();
         networks
+            .filter(|network| network.name == name && self.is_namesake(&network.labels))
             .map(|network| {
                 let used = own.iter().any(|container| is_in(container, &network));
                 let proof = || Ok(used.then(|| self.claim.identity.clone()));
@@ -144,18 +144,17 @@ impl Docker {
     /// What this cluster's network is called where containers are made: by its id, as Docker gives a name twice. Podman
     /// does not, and knows networks by name.
     fn network(&self) -> Result<String> {
-        let find = |own: &[Container]| -> Result<Option<(Network, Title)>> {
-            Ok(self.networks(own)?.into_iter().find(|(_, title)| *title != Title::Foreign))
+        let found = self.networks(&[])?;
+        let own = found.iter().find(|(_, title)| *title != Title::Foreign);
+        // One that was made before there were creation ids may be used, if not removed.
+        let old = found.iter().find(|(network, _)| {
+            !network.labels.contains_key(CREATION_LABEL) && network.subnets.contains(&self.network.subnet)
+        });
+        let called = |network: &Network| match self.engine.kind() {
+            Kind::Docker => network.id.clone(),
+            Kind::Podman => network.name.clone(),
         };
-        let own = match find(&[])? {
-            Some(found) => Some(found),
-            None => find(&self.own()?)?,
-        };
-        let called = |network: Network| match self.engine.kind() {
-            Kind::Docker => network.id,
-            Kind::Podman => network.name,
-        };
-        own.map(|(network, _)| called(network)).ok_or_else(|| {
+        own.or(old).map(|(network, _)| called(network)).ok_or_else(|| {
             let name = network_name(&self.network.cluster);
             UserError::runtime(format!("{} has no network {name} of this cluster", self.engine))
                 .hint("`docker network prune` removes the networks of clusters that are switched off")
@@ -163,10 +162,19 @@ impl Docker {
         })
     }
 
+    fn check_image(&self) -> Result<()> {
+        if self.engine.image_id(&self.image)?.is_some() {
+            return Ok(());
+        }
+        Err(UserError::usage(format!("{} has no image {}", self.engine, self.image))
+            .hint(format!("build and load it: pgha-image build {} --load", self.image))
+            .into())
+    }
+
     /// Refuses if the engine has anything of the cluster's name: a new cluster has nothing yet.
     fn refuse_namesakes(&self) -> Result<()> {
         let cluster = &self.network.cluster;
-        let found = namesakes(&self.engine, cluster)?;
+        let found = namesakes(&self.engine, cluster, true)?;
         if found.is_empty() {
             return Ok(());
         }
@@ -219,11 +227,7 @@ impl Driver for Docker {
     /// of that name has lost, and tries again. Of two that do so at once, no one or one goes on. Containers are only made
     /// by the one.
     fn prepare(&self) -> Result<Prepared> {
-        if self.engine.image_id(&self.image)?.is_none() {
-            return Err(UserError::usage(format!("{} has no image {}", self.engine, self.image))
-                .hint(format!("build and load it: pgha-image build {} --load", self.image))
-                .into());
-        }
+        self.check_image()?;
         let name = network_name(&self.network.cluster);
         for _ in 0..ATTEMPTS {
             self.refuse_namesakes()?;
@@ -250,6 +254,11 @@ impl Driver for Docker {
         Err(UserError::runtime(format!("others are making a cluster `{}` at this moment", self.network.cluster))
             .hint("take another name, or try again")
             .into())
+    }
+
+    fn check_create(&self) -> Result<()> {
+        self.check_image()?;
+        self.network().map(drop)
     }
 
     fn create(&self, node: &NodePlan) -> Result<()> {
@@ -395,26 +404,26 @@ pub fn is_in(container: &Container, network: &Network) -> bool {
 /// A moment that is another one for another process.
 fn some_time() -> Duration {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Duration::from_millis(100 + u64::from(now.subsec_nanos() / 1000 % 500))
+    Duration::from_millis(100 + u64::from(now.subsec_micros() % 500))
 }
 
-/// Everything in the engine that has the name of the cluster `cluster`, whoever made it.
+/// Everything in the engine that this program made for a cluster `cluster`, whoever called it; with `by_name`, also what
+/// has such names and was made by hand.
 ///
 /// # Errors
 /// When the engine does not answer.
-pub fn namesakes(engine: &Engine, cluster: &str) -> Result<Vec<Thing>> {
-    let prefix = container_name(cluster, "");
-    // Another cluster's name may begin with this one.
-    let chosen = |name: &str, labels: &Labels| match labels.get(CLUSTER_LABEL) {
+pub fn namesakes(engine: &Engine, cluster: &str, by_name: bool) -> Result<Vec<Thing>> {
+    // Another cluster's name may begin with this one: then the label tells.
+    let chosen = |labels: &Labels, named: bool| match labels.get(CLUSTER_LABEL) {
         Some(of) => of == cluster,
-        None => name.starts_with(&prefix),
+        None => by_name && named,
     };
-    let containers = engine.containers(chosen)?;
+    let (network, prefix) = (network_name(cluster), container_name(cluster, ""));
+    let containers = engine.containers(|name, labels| chosen(labels, name.starts_with(&prefix)))?;
     let mut things: Vec<Thing> =
         containers.iter().map(|container| thing_of_container(container, Title::Foreign)).collect();
-    let name = network_name(cluster);
     let networks = engine.networks()?;
-    let networks = networks.iter().filter(|network| network.name == name);
+    let networks = networks.iter().filter(|found| chosen(&found.labels, found.name == network));
     things.extend(networks.map(|network| thing_of_network(network, Title::Foreign)));
     Ok(things)
 }
@@ -432,7 +441,7 @@ fn thing_of_container(container: &Container, title: Title) -> Thing {
         name: container.name.clone(),
         title,
         about: format!(" ({state}{volumes})"),
-        made: format!("{}, {}", made_by(&container.labels), container.created),
+        made: made_by(&container.labels, &container.created),
     }
 }
 
@@ -443,7 +452,7 @@ fn thing_of_network(network: &Network, title: Title) -> Thing {
         name: network.name.clone(),
         title,
         about: format!(" ({})", network.subnets.join(", ")),
-        made: format!("{}, {}", made_by(&network.labels), network.created),
+        made: made_by(&network.labels, &network.created),
     }
 }
 

@@ -19,7 +19,7 @@ use std::{
 };
 
 /// How long it may take to find out how much data goes.
-const MEASURED_WITHIN: Duration = Duration::from_secs(5);
+const MEASURED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A cluster to be removed, and everything that has its name.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub struct Removal {
 /// Who has the things.
 #[derive(Debug)]
 enum Source {
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
     Engine(Engine),
     Machines(QemuDriver),
 }
@@ -58,30 +58,31 @@ impl Removal {
     pub fn look(state_dir: &StateDir, _: &Lock, name: &str) -> Result<Removal> {
         let known = state_dir.has(name)?;
         let source = match known {
-            true => Source::Cluster(Cluster::open(state_dir, name)?),
+            true => Source::Cluster(Box::new(Cluster::open(state_dir, name)?)),
             false => unknown(state_dir, name)?,
         };
-        let mut removal =
-            Removal { name: name.to_owned(), state_dir: state_dir.clone(), known, source, things: Vec::new() };
-        let things = match &removal.source {
+        let things = match &source {
             Source::Cluster(cluster) => cluster.driver.things()?,
-            Source::Engine(engine) => docker::namesakes(engine, name)?,
+            Source::Engine(engine) => docker::namesakes(engine, name, false)?,
             Source::Machines(machines) => machines.things()?,
         };
         if !known && things.is_empty() {
             // It says which clusters there are.
             state_dir.load(name)?;
         }
+        let things = things.into_iter().map(|thing| (thing, None)).collect();
+        Ok(Removal { name: name.to_owned(), state_dir: state_dir.clone(), known, source, things })
+    }
+
+    /// Finds out how much data goes, for a person who decides, as far as that takes a moment.
+    pub fn weigh(&mut self) {
         let deadline = Instant::now() + MEASURED_WITHIN;
-        removal.things = things
-            .into_iter()
-            .map(|thing| {
-                let left = deadline.saturating_duration_since(Instant::now());
-                let data = (!left.is_zero()).then(|| removal.measure(&thing, left)).flatten();
-                (thing, data)
-            })
-            .collect();
-        Ok(removal)
+        let mut things = std::mem::take(&mut self.things);
+        for (thing, data) in &mut things {
+            let left = deadline.saturating_duration_since(Instant::now());
+            *data = if left.is_zero() { None } else { self.measure(thing, left) };
+        }
+        self.things = things;
     }
 
     fn measure(&self, thing: &Thing, within: Duration) -> Option<u64> {

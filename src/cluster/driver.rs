@@ -148,6 +148,12 @@ pub trait Driver: fmt::Debug {
     /// When the driver's programs are missing, or somebody else takes the name at this moment.
     fn prepare(&self) -> Result<Prepared>;
 
+    /// Whether a node could be made: before another is removed for it.
+    ///
+    /// # Errors
+    /// When the image or the network is missing.
+    fn check_create(&self) -> Result<()>;
+
     /// Makes a node with an empty disk, switched off.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ mod view;
 
 pub use adopt::adopt;
 pub use change::Care;
-pub use create::{Making, Request, Wishes};
+pub use create::{Ended, Making, Request, Wishes};
 pub use down::{Consent, Removal};
 pub use driver::{ClusterNetwork, Driver, DriverKind, NodePlan, Peer, PowerState, Prepared, Thing, ThingKind};
 pub use lock::Lock;

@@ -170,12 +170,21 @@ pub fn fresh_creation() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Who made the thing with these labels, for people.
-pub fn made_by(labels: &Labels) -> String {
-    match Owner::of(labels) {
+/// Who made the thing with these labels and when, for people. `created` is a time as of RFC 3339.
+pub fn made_by(labels: &Labels, created: &str) -> String {
+    let who = match Owner::of(labels) {
         Some(owner) => format!("made by {owner}"),
         None if labels.contains_key(CLUSTER_LABEL) => "made by an earlier version of this program".to_owned(),
         None => "not made by this program".to_owned(),
+    };
+    format!("{who}, at {}", to_the_second(created))
+}
+
+/// A time as of RFC 3339 without fractions of a second.
+fn to_the_second(time: &str) -> String {
+    match time.split_once('.') {
+        Some((seconds, rest)) => format!("{seconds}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit())),
+        None => time.to_owned(),
     }
 }
 
@@ -242,8 +251,12 @@ mod tests {
     fn what_a_claim_makes_is_its_own() {
         let labels = claim(true).labels();
         assert_eq!(claim(true).title(&labels, || unreachable!()).unwrap(), Title::Mine);
-        assert_eq!(made_by(&labels), "made by ada (1000) on host, whose clusters are remembered in /a");
-        assert_eq!(made_by(&Labels::new()), "not made by this program");
+        assert_eq!(
+            made_by(&labels, "2026-11-27T02:24:22.606301229Z"),
+            "made by ada (1000) on host, whose clusters are remembered in /a, at 2026-11-27T02:24:22Z"
+        );
+        let strange = made_by(&Labels::new(), "2026-11-27T02:24:22+01:00");
+        assert_eq!(strange, "not made by this program, at 2026-11-27T02:24:22+01:00");
     }
 
     #[test]

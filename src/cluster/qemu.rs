@@ -244,6 +244,11 @@ impl Driver for QemuDriver {
         Ok(Prepared::Ready)
     }
 
+    fn check_create(&self) -> Result<()> {
+        DiskImage::open(&self.image)?;
+        self.switch().map(drop)
+    }
+
     fn create(&self, node: &NodePlan) -> Result<()> {
         let accel = self.accel()?;
         let files = node.seed.files.iter().map(|(name, text)| ((*name).to_owned(), text.clone())).collect();

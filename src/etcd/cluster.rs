@@ -47,6 +47,8 @@ pub struct Status {
 #[derive(Deserialize)]
 struct Members {
     #[serde(default)]
+    header: Header,
+    #[serde(default)]
     members: Vec<Member>,
 }
 
@@ -57,6 +59,16 @@ impl Client {
     /// When no endpoint with a leader answers, or etcd refuses.
     pub fn members(&self) -> Result<Vec<Member>> {
         self.call::<Members>("/v3/cluster/member/list", &json!({}), Repeat::Freely).map(|list| list.members)
+    }
+
+    /// The cluster's id and all members, as a quorum knows them.
+    ///
+    /// # Errors
+    /// As [`Client::members`]; also when the endpoint that answers has no quorum.
+    pub fn cluster(&self) -> Result<(u64, Vec<Member>)> {
+        let body = json!({"linearizable": true});
+        let list = self.call::<Members>("/v3/cluster/member/list", &body, Repeat::Freely)?;
+        Ok((list.header.cluster_id, list.members))
     }
 
     /// Adds a member that has not started yet; returns it.

@@ -21,7 +21,7 @@ use std::{
 };
 
 /// How often it is looked again while Patroni may not start.
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(500);
 /// How long a server may take to shut down, of each kind of shutdown.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// How many files are counted to learn how large a copy is.
@@ -204,7 +204,7 @@ fn stop_server(folder: &Path) -> Result<()> {
             if database::server(folder)?.is_none() {
                 return Ok(());
             }
-            thread::sleep(PAUSE / 10);
+            thread::sleep(PAUSE / 5);
         }
     }
     Err(UserError::runtime(format!("the server in {} does not stop", folder.display())).into())

@@ -216,6 +216,11 @@ impl Claim {
         let start = EtcdStart { existing: true, ..EtcdStart::together(&self.node.spec) };
         let mut state = State::new(&self.node.spec, self.node.own, start);
         state.complete = self.data.postgresql.is_present();
+        // For all that is known, its member has voted: without etcd's data it is never started again as it began.
+        state.etcd_seen = true;
+        if let EtcdData::Data(ids) = &self.view.etcd {
+            state.etcd_ids = Some(*ids);
+        }
         state.store(path)?;
         log::warning!("the data on this machine are those of {} now, by a person's order", self.view.me);
         Ok(())

@@ -4,6 +4,7 @@
 
 mod confd;
 mod data;
+mod form;
 mod member;
 
 use crate::error::{ErrorKind, kind_of, report};
@@ -14,9 +15,10 @@ use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<ExitCode>);
 
 /// All verbs.
-const VERBS: [Verb; 11] = [
+const VERBS: [Verb; 12] = [
     (member::init_command, member::init),
     (member::status_command, member::status),
+    (form::command, form::run),
     (member::check_command, member::check),
     (member::renew_command, member::renew),
     (member::leave_command, member::leave),

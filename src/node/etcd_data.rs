@@ -5,12 +5,13 @@
 //! bytes of padding follow it; then itself, in protobuf (`walpb/record.proto`). The log is written under another name and
 //! renamed when both are on the disk, so that a member without a log has never voted.
 
+use crate::files::Presence;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use ring::digest;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{ErrorKind, Read as _},
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
@@ -72,11 +73,7 @@ fn read(data: &Path) -> Result<EtcdData> {
 
 /// Whether a folder is certainly not there.
 fn is_missing(folder: &Path) -> Result<bool> {
-    match fs::symlink_metadata(folder) {
-        Ok(_) => Ok(false),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(true),
-        Err(error) => Err(error).with_context(|| format!("looking for {}", folder.display())),
-    }
+    Ok(Presence::of(folder).known()?.is_none())
 }
 
 fn newest(log: &Path) -> Result<Option<PathBuf>> {

@@ -12,7 +12,7 @@
 //! (`initialize` with an empty value) that is younger than `first` is the beginning of the node that `first` names, since
 //! only that node's Patroni is started without a database; that node alone gives it up, when it finds itself there again.
 //!
-//! [`may_start`] decides, from what one node sees; [`super::bootstrap`] looks and acts.
+//! [`may_start`] decides, from what one node sees; the module `bootstrap` looks and acts.
 
 use super::{
     begun::{Begun, What},

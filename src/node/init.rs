@@ -6,13 +6,13 @@
 
 use super::{
     apply::{self, Changed},
-    aside,
     bootstrap::{Closed, Gate},
-    former as join, identity, lock, machine, metadata,
-    peers::{self, DiscoveryListener, TlsCredentials},
+    form::{self, Entered},
+    identity, lock, machine, metadata,
+    peers::TlsCredentials,
     pki::{Authority, Store},
     progress::{Phase, Reporter},
-    state::{self, Data, ETCD_DATA, STATE_PATH, State},
+    state::{self, Data, STATE_PATH, State},
     units,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     log,
     model::{
         ClusterSpec, MANIFEST_PATH, Manifest, Readiness, Service,
-        scope::{EtcdStart, Machine, Scope, peer_url},
+        scope::{EtcdStart, Machine, Scope},
     },
     poll::PollInterval,
 };
@@ -46,8 +46,6 @@ pub const EX_CONFIG: u8 = 78;
 
 /// How often a node looks again while it waits.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a forming cluster waits for all its members.
-const LATECOMERS: Duration = Duration::from_secs(10);
 /// The overlay whose service makes the database.
 const PATRONI: &str = "patroni";
 /// For a service that says nothing about its readiness.
@@ -129,7 +127,6 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
         .with_context(|| format!("reading {MANIFEST_PATH}"))?;
     state::verify_ownership(&node.spec, node.own, known.as_ref(), &data, postgresql_version(&manifest)?)
         .map_err(refused)?;
-    let has_etcd_data = data.etcd.clone().known()?.is_some();
     if let Some(missing) = data.missing(known.as_ref()) {
         log::warning!("{missing}");
     }
@@ -143,37 +140,56 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
     let made = Store::of_the_node().ensure(&node.spec, node.own, &authority, SystemTime::now())?;
     let reread: BTreeSet<&str> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
 
-    let earlier = known.as_ref().filter(|state| state.identity == authority_identity(&node.spec));
-    let start = enter(&node, has_etcd_data, earlier.map(|state| &state.etcd), reporter)?;
-    let mut state = State::new(&node.spec, node.own, start);
-    state.complete = earlier.is_some_and(|state| state.complete);
-    state.store(state_path)?;
-
-    reporter.report(Phase::Working, "writing configuration", "");
-    let rendered = apply::render_all(&manifest, &scope(&node, &facts, &state.etcd, &manifest), Path::new("/"))?;
-    let changed = apply::install(&rendered, Path::new("/"))?;
-    for change in &changed {
-        log::info!("wrote {}", change.target);
-    }
-    let running = reread_changed(&manifest, &changed, &reread)?;
-
-    for (name, service) in services(&manifest) {
-        if name == PATRONI {
-            // A node that formed the cluster with others may make its first database, until it has been complete once.
-            let forms = !state.etcd.existing && !state.complete;
-            bring_up_patroni(service, &node, forms, postgresql_version(&manifest)?, reporter)?;
+    loop {
+        let entered = form::enter(&node.spec, node.own, reporter)?;
+        reporter.report(Phase::Working, "writing configuration", "");
+        let rendered = apply::render_all(&manifest, &scope(&node, &facts, &entered.start, &manifest), Path::new("/"))?;
+        let changed = apply::install(&rendered, Path::new("/"))?;
+        for change in &changed {
+            log::info!("wrote {}", change.target);
+        }
+        let running = reread_changed(&manifest, &changed, &reread)?;
+        // A node that formed the cluster with others may make its first database, until it has been complete once.
+        let forms = !entered.start.existing && !known.as_ref().is_some_and(|state| state.complete);
+        if !start_all(&node, &manifest, entered, forms, reporter)? {
             continue;
         }
-        bring_up(name, service, &node, reporter)?;
+        let state = State::load(state_path)?.context("etcd serves, and nothing says how it started")?;
+        State { complete: true, ..state.named(&node.spec, node.own) }.store(state_path)?;
+        let unchanged = changed.is_empty() && made.is_empty() && running == services(&manifest).count();
+        reporter.report(
+            Phase::Ready,
+            "every service is ready",
+            if unchanged { "nothing had to be changed" } else { "" },
+        );
+        return Ok(());
+    }
+}
+
+/// Starts every service, in order. Returns whether all are ready: they are not if etcd must be entered again.
+fn start_all(
+    node: &Node,
+    manifest: &Manifest,
+    mut entered: Entered,
+    forms: bool,
+    reporter: &mut Reporter,
+) -> Result<bool, Failure> {
+    for (name, service) in services(manifest) {
         if name == "etcd" {
-            settle(&node, reporter)?;
+            entered.close();
+            if !form::serve(&node.spec, node.own, service, reporter)? {
+                return Ok(false);
+            }
+            form::settle(&node.spec, node.own, reporter)?;
+            continue;
+        }
+        if name == PATRONI {
+            bring_up_patroni(service, node, forms, postgresql_version(manifest)?, reporter)?;
+        } else {
+            bring_up(name, service, node, reporter)?;
         }
     }
-    state.complete = true;
-    state.store(state_path)?;
-    let unchanged = changed.is_empty() && made.is_empty() && running == services(&manifest).count();
-    reporter.report(Phase::Ready, "every service is ready", if unchanged { "nothing had to be changed" } else { "" });
-    Ok(())
+    Ok(true)
 }
 
 /// A request that this machine's data do not allow: wrong, as long as nobody does something about them.
@@ -192,10 +208,6 @@ pub fn postgresql_version(manifest: &Manifest) -> Result<Option<u32>> {
     number.map(Some).with_context(|| format!("the image's `postgres_version` is {version}, which is not a version"))
 }
 
-fn authority_identity(spec: &ClusterSpec) -> String {
-    crate::model::keys::Keys::new(spec).identity()
-}
-
 fn scope(node: &Node, facts: &Machine, start: &EtcdStart, manifest: &Manifest) -> Scope {
     let parameters = manifest.parameters.clone().into_iter().collect();
     Scope::new(&node.spec, node.own, facts, start, &parameters)
@@ -203,111 +215,6 @@ fn scope(node: &Node, facts: &Machine, start: &EtcdStart, manifest: &Manifest) -
 
 fn services(manifest: &Manifest) -> impl Iterator<Item = (&str, &Service)> {
     manifest.overlays.iter().filter_map(|overlay| Some((overlay.name.as_str(), overlay.service.as_ref()?)))
-}
-
-/// Finds out how this node's etcd member starts, and waits as long as it may not.
-fn enter(node: &Node, data: bool, known: Option<&EtcdStart>, reporter: &mut Reporter) -> Result<EtcdStart> {
-    let credentials = TlsCredentials::of_the_node();
-    let step = "entering the cluster's etcd";
-    let mut data = data;
-    let mut discovery = None;
-    if data && units::show("etcd.service")?.active == "active" {
-        return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec)));
-    }
-    loop {
-        if !data && discovery.is_none() && node.spec.members.len() > 1 {
-            discovery = Some(DiscoveryListener::open(peers::discovery_address(node.member()), &credentials)?);
-        }
-        let fresh_peers = discovery.as_ref().map(DiscoveryListener::fresh_peers).unwrap_or_default();
-        let view = peers::look(&node.spec, node.own, data, &fresh_peers, &credentials)?;
-        match join::next(&node.spec, node.own, &view) {
-            join::Step::Start(start) => return Ok(start),
-            join::Step::Resume => return Ok(known.cloned().unwrap_or_else(|| EtcdStart::together(&node.spec))),
-            join::Step::Wait(why) => {
-                reporter.report(Phase::Waiting, step, &why);
-                lock::rest(PAUSE)?;
-            }
-            join::Step::Discard => {
-                reporter.report(Phase::Working, step, "the cluster does not know this member any more: it joins anew");
-                aside::set_aside(Path::new(ETCD_DATA), "removed")?;
-                data = false;
-            }
-            change => {
-                reporter.report(Phase::Working, step, &words(&change));
-                if let Err(error) = ask_cluster(node, &change, &credentials) {
-                    // etcd refuses changes while a member has not been connected for five seconds: it is asked again.
-                    reporter.report(Phase::Waiting, step, &format!("{}: {error}", words(&change)));
-                    lock::rest(PAUSE)?;
-                }
-            }
-        }
-    }
-}
-
-fn words(step: &join::Step) -> String {
-    match step {
-        join::Step::Remove(id) => format!("removing the member {id:x}, whose data is lost"),
-        join::Step::Add => "asking to be added".to_owned(),
-        join::Step::Readdress(id) => format!("telling the new address of the member {id:x}"),
-        other => format!("{other:?}"),
-    }
-}
-
-/// Changes the cluster's members.
-fn ask_cluster(node: &Node, step: &join::Step, credentials: &TlsCredentials) -> Result<()> {
-    let me = node.member();
-    let others = node.spec.members.iter().filter(|member| member.name != me.name);
-    let client = credentials.etcd(others.map(crate::model::scope::client_url).collect())?;
-    match step {
-        join::Step::Remove(id) => client.member_remove(*id)?,
-        join::Step::Add => client.member_add(&[peer_url(me)], false).map(drop)?,
-        join::Step::Readdress(id) => client.member_update(*id, &[peer_url(me)])?,
-        _ => {}
-    }
-    Ok(())
-}
-
-/// Waits until etcd's cluster knows its version, without which Patroni cannot speak to it; members that do not come for
-/// [`LATECOMERS`] are let go, see [`join::absent`].
-fn settle(node: &Node, reporter: &mut Reporter) -> Result<()> {
-    let credentials = TlsCredentials::of_the_node();
-    let deadline = Instant::now() + LATECOMERS;
-    loop {
-        let Some(cluster) = peers::unsettled(node.member(), &credentials)? else { return prune(node, &credentials) };
-        let absent = join::absent(&cluster);
-        if Instant::now() < deadline || absent.is_empty() {
-            reporter.report(Phase::Waiting, "forming the cluster's etcd", "not every member has come yet");
-        } else {
-            reporter.report(
-                Phase::Working,
-                "forming the cluster's etcd",
-                "going on without the members that have not come",
-            );
-            let client = own_etcd(node)?;
-            for id in absent {
-                // Another node may have done it, or etcd wants all connections to be five seconds old: looked at again.
-                if let Err(error) = client.member_remove(id) {
-                    log::info!("letting the member {id:x} go: {error}");
-                }
-            }
-        }
-        lock::rest(PAUSE)?;
-    }
-}
-
-/// Removes the members of etcd that the document does not name any more and that do not answer.
-fn prune(node: &Node, credentials: &TlsCredentials) -> Result<()> {
-    for id in peers::dead_unknown_members(&node.spec, node.own, credentials)? {
-        let client = own_etcd(node)?;
-        match client.member_remove(id) {
-            Ok(()) => {
-                log::info!("removed the member {id:x} from etcd: the document does not name it, and it does not answer")
-            }
-            // Another node may have done it. A member too many stops nothing.
-            Err(error) => log::info!("removing the member {id:x} from etcd: {error}"),
-        }
-    }
-    Ok(())
 }
 
 /// Makes services that run already take up what has changed. Returns how many services run.
@@ -401,8 +308,7 @@ fn bring_up(name: &str, service: &Service, node: &Node, reporter: &mut Reporter)
             .into());
         }
         reporter.report(Phase::Waiting, &step, &missing);
-        poll.wait();
-        lock::rest(PAUSE / 2)?;
+        lock::rest(poll.next_pause())?;
     }
 }
 

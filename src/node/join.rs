@@ -11,142 +11,18 @@
 //! [`super::promise::Reply`] names, each of which is on the disk before anything follows from it. A step is carried out
 //! only if [`Own`] is still what it was when the node began to look ([`View::own`]): a promise may have been given since.
 
+pub use super::promise::{Begun, Document, Found, Own, Place, quorum};
+
 use super::{
     etcd_data::{EtcdData, Ids},
     promise::{self, Answer, Promises, Request},
 };
 use crate::model::{
-    ClusterSpec, Digest,
-    keys::Keys,
+    ClusterSpec,
     scope::{EtcdStart, peer_url},
 };
-use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-
-/// A member's name and where its etcd talks to its peers.
-pub type Place = (String, String);
-
-/// What forming and joining need to know of the cluster document.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Document {
-    /// The digest of the whole document, without its secrets.
-    pub digest: String,
-    /// The cluster's derived identity.
-    pub identity: String,
-    /// The members, in the document's order.
-    pub members: Vec<Place>,
-}
-
-impl Document {
-    /// What `spec` says.
-    ///
-    /// # Errors
-    /// When it cannot be written as JSON.
-    pub fn of(spec: &ClusterSpec) -> Result<Document> {
-        // A secret serializes as stars, so that nothing can be guessed from the digest.
-        let canonical = serde_json::to_vec(spec).context("writing the document as JSON")?;
-        Ok(Document {
-            digest: Digest::of(canonical).hex(),
-            identity: Keys::new(spec).identity(),
-            members: spec.members.iter().map(|member| (member.name.clone(), peer_url(member))).collect(),
-        })
-    }
-
-    /// The node that forms the cluster: the first that is not left out.
-    pub fn founder(&self, without: &BTreeSet<String>) -> Option<&str> {
-        self.members.iter().map(|(name, _)| name.as_str()).find(|name| !without.contains(*name))
-    }
-
-    /// Whether the cluster can be formed without these members.
-    ///
-    /// # Errors
-    /// Why it cannot.
-    pub fn allows(&self, without: &BTreeSet<String>) -> Result<(), String> {
-        if let Some(stranger) = without.iter().find(|name| self.place(name).is_none()) {
-            return Err(format!("the document has no member `{stranger}`"));
-        }
-        let (all, rest) = (self.members.len(), self.members.len() - without.len());
-        if rest < quorum(all) {
-            return Err(format!("{rest} of {all} members are not a majority"));
-        }
-        Ok(())
-    }
-
-    fn place(&self, name: &str) -> Option<&Place> {
-        self.members.iter().find(|(known, _)| known == name)
-    }
-}
-
-/// How many of `members` are a majority.
-pub fn quorum(members: usize) -> usize {
-    members / 2 + 1
-}
-
-/// Whether something is there.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Found {
-    /// It is.
-    Present,
-    /// It is not: looking for it said so.
-    Absent,
-    /// Looking for it failed, and why.
-    Unknown(String),
-}
-
-/// How this node's etcd member began, as it is kept on its disk.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Begun {
-    /// How etcd starts.
-    pub start: EtcdStart,
-    /// The ids that it has then; `None` if an older version of this program has kept it.
-    pub ids: Option<Ids>,
-    /// Whether its etcd has ever answered.
-    pub seen: bool,
-}
-
-/// What a node knows of itself.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Own {
-    /// Its etcd's data.
-    pub etcd: EtcdData,
-    /// Whether its etcd runs and has never been part of a quorum.
-    pub idle: bool,
-    /// A database of any major version.
-    pub database: Found,
-    /// How its etcd member began.
-    pub begun: Option<Begun>,
-    /// Whether every service has been ready once.
-    pub complete: bool,
-    /// What it has promised.
-    pub promises: Promises,
-}
-
-impl Own {
-    /// Whether it has never been a member of a cluster, as far as its disks say.
-    ///
-    /// # Errors
-    /// Why it is not known to be so.
-    pub fn fresh(&self) -> Result<(), String> {
-        match (&self.etcd, &self.database) {
-            (EtcdData::Unknown(why), _) => Err(format!("etcd's data cannot be read: {why}")),
-            (_, Found::Unknown(why)) => Err(format!("whether there is a database cannot be known: {why}")),
-            (EtcdData::Data(_) | EtcdData::Unborn, _) => Err("it has etcd's data".to_owned()),
-            (EtcdData::Absent, _) if self.begun.is_some() => Err("it has begun to start etcd".to_owned()),
-            (_, Found::Present) => Err("it has a database".to_owned()),
-            _ if self.complete => Err("it was a member of the cluster".to_owned()),
-            (EtcdData::Absent, Found::Absent) => Ok(()),
-        }
-    }
-
-    /// The cluster whose etcd it has data of, or has begun to start.
-    pub fn cluster(&self) -> Option<u64> {
-        match &self.etcd {
-            EtcdData::Data(ids) => Some(ids.cluster),
-            _ => self.begun.as_ref()?.ids.map(|ids| ids.cluster),
-        }
-    }
-}
 
 /// A person's order to form the cluster without some members.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -217,6 +93,8 @@ pub struct View {
     pub peers: Vec<(String, Peer)>,
     /// The incarnation to use if one must be drawn: random, and never given twice.
     pub draw: String,
+    /// The id of the member that this very process has added for this node.
+    pub added: Option<u64>,
 }
 
 /// What a node does next. An act is on the disk before the node looks again.
@@ -241,8 +119,9 @@ pub enum Step {
     Readdress(u64),
     /// Puts its etcd data aside, and looks again.
     SetAside(Aside),
-    /// Gives up a beginning that can never have a quorum: writes this, stops etcd, puts its data aside, looks again.
-    Abandon(Begun),
+    /// Gives up a beginning that can never have a quorum: writes these promises, then this, stops etcd, puts its data
+    /// aside, and looks again.
+    Abandon(Promises, Begun),
     /// Gives up a beginning that can never have a quorum and has left no data: writes these promises, then that its etcd
     /// member has not begun, and looks again.
     Forget(Promises),
@@ -294,6 +173,9 @@ pub fn next(view: &View) -> Step {
     }
 }
 
+/// What a person does when a majority is lost for ever.
+pub const RECOVER: &str = "pgha-node recover, on a node that has the data";
+
 fn is_unknown(own: &Own) -> bool {
     matches!(own.database, Found::Unknown(_))
 }
@@ -335,6 +217,9 @@ fn join(view: &View, cluster: &Cluster) -> Step {
 }
 
 /// Without data, as the member `mine`, which has never started as far as the cluster knows.
+///
+/// It may have started all the same: what it has promised and written then is lost with its disk before the cluster knew
+/// of it. So an added member is this node's only if this very process has added it.
 fn enter(view: &View, cluster: &Cluster, mine: &Listed) -> Step {
     let ids = Ids { cluster: cluster.id, member: mine.id };
     let listed = EtcdStart {
@@ -342,23 +227,28 @@ fn enter(view: &View, cluster: &Cluster, mine: &Listed) -> Step {
         token: view.document.identity.clone(),
         members: listed(&view.document, &cluster.members),
     };
+    let added = view.added == Some(mine.id);
     let promised = view.own.promises.held.as_ref().filter(|held| held.ids(&view.me) == Some(ids));
     match view.own.begun.as_ref().filter(|begun| begun.ids == Some(ids)) {
-        // It has started and lost its disk before the cluster knew.
-        Some(begun) if begun.seen => Step::Remove(mine.id),
-        // The power went before it started.
-        Some(begun) if !begun.start.existing || begun.start == listed => Step::Start(begun.start.clone()),
-        _ if mine.name.is_empty() => Step::Commit(Begun { start: listed, ids: Some(ids), seen: false }),
+        Some(begun) if begun.start.existing && added && begun.start == listed => Step::Start(begun.start.clone()),
+        Some(begun) if !begun.start.existing && view.own.may_start(begun) => Step::Start(begun.start.clone()),
+        _ if added && mine.name.is_empty() => Step::Commit(Begun { start: listed, ids: Some(ids), seen: true }),
+        Some(_) => Step::Remove(mine.id),
         // The others formed the cluster under the promise that this node holds.
-        _ => match promised {
-            Some(held) => Step::Commit(Begun { start: held.start(), ids: Some(ids), seen: false }),
-            None => Step::Remove(mine.id),
+        None => match promised {
+            Some(held) if !mine.name.is_empty() => {
+                Step::Commit(Begun { start: held.start(), ids: Some(ids), seen: false })
+            }
+            _ => Step::Remove(mine.id),
         },
     }
 }
 
 fn occupied(namesake: &Listed) -> Step {
-    wait(format!("a running etcd member at {} has this node's name: stop it first", namesake.peer_urls.join(", ")))
+    wait(format!(
+        "an etcd member at {} has this node's name and runs, or did so a short time ago: stop it first",
+        namesake.peer_urls.join(", ")
+    ))
 }
 
 /// The members as `initial-cluster` wants them; who has not started is named by the document.
@@ -383,7 +273,7 @@ fn listed(document: &Document, cluster: &[Listed]) -> Vec<Place> {
 fn go_on(view: &View, ids: Ids) -> Step {
     match &view.own.begun {
         Some(begun) if view.own.idle && is_hopeless(view, begun, ids.cluster) => {
-            Step::Abandon(Begun { seen: false, ..begun.clone() })
+            Step::Abandon(view.own.promises.released(), Begun { seen: false, ..begun.clone() })
         }
         _ => Step::Resume,
     }
@@ -391,26 +281,26 @@ fn go_on(view: &View, ids: Ids) -> Step {
 
 /// Without data and without a quorum, where etcd was to start before.
 fn begin_again(view: &View, begun: &Begun) -> Step {
-    let lost = || missing(view, "it has begun to start etcd");
-    if begun.seen || view.own.complete || view.own.database != Found::Absent {
-        return lost();
-    }
-    if begun.start.existing {
+    if begun.start.existing && begun.ids.is_some() && !view.own.complete && view.own.database == Found::Absent {
         return wait("this node was joining the cluster; no quorum of it answers".to_owned());
     }
-    match begun.ids {
-        Some(ids) if is_hopeless(view, begun, ids.cluster) && view.own.etcd == EtcdData::Unborn => {
-            Step::SetAside(Aside::Unfinished)
-        }
-        // What is left is a promise that must not be kept twice.
-        Some(ids) if is_hopeless(view, begun, ids.cluster) => Step::Forget(view.own.promises.released()),
-        Some(_) if begun.start.members.contains(&view.place()) => Step::Start(begun.start.clone()),
-        Some(_) => wait(format!(
-            "this node was to form the cluster at another address: {}",
-            begun.start.members.iter().map(|(name, url)| format!("{name} at {url}")).collect::<Vec<_>>().join(", ")
-        )),
-        None => lost(),
+    let ids = begun.ids.filter(|_| {
+        !begun.start.existing && view.own.may_start(begun) && !view.own.complete && view.own.database == Found::Absent
+    });
+    let Some(ids) = ids else { return missing(view, "it has begun to start etcd") };
+    let held = view.own.promises.held.as_ref().and_then(|held| held.ids(&view.me));
+    // It was given up before: whoever has voted does not start without what it has written.
+    if held != Some(ids) || is_hopeless(view, begun, ids.cluster) {
+        return match view.own.etcd {
+            EtcdData::Unborn => Step::SetAside(Aside::Unfinished),
+            _ => Step::Forget(view.own.promises.released()),
+        };
     }
+    if begun.start.members.contains(&view.place()) {
+        return Step::Start(begun.start.clone());
+    }
+    let members: Vec<String> = begun.start.members.iter().map(|(name, url)| format!("{name} at {url}")).collect();
+    wait(format!("this node was to form the cluster at another address: {}", members.join(", ")))
 }
 
 /// Whether a beginning has not become a cluster and never can: so many of its members say that they have not begun the
@@ -439,7 +329,7 @@ fn is_hopeless(view: &View, begun: &Begun, cluster: u64) -> bool {
 fn missing(view: &View, why: &str) -> Step {
     wait(format!(
         "{why}, and etcd's data are missing; it joins its cluster when a quorum of it answers and forms no other ({}). If a \
-         volume is not mounted, mount it. If no quorum can come back: pgha-node recover",
+         volume is not mounted, mount it. If no quorum of it can come back: {RECOVER}",
         view.standing()
     ))
 }
@@ -572,19 +462,21 @@ impl View {
 
     /// Where the cluster is, if it is known to be somewhere.
     fn elsewhere(&self) -> Option<String> {
-        let is_data = |peer: &Peer| matches!(peer, Peer::Etcd { ever: true, .. });
+        let is_data = |peer: &Peer| match peer {
+            Peer::Etcd { ever, .. } => *ever,
+            Peer::Told(told) => told.not_fresh.is_some() && told.cluster.is_some(),
+            _ => false,
+        };
         let known = |peer: &Peer| !matches!(peer, Peer::Silent(_) | Peer::Unclear(_));
         let data: Vec<&str> =
             self.peers.iter().filter(|(_, peer)| is_data(peer)).map(|(name, _)| name.as_str()).collect();
         let data = if data.is_empty() { return None } else { data.join(", ") };
-        Some(if self.peers.iter().all(|(_, peer)| known(peer)) {
-            format!(
-                "{data} has the data of a cluster whose majority is lost, and this node forms no other: pgha-node recover, \
-                 on a node that has the data"
-            )
+        let what = if self.peers.iter().all(|(_, peer)| known(peer)) {
+            format!("{data} has the data of a cluster whose majority is not here")
         } else {
-            format!("the cluster exists on {data} and waits for its quorum; this node forms no other")
-        })
+            format!("the cluster exists on {data} and waits for its quorum")
+        };
+        Some(format!("{what}; this node forms no other. If no quorum of it can come back: {RECOVER}"))
     }
 
     /// The order that would let those who are here go on, if all of them are fresh.
@@ -603,7 +495,7 @@ impl View {
     }
 
     /// How the others are, in a few words.
-    fn standing(&self) -> String {
+    pub fn standing(&self) -> String {
         let words = self.peers.iter().map(|(name, peer)| match peer {
             Peer::Silent(why) | Peer::Unclear(why) => format!("{name}: {why}"),
             Peer::Told(Answer { not_fresh: Some(why), .. }) => format!("{name}: {why}"),

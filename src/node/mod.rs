@@ -5,10 +5,12 @@
 //! ```text
 //! cli
 //! claim leave renew status
-//! check init leader
-//! bootstrap join machine peers
-//! aside first pki promise state
-//! apply begun database etcd_data former identity lock metadata progress units
+//! init
+//! check form leader
+//! bootstrap machine order peers
+//! join state
+//! aside first pki promise
+//! apply begun database etcd_data identity lock metadata progress units
 //! ```
 
 pub mod apply;
@@ -21,7 +23,7 @@ pub mod cli;
 pub mod database;
 pub mod etcd_data;
 pub mod first;
-pub mod former;
+pub mod form;
 pub mod identity;
 pub mod init;
 pub mod join;
@@ -30,6 +32,7 @@ pub mod leave;
 pub mod lock;
 pub mod machine;
 pub mod metadata;
+pub mod order;
 pub mod peers;
 pub mod pki;
 pub mod progress;

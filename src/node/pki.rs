@@ -304,6 +304,12 @@ impl Store {
         Store { folder: PathBuf::from(TLS_PATH), owners: super::apply::ids_of_user }
     }
 
+    /// Those of a node whose files lie elsewhere and belong to whoever runs this.
+    pub fn at(folder: &Path) -> Store {
+        let me = |_: &str| Ok((rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw()));
+        Store { folder: folder.to_owned(), owners: me }
+    }
+
     /// Makes what is missing, made for something else, or nearer its end than [`MARGIN`]. Returns what it made.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! What a node promises while a cluster forms: under which founder and incarnation its etcd may start.
+//! What a node has, and what it promises while a cluster forms: under which founder and incarnation its etcd may start.
 //!
 //! A node holds at most one promise, written to the disk before it is told. It never starts a new etcd but under the
 //! promise that it holds, and once it has begun to it promises nothing any more. All members of a document are members of
@@ -11,13 +11,148 @@
 //!   outside that they are not a quorum of it. Such an incarnation stays in [`Promises::outlived`]: whatever the node
 //!   promises later must keep to that rule too.
 
-use super::{
-    etcd_data::{self, Ids},
-    join::{Document, Own, Place},
+use super::etcd_data::{self, EtcdData, Ids};
+use crate::model::{
+    ClusterSpec, Digest,
+    keys::Keys,
+    scope::{EtcdStart, peer_url},
 };
-use crate::model::scope::EtcdStart;
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+
+/// A member's name and where its etcd talks to its peers.
+pub type Place = (String, String);
+
+/// What forming and joining need to know of the cluster document.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Document {
+    /// The digest of the whole document, without its secrets.
+    pub digest: String,
+    /// The cluster's derived identity.
+    pub identity: String,
+    /// The members, in the document's order.
+    pub members: Vec<Place>,
+}
+
+impl Document {
+    /// What `spec` says.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn of(spec: &ClusterSpec) -> Result<Document> {
+        // A secret serializes as stars, so that nothing can be guessed from the digest.
+        let canonical = serde_json::to_vec(spec).context("writing the document as JSON")?;
+        Ok(Document {
+            digest: Digest::of(canonical).hex(),
+            identity: Keys::new(spec).identity(),
+            members: spec.members.iter().map(|member| (member.name.clone(), peer_url(member))).collect(),
+        })
+    }
+
+    /// The node that forms the cluster: the first that is not left out.
+    pub fn founder(&self, without: &BTreeSet<String>) -> Option<&str> {
+        self.members.iter().map(|(name, _)| name.as_str()).find(|name| !without.contains(*name))
+    }
+
+    /// Whether the cluster can be formed without these members.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn allows(&self, without: &BTreeSet<String>) -> Result<(), String> {
+        if let Some(stranger) = without.iter().find(|name| self.place(name).is_none()) {
+            return Err(format!("the document has no member `{stranger}`"));
+        }
+        let (all, rest) = (self.members.len(), self.members.len() - without.len());
+        if rest < quorum(all) {
+            return Err(format!("{rest} of {all} members are not a majority"));
+        }
+        Ok(())
+    }
+
+    /// The member `name`.
+    pub fn place(&self, name: &str) -> Option<&Place> {
+        self.members.iter().find(|(known, _)| known == name)
+    }
+}
+
+/// How many of `members` are a majority.
+pub fn quorum(members: usize) -> usize {
+    members / 2 + 1
+}
+
+/// Whether something is there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Found {
+    /// It is.
+    Present,
+    /// It is not: looking for it said so.
+    Absent,
+    /// Looking for it failed, and why.
+    Unknown(String),
+}
+
+/// How this node's etcd member began, as it is kept on its disk.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Begun {
+    /// How etcd starts.
+    pub start: EtcdStart,
+    /// The ids that it has then; `None` if an older version of this program has kept it.
+    pub ids: Option<Ids>,
+    /// Whether its etcd has ever answered, or may have: then it does not start so again without its data.
+    pub seen: bool,
+}
+
+/// What a node knows of itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Own {
+    /// Its etcd's data.
+    pub etcd: EtcdData,
+    /// Whether its etcd runs and has never been part of a quorum.
+    pub idle: bool,
+    /// A database of any major version.
+    pub database: Found,
+    /// How its etcd member began.
+    pub begun: Option<Begun>,
+    /// Whether the mark of that beginning is where etcd's data lie.
+    pub marked: bool,
+    /// Whether every service has been ready once.
+    pub complete: bool,
+    /// What it has promised.
+    pub promises: Promises,
+}
+
+impl Own {
+    /// Whether it has never been a member of a cluster, as far as its disks say.
+    ///
+    /// # Errors
+    /// Why it is not known to be so.
+    pub fn fresh(&self) -> Result<(), String> {
+        match (&self.etcd, &self.database) {
+            (EtcdData::Unknown(why), _) => Err(format!("etcd's data cannot be read: {why}")),
+            (_, Found::Unknown(why)) => Err(format!("whether there is a database cannot be known: {why}")),
+            (EtcdData::Data(_) | EtcdData::Unborn, _) => Err("it has etcd's data".to_owned()),
+            (EtcdData::Absent, _) if self.begun.is_some() => Err("it has begun to start etcd".to_owned()),
+            (_, Found::Present) => Err("it has a database".to_owned()),
+            _ if self.complete => Err("it was a member of the cluster".to_owned()),
+            (EtcdData::Absent, Found::Absent) => Ok(()),
+        }
+    }
+
+    /// Whether etcd may start without data as it was to start before: it has not answered yet, and its disk is still the one
+    /// on which it was to begin.
+    pub fn may_start(&self, begun: &Begun) -> bool {
+        !begun.seen && self.marked
+    }
+
+    /// The cluster whose etcd it has data of, or has begun to start.
+    pub fn cluster(&self) -> Option<u64> {
+        match &self.etcd {
+            EtcdData::Data(ids) => Some(ids.cluster),
+            _ => self.begun.as_ref()?.ids.map(|ids| ids.cluster),
+        }
+    }
+}
 
 /// Under which founder and incarnation a node's etcd may start.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -218,7 +353,7 @@ fn is_left_out(held: &Promise, taking: &[&Place]) -> bool {
 
 /// Whether `members` have no quorum without those of `taking`, who will all have promised something else.
 fn cannot_form(members: &[Place], taking: &[&Place]) -> bool {
-    members.iter().filter(|place| !taking.contains(place)).count() < super::join::quorum(members.len())
+    members.iter().filter(|place| !taking.contains(place)).count() < quorum(members.len())
 }
 
 fn names(members: &[Place]) -> String {
@@ -228,10 +363,6 @@ fn names(members: &[Place]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::{
-        etcd_data::EtcdData,
-        join::{Begun, Found, quorum},
-    };
 
     fn set(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
@@ -251,6 +382,7 @@ mod tests {
             idle: false,
             database: Found::Absent,
             begun: None,
+            marked: true,
             complete: false,
             promises: Promises { held, outlived: BTreeSet::new() },
         }

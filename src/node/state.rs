@@ -1,6 +1,10 @@
 //! What this node remembers from boot to boot, and whether the data on its disks is its cluster's.
 
-use super::database::{self, Held};
+use super::{
+    database::{self, Held},
+    etcd_data::Ids,
+    promise::Begun,
+};
 use crate::{
     error::UserError,
     files::{NewFile, Presence, read_text},
@@ -33,12 +37,22 @@ pub struct State {
     pub address: IpAddr,
     /// How its etcd member started.
     pub etcd: EtcdStart,
+    /// The ids that its etcd member began with, where they were kept.
+    #[serde(default)]
+    pub etcd_ids: Option<Ids>,
+    /// Whether its etcd member has ever answered. An older version did not keep it: it has, for all that is known.
+    #[serde(default = "yes")]
+    pub etcd_seen: bool,
     /// Whether every service has been ready once.
     pub complete: bool,
 }
 
+fn yes() -> bool {
+    true
+}
+
 impl State {
-    /// The state of a node that is about to start its first service.
+    /// The state of a node that is about to start its etcd member for the first time.
     pub fn new(spec: &ClusterSpec, own: usize, etcd: EtcdStart) -> State {
         State {
             schema: 1,
@@ -47,8 +61,25 @@ impl State {
             node: spec.members[own].name.clone(),
             address: spec.members[own].address,
             etcd,
+            etcd_ids: None,
+            etcd_seen: false,
             complete: false,
         }
+    }
+
+    /// How its etcd member began.
+    pub fn begun(&self) -> Begun {
+        Begun { start: self.etcd.clone(), ids: self.etcd_ids, seen: self.etcd_seen }
+    }
+
+    /// The same with another beginning of its etcd member.
+    pub fn begin(self, begun: Begun) -> State {
+        State { etcd: begun.start, etcd_ids: begun.ids, etcd_seen: begun.seen, ..self }
+    }
+
+    /// The same with the node's name and address in `spec`.
+    pub fn named(self, spec: &ClusterSpec, own: usize) -> State {
+        State { node: spec.members[own].name.clone(), address: spec.members[own].address, ..self }
     }
 
     /// Reads it from `path`; `None` at first boot.
@@ -220,6 +251,18 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), before);
         std::fs::write(&path, "{").unwrap();
         assert!(State::load(&path).is_err());
+    }
+
+    #[test]
+    fn a_state_of_an_older_version_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        let old = r#"{"schema": 1, "cluster": "demo", "identity": "12d36ecdd9623cec", "node": "pg-1", "address": "10.0.0.11",
+            "etcd": {"existing": false, "members": [["pg-1", "https://10.0.0.11:2380"]]}, "complete": true}"#;
+        std::fs::write(&path, old).unwrap();
+        let state = State::load(&path).unwrap().unwrap();
+        assert_eq!((state.etcd.token.as_str(), state.etcd_ids, state.etcd_seen), ("", None, true));
+        assert!(state.begun().seen && state.complete);
     }
 
     #[test]

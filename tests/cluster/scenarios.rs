@@ -33,7 +33,7 @@ pub fn all() -> Vec<Scenario> {
         asked("an_isolated_primary_steps_down_and_loses_nothing", isolated_primary),
         asked("members_come_and_go_by_document", scaled),
         asked("nodes_started_one_after_the_other_become_a_cluster", staggered),
-        asked("two_nodes_begin_without_the_third", third_is_late),
+        asked("two_nodes_begin_without_the_third_by_an_order", third_is_late),
         asked("power_cuts_during_first_boot_do_no_harm", power_cuts),
         asked("documents_that_are_wrong_are_refused", wrong_documents),
         asked("the_last_good_copy_is_not_taken_away", hosts::last_copy),
@@ -444,27 +444,58 @@ fn scaled(cluster: &mut TestCluster) {
     assert_ports(cluster);
 }
 
+/// Nothing has begun on these nodes: no etcd, no database.
+fn assert_nothing_begun(cluster: &TestCluster, nodes: &[&str]) {
+    for node in nodes {
+        let found =
+            cluster.on(node, "ls -d /var/lib/etcd/default /var/lib/postgresql/*/main/PG_VERSION 2>/dev/null; true");
+        assert_eq!(found.trim(), "", "{node}");
+    }
+}
+
 fn staggered(cluster: &mut TestCluster) {
     cluster.start_afresh();
     cluster.prepare();
+    let mut started: Vec<&str> = Vec::new();
     for node in NODES.into_iter().rev() {
+        assert_nothing_begun(cluster, &started);
         cluster.verb("start", &[node]);
+        started.push(node);
         if node != NODES[0] {
             thread::sleep(Duration::from_secs(30));
         }
     }
+    let began = Instant::now();
     let nodes = cluster.wait_healthy();
+    println!("    the last of three came: whole after {}", seconds(began.elapsed()));
     assert_eq!(nodes.iter().filter(|node| node.state == "streaming").count(), 2);
     assert_eq!(system_identifiers(cluster).len(), 1);
     assert_ports(cluster);
 }
 
+/// Two nodes wait for the third until a person orders them not to.
 fn third_is_late(cluster: &mut TestCluster) {
     cluster.start_afresh();
     cluster.prepare();
     cluster.verb("start", &["pg-1", "pg-2"]);
+    let order = "on pg-1: pgha-node form --without pg-3";
+    wait("the nodes to say what could be done", cluster.patience(Duration::from_secs(150)), || {
+        let told = ["pg-1", "pg-2"].map(|node| cluster.try_on(node, "pgha-node status").stdout);
+        if told.iter().all(|text| text.contains(order)) { Ok(()) } else { Err(told.join("\n")) }
+    });
+    assert_nothing_begun(cluster, &["pg-1", "pg-2"]);
+    let refused = |node: &str, arguments: &str| {
+        let ran = cluster.try_on(node, &format!("pgha-node form {arguments}"));
+        assert_eq!(ran.status, Some(2), "{ran:?}");
+        ran.stderr
+    };
+    assert!(refused("pg-2", "--without pg-3 --yes").contains(order));
+    assert!(refused("pg-1", "--without pg-2,pg-3 --yes").contains("not a majority"));
+    assert!(refused("pg-2", "--without pg-1 --yes").contains("pg-1 answers"));
+    assert!(refused("pg-1", "--without pg-3 </dev/null").contains("nothing has changed"));
+    cluster.feed("pg-1", "pgha-node form --without pg-3", &format!("{NAME}\n"));
     let took = writable(cluster, Duration::from_secs(120));
-    println!("    third absent: writable after {}", seconds(took));
+    println!("    third left out: writable after {}", seconds(took));
     cluster.verb("start", &["pg-3"]);
     let began = Instant::now();
     cluster.wait_healthy();
@@ -506,7 +537,7 @@ fn wrong_documents(cluster: &mut TestCluster) {
     let state = "stat -c '%n %Y %i' /var/lib/pgha/state.json /etc/patroni/config.yml";
     let before = cluster.on("pg-3", state);
     let cases = BTreeMap::from([
-        ("s/cluster: .*/cluster: other/", "is that of the cluster `pgha-test`, the document is that of `other`"),
+        ("s/cluster: .*/cluster: other/", "are those of the cluster `pgha-test`, the document is that of `other`"),
         ("s/address: 10.214.7.12/address: 10.214.7.11/", "10.214.7.11"),
         ("s/timing: .*/timing: quick/", "`quick`"),
         ("s/vip: .*/vip: {address: 192.0.2.1\\/24}/", "192.0.2.1"),

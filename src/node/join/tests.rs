@@ -30,6 +30,7 @@ fn fresh() -> Own {
         idle: false,
         database: Found::Absent,
         begun: None,
+        marked: true,
         complete: false,
         promises: Promises::default(),
     }
@@ -93,6 +94,7 @@ fn view(me: &str, own: Own, peers: [Peer; 2]) -> View {
         cluster: None,
         peers: names.map(str::to_owned).zip(peers).collect(),
         draw: "drawn".into(),
+        added: None,
     }
 }
 
@@ -209,7 +211,7 @@ fn what_was_committed_starts_again_unless_it_can_never_be_a_cluster() {
         assert_eq!(next(&view("pg-1", data.clone(), peers.clone())), Step::Resume);
         let idle = Own { idle: true, begun: Some(begun("a", "pg-1", true)), ..data };
         let step = next(&view("pg-1", idle.clone(), peers.clone()));
-        assert_eq!(step == Step::Abandon(begun("a", "pg-1", false)), hopeless, "{peers:?}");
+        assert_eq!(step == Step::Abandon(Promises::default(), begun("a", "pg-1", false)), hopeless, "{peers:?}");
         assert_eq!(step == Step::Resume, !hopeless, "{peers:?}");
         for own in [Own { database: Found::Present, ..idle.clone() }, Own { complete: true, ..idle }] {
             assert_eq!(next(&view("pg-1", own, peers.clone())), Step::Resume);
@@ -234,9 +236,14 @@ fn dead(number: u8) -> Listed {
 
 /// What pg-1 does beside a cluster of incarnation `a` with these members.
 fn beside(own: Own, members: Vec<Listed>) -> Step {
+    beside_after(None, own, members)
+}
+
+/// The same in a process that has added this member.
+fn beside_after(added: Option<u64>, own: Own, members: Vec<Listed>) -> Step {
     let running = Peer::Etcd { cluster: Some(ids("a", "pg-1").cluster), ever: true };
     let cluster = Some(Cluster { id: ids("a", "pg-1").cluster, members });
-    next(&View { cluster, ..view("pg-1", own, [running.clone(), running]) })
+    next(&View { cluster, added, ..view("pg-1", own, [running.clone(), running]) })
 }
 
 fn member(etcd: EtcdData) -> Own {
@@ -261,18 +268,20 @@ fn a_node_that_lost_its_disk_is_removed_then_added_then_starts() {
         assert_eq!(beside(own.clone(), vec![dead(1), started(2), started(3)]), Step::Remove(dead(1).id));
         assert_eq!(beside(own.clone(), vec![started(2), started(3)]), Step::Add);
         let added = Listed { id: 9, name: String::new(), started: false, ..dead(1) };
-        let Step::Commit(begun) = beside(own.clone(), vec![started(2), added.clone(), started(3)]) else { panic!() };
-        assert!(begun.start.existing && !begun.seen);
+        let members = || vec![started(2), added.clone(), started(3)];
+        let Step::Commit(begun) = beside_after(Some(9), own.clone(), members()) else { panic!() };
+        assert!(begun.start.existing);
         assert_eq!(begun.ids, Some(Ids { cluster: ids("a", "pg-1").cluster, member: 9 }));
         assert_eq!(begun.start.members, three().members);
-        // The power goes before etcd starts; then after it has answered and lost its data.
         let again = Own { begun: Some(begun.clone()), ..own.clone() };
-        let members = vec![started(2), added.clone(), started(3)];
-        assert_eq!(beside(again.clone(), members.clone()), Step::Start(begun.start.clone()));
-        let fewer = beside(again, vec![started(2), added]);
+        assert_eq!(beside_after(Some(9), again.clone(), members()), Step::Start(begun.start));
+        let fewer = beside_after(Some(9), again.clone(), vec![started(2), added.clone()]);
         assert!(matches!(fewer, Step::Commit(begun) if begun.start.members.len() == 2));
-        let lost = Own { begun: Some(Begun { seen: true, ..begun }), ..own };
-        assert_eq!(beside(lost, members), Step::Remove(9));
+        // Another process cannot know whether that member has voted before its disk was lost.
+        for process in [None, Some(8)] {
+            assert_eq!(beside_after(process, own.clone(), members()), Step::Remove(9));
+            assert_eq!(beside_after(process, again.clone(), members()), Step::Remove(9));
+        }
     }
 }
 
@@ -303,6 +312,26 @@ fn a_node_late_to_the_first_boot_starts_under_its_promise_alone() {
     assert_eq!(beside(fresh(), members()), Step::Remove(awaited.id));
     let lost = Own { begun: Some(Begun { seen: true, ..begun }), ..own("a") };
     assert_eq!(beside(lost, members()), Step::Remove(awaited.id));
+}
+
+#[test]
+fn what_was_committed_never_starts_again_on_another_disk_or_after_it_was_given_up() {
+    let begun = begun("a", "pg-1", false);
+    let own = Own { begun: Some(begun), promises: holding(&founded_by("pg-1", "a")), ..fresh() };
+    let peers = || [told_promise("a"), Peer::Silent("no answer".into())];
+    assert!(matches!(next(&view("pg-1", own.clone(), peers())), Step::Start(_)));
+    let unmarked = Own { marked: false, ..own.clone() };
+    assert!(matches!(next(&view("pg-1", unmarked.clone(), peers())), Step::Wait { .. }));
+    let awaited = Listed { started: false, ..dead(1) };
+    assert_eq!(beside(unmarked, vec![awaited.clone(), started(2), started(3)]), Step::Remove(awaited.id));
+    for promises in [Promises::default(), holding(&founded_by("pg-1", "b"))] {
+        let given_up = Own { promises, ..own.clone() };
+        every_pair(|peers| {
+            assert_eq!(next(&view("pg-1", given_up.clone(), peers)), Step::Forget(Promises::default()));
+        });
+        let unborn = Own { etcd: EtcdData::Unborn, ..given_up };
+        assert_eq!(next(&view("pg-1", unborn, peers())), Step::SetAside(Aside::Unfinished));
+    }
 }
 
 #[test]
@@ -456,8 +485,16 @@ impl Lab {
         let clusters = self.clusters();
         let mut own = machine.own.clone();
         own.idle = machine.runs && !own.cluster().is_some_and(|id| clusters.contains(&id));
-        let view =
-            View { document: machine.document, me: name.into(), own, order: machine.order, cluster: None, peers, draw };
+        let view = View {
+            document: machine.document,
+            me: name.into(),
+            own,
+            order: machine.order,
+            cluster: None,
+            peers,
+            draw,
+            added: None,
+        };
         let step = next(&view);
         let machine = self.machine(name);
         match step.clone() {
@@ -471,8 +508,9 @@ impl Lab {
             }
             Step::Resume => machine.runs = true,
             Step::SetAside(_) => machine.own.etcd = EtcdData::Absent,
-            Step::Abandon(begun) => {
+            Step::Abandon(promises, begun) => {
                 machine.runs = false;
+                machine.own.promises = promises;
                 (machine.own.begun, machine.own.etcd) = (Some(begun), EtcdData::Absent);
             }
             Step::Forget(promises) => (machine.own.promises, machine.own.begun) = (promises, None),

@@ -1,0 +1,676 @@
+//! Forms or joins the cluster's etcd: looks at the others, asks [`join::next`] what to do, and does it.
+//!
+//! Two places decide at once: the loop of `pgha-node init`, and whoever answers the other nodes in its name. Both read what
+//! this node has from its disks anew and write what they decide there under one lock ([`Desk`]), so that a promise that was
+//! given meanwhile is never overlooked. No other process of this node can do the same: it would need etcd's peer port.
+
+use super::{
+    aside::set_aside,
+    database::{self, Database},
+    etcd_data::{EtcdData, Ids},
+    join::{self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, RECOVER, Step, Suggestion, View},
+    lock,
+    peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
+    progress::{Phase, Reporter},
+    promise::{self, Answer, Promises, Request},
+    state::{ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
+    units,
+};
+use crate::{
+    clock,
+    error::UserError,
+    files::{Presence, sync_folder, write_private},
+    log,
+    model::{
+        ClusterSpec, Member, Service,
+        scope::{EtcdStart, client_url, peer_url, ports},
+    },
+};
+use anyhow::{Context as _, Result};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::ErrorKind,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// Where this node keeps what it has promised.
+pub const PROMISES_PATH: &str = "/var/lib/pgha/promise.json";
+/// Where a person's order to form the cluster without some members is.
+pub const ORDER_PATH: &str = "/var/lib/pgha/order.json";
+
+/// etcd's unit.
+const UNIT: &str = "etcd.service";
+/// How often a node looks again while it waits.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The longest file of this program's own that is read, in bytes.
+const LONGEST: u64 = 1 << 20;
+/// How many acts may follow each other without a pause.
+const HASTE: u32 = 8;
+/// After how long a person is told what could be done.
+const TOLD_AFTER: Duration = Duration::from_secs(60);
+/// How long a member with this node's name at another address must have been silent before it counts as dead.
+const NAMESAKE_AFTER: Duration = Duration::from_secs(30);
+/// How long a forming cluster waits for all its members.
+const LATECOMERS: Duration = Duration::from_secs(10);
+/// How often a node whose etcd waits for its quorum asks whether it waits for the right one.
+const DOUBT: Duration = Duration::from_secs(3);
+
+const ENTERING: &str = "entering the cluster's etcd";
+const STARTING: &str = "starting etcd";
+const SETTLING: &str = "forming the cluster's etcd";
+
+/// What this node has on its disks, and where it is decided about.
+#[derive(Debug)]
+pub struct Desk {
+    spec: ClusterSpec,
+    own: usize,
+    document: Document,
+    root: PathBuf,
+    deciding: Mutex<()>,
+}
+
+impl Desk {
+    /// The desk of the member `own` of `spec`, whose files lie below `root` (`/` on a node).
+    ///
+    /// # Errors
+    /// When the document has no digest.
+    pub fn new(spec: &ClusterSpec, own: usize, root: &Path) -> Result<Desk> {
+        let document = Document::of(spec)?;
+        Ok(Desk { spec: spec.clone(), own, document, root: root.to_owned(), deciding: Mutex::new(()) })
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    fn me(&self) -> &Member {
+        &self.spec.members[self.own]
+    }
+
+    fn decide(&self) -> MutexGuard<'_, ()> {
+        // Each holder writes whole files.
+        self.deciding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it remembers as a member of this cluster.
+    fn state(&self) -> Result<Option<State>> {
+        let state = State::load(&self.path(STATE_PATH))?;
+        Ok(state.filter(|state| state.identity == self.document.identity))
+    }
+
+    fn promises(&self) -> Result<Promises> {
+        let promises: Promises = read_json(&self.path(PROMISES_PATH))?.unwrap_or_default();
+        // What was promised to another cluster, whose document this machine had, says nothing about this one.
+        let prefix = format!("{}-", self.document.identity);
+        Ok(if promises.held.as_ref().is_none_or(|held| held.token.starts_with(&prefix)) {
+            promises
+        } else {
+            Promises::default()
+        })
+    }
+
+    fn order(&self) -> Option<Order> {
+        read_json(&self.path(ORDER_PATH)).unwrap_or_else(|error| {
+            log::warning!("the order to form the cluster is passed over: {error:#}");
+            None
+        })
+    }
+
+    /// What this node has, by its disks.
+    ///
+    /// # Errors
+    /// When what it remembers cannot be read: then it is nothing that could be answered for.
+    pub fn look(&self) -> Result<Own> {
+        let state = self.state()?;
+        let marked = match state.as_ref().and_then(|state| self.mark(&state.begun())) {
+            Some(mark) => Presence::of(&mark).known()?.is_some(),
+            None => false,
+        };
+        Ok(Own {
+            etcd: EtcdData::look(&self.path(ETCD_DATA)),
+            idle: false,
+            database: match database::all(&self.path(POSTGRESQL_DATA)) {
+                Presence::Present(_) => Found::Present,
+                Presence::Absent => Found::Absent,
+                Presence::Unknown(doubt) => Found::Unknown(doubt.to_string()),
+            },
+            begun: state.as_ref().map(State::begun),
+            marked,
+            complete: state.is_some_and(|state| state.complete),
+            promises: self.promises()?,
+        })
+    }
+
+    /// Carries out an act if this node still is as it was when the step was decided. Returns whether it was.
+    fn act(&self, before: &Own, act: impl FnOnce() -> Result<()>) -> Result<bool> {
+        let _deciding = self.decide();
+        if (Own { idle: before.idle, ..self.look()? }) != *before {
+            return Ok(false);
+        }
+        act().map(|()| true)
+    }
+
+    fn write_promises(&self, promises: &Promises) -> Result<()> {
+        write_private(&self.path(PROMISES_PATH), &serde_json::to_string_pretty(promises)?)
+    }
+
+    /// The mark of a beginning, which lies beside etcd's data: a disk that is empty, or not mounted, does not have it.
+    fn mark(&self, begun: &Begun) -> Option<PathBuf> {
+        let beside = self.path(ETCD_DATA);
+        begun.ids.map(|ids| beside.with_file_name(format!("begun-{:016x}", ids.member)))
+    }
+
+    fn write_begun(&self, begun: Begun) -> Result<()> {
+        let state = self.state()?.unwrap_or_else(|| State::new(&self.spec, self.own, begun.start.clone()));
+        state.begin(begun).named(&self.spec, self.own).store(&self.path(STATE_PATH))
+    }
+
+    fn promise(&self, before: &Own, promises: &Promises) -> Result<bool> {
+        self.act(before, || self.write_promises(promises))
+    }
+
+    fn commit(&self, before: &Own, begun: &Begun) -> Result<bool> {
+        self.act(before, || {
+            if let Some(mark) = self.mark(begun) {
+                write_private(&mark, &begun.start.token)?;
+            }
+            self.write_begun(begun.clone())?;
+            // The order is carried out; a cluster that has formed takes no other.
+            remove_file(&self.path(ORDER_PATH))
+        })
+    }
+
+    fn forget(&self, before: &Own, promises: &Promises) -> Result<bool> {
+        self.act(before, || {
+            self.write_promises(promises)?;
+            remove_file(&self.path(STATE_PATH))
+        })
+    }
+
+    /// Remembers that its etcd has answered.
+    fn saw_etcd(&self) -> Result<()> {
+        let _deciding = self.decide();
+        match self.state()? {
+            Some(state) => State { etcd_seen: true, ..state }.store(&self.path(STATE_PATH)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Host for Desk {
+    fn name(&self) -> &str {
+        &self.me().name
+    }
+
+    fn answer(&self, request: &Request) -> Result<Answer> {
+        let _deciding = self.decide();
+        let reply = promise::answer(&self.document, &self.me().name, &self.look()?, request);
+        if let Some(promises) = &reply.store {
+            self.write_promises(promises)?;
+        }
+        Ok(reply.answer)
+    }
+
+    fn facts(&self) -> Result<Facts> {
+        let own = self.look()?;
+        Ok(Facts {
+            schema: 1,
+            node: self.me().name.clone(),
+            cluster: self.spec.cluster.clone(),
+            document: self.document.digest.clone(),
+            etcd: match own.etcd {
+                EtcdData::Data(ids) => Some(ids),
+                _ => None,
+            },
+            complete: own.complete,
+            databases: databases(&self.path(POSTGRESQL_DATA))?,
+        })
+    }
+}
+
+/// Reads JSON; `None` if there certainly is not a such file.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Some(text) = Presence::of_text(path, LONGEST).known()? else { return Ok(None) };
+    serde_json::from_str(&text).map(Some).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Removes a file of this program's own, for good also after a power cut.
+fn remove_file(path: &Path) -> Result<()> {
+    let doing = || format!("removing {}", path.display());
+    match fs::remove_file(path) {
+        Ok(()) => sync_folder(path.parent().unwrap_or(Path::new("/"))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(doing),
+    }
+}
+
+/// What is known of the databases of each major version.
+fn databases(root: &Path) -> Result<Vec<peers::DatabaseFacts>> {
+    let held = database::all(root).known()?.unwrap_or_default();
+    Ok(held
+        .into_iter()
+        .map(|held| peers::DatabaseFacts {
+            version: held.version,
+            facts: match &held.database {
+                Database::Present(facts) => serde_json::to_value(facts).ok(),
+                _ => None,
+            },
+            words: held.database.words(),
+        })
+        .collect())
+}
+
+/// 128 random bits in hexadecimal digits.
+fn draw() -> Result<String> {
+    let mut random = [0_u8; 16];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut random)
+        .map_err(|_| anyhow::anyhow!("the system has no random numbers"))?;
+    Ok(format!("{:032x}", u128::from_be_bytes(random)))
+}
+
+/// What became of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acted {
+    /// The node has changed, or should have: it looks again at once.
+    Again,
+    /// It looks again later; for whom and why it waits.
+    Later(String),
+    /// etcd starts, with data or without, and was configured so.
+    Start(EtcdStart),
+}
+
+/// A node on its way into its cluster's etcd.
+#[derive(Debug)]
+pub struct Forming {
+    desk: Arc<Desk>,
+    credentials: TlsCredentials,
+    namesake_silent: Option<Instant>,
+    added: Option<u64>,
+    waits: Option<(Instant, i64)>,
+}
+
+impl Forming {
+    /// The member `own` of `spec`, whose files lie below `root` (`/` on a node).
+    ///
+    /// # Errors
+    /// As [`Desk::new`].
+    pub fn new(spec: &ClusterSpec, own: usize, root: &Path, credentials: TlsCredentials) -> Result<Forming> {
+        let desk = Arc::new(Desk::new(spec, own, root)?);
+        Ok(Forming { desk, credentials, namesake_silent: None, added: None, waits: None })
+    }
+
+    /// Answers the other nodes until the listener is dropped.
+    ///
+    /// # Errors
+    /// When etcd or another process of this node has the port.
+    pub fn receive(&self) -> Result<DiscoveryListener> {
+        let desk = Arc::clone(&self.desk);
+        DiscoveryListener::open(peers::discovery_address(self.desk.me()), &self.credentials, desk)
+    }
+
+    /// What this node sees now; `idle` if its etcd runs and has never been part of a quorum.
+    ///
+    /// # Errors
+    /// When its own disks or certificates cannot be read.
+    pub fn look(&mut self, idle: bool) -> Result<View> {
+        let own = Own { idle, ..self.desk.look()? };
+        let request = Request::of(&self.desk.document, &self.desk.me().name, &own);
+        let view = self.view(own, &request)?;
+        Ok(self.patient(view))
+    }
+
+    /// The same, without asking anybody for a promise.
+    ///
+    /// # Errors
+    /// As [`Forming::look`].
+    pub fn survey(&self) -> Result<View> {
+        let own = self.desk.look()?;
+        let request = Request::of(&self.desk.document, &self.desk.me().name, &own);
+        self.view(own, &Request { incarnation: None, without: BTreeSet::new(), ..request })
+    }
+
+    fn view(&self, own: Own, request: &Request) -> Result<View> {
+        let desk = &self.desk;
+        let me = desk.me();
+        let others: Vec<&Member> = desk.spec.members.iter().filter(|member| member.name != me.name).collect();
+        let found = peers::ask(&others, request, &self.credentials)?;
+        let running: Vec<&Member> = others
+            .iter()
+            .zip(&found)
+            .filter(|(_, peer)| matches!(peer, Peer::Etcd { ever: true, .. }))
+            .map(|(member, _)| *member)
+            .collect();
+        let cluster = if running.is_empty() { None } else { peers::cluster(&running, me, &self.credentials) };
+        Ok(View {
+            document: desk.document.clone(),
+            me: me.name.clone(),
+            own,
+            order: desk.order(),
+            cluster,
+            peers: others.iter().map(|member| member.name.clone()).zip(found).collect(),
+            draw: draw()?,
+            added: self.added,
+        })
+    }
+
+    /// Writes a person's order, which `pgha-node init` finds at its next look.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_order(&self, order: &Order) -> Result<()> {
+        write_private(&self.desk.path(ORDER_PATH), &serde_json::to_string_pretty(order)?)
+    }
+
+    /// The same view, in which a namesake of this node has answered if it did a short time ago: one slow answer is not a death.
+    fn patient(&mut self, mut view: View) -> View {
+        let url = peer_url(self.desk.me());
+        let is_elsewhere = |member: &Listed| member.name == view.me && !member.peer_urls.contains(&url);
+        let members = view.cluster.iter_mut().flat_map(|cluster: &mut Cluster| cluster.members.iter_mut());
+        let Some(namesake) = members.into_iter().find(|member| is_elsewhere(member)) else {
+            self.namesake_silent = None;
+            return view;
+        };
+        if namesake.answers {
+            self.namesake_silent = None;
+        } else {
+            let since = *self.namesake_silent.get_or_insert_with(Instant::now);
+            namesake.answers = since.elapsed() < NAMESAKE_AFTER;
+        }
+        view
+    }
+
+    /// Carries out a step that was decided from `view`. `stop` stops etcd, if it runs.
+    ///
+    /// # Errors
+    /// When a disk or systemd fails.
+    pub fn act(&mut self, view: &View, step: Step, stop: impl FnOnce() -> Result<()>) -> Result<Acted> {
+        let (desk, before) = (&self.desk, &view.own);
+        if !matches!(step, Step::Wait { .. }) {
+            self.waits = None;
+        }
+        match step {
+            Step::Promise(promises) | Step::Release(promises) => {
+                desk.promise(before, &promises)?;
+            }
+            Step::Commit(begun) => {
+                if desk.commit(before, &begun)? {
+                    log::info!("this node's etcd member begins: {}", words_of(&begun));
+                    // Nothing else has changed, so that there is nothing to look at.
+                    let view = View { own: desk.look()?, ..view.clone() };
+                    if let Step::Start(start) = join::next(&view) {
+                        return Ok(Acted::Start(start));
+                    }
+                }
+            }
+            Step::Start(start) => return Ok(Acted::Start(start)),
+            Step::Resume => {
+                let state = desk.state()?.context("etcd has data, and nothing says how it started")?;
+                return Ok(Acted::Start(state.etcd));
+            }
+            Step::SetAside(why) => {
+                let why = match why {
+                    Aside::Removed => "removed",
+                    Aside::OtherCluster => "other-cluster",
+                    Aside::Unfinished => "unfinished",
+                };
+                desk.act(before, || {
+                    stop()?;
+                    set_aside(&desk.path(ETCD_DATA), why).map(drop)
+                })?;
+            }
+            Step::Abandon(promises, begun) => {
+                desk.act(before, || {
+                    desk.write_promises(&promises)?;
+                    desk.write_begun(begun)?;
+                    stop()?;
+                    set_aside(&desk.path(ETCD_DATA), "unformed").map(drop)
+                })?;
+            }
+            Step::Forget(promises) => {
+                desk.forget(before, &promises)?;
+            }
+            Step::Wait { why, order } => return Ok(Acted::Later(self.waiting(&why, order.as_ref()))),
+            change @ (Step::Remove(_) | Step::Add | Step::Readdress(_)) => {
+                // etcd refuses changes while a member has not been connected for five seconds: it is asked again.
+                if let Err(error) = self.ask_cluster(&change) {
+                    return Ok(Acted::Later(format!("{}: {error:#}", words(&change))));
+                }
+            }
+        }
+        Ok(Acted::Again)
+    }
+
+    /// Changes the cluster's members.
+    fn ask_cluster(&mut self, step: &Step) -> Result<()> {
+        let me = self.desk.me();
+        let others = self.desk.spec.members.iter().filter(|member| member.name != me.name);
+        let client = self.credentials.etcd(others.map(client_url).collect())?;
+        match step {
+            Step::Remove(id) => client.member_remove(*id)?,
+            Step::Add => self.added = Some(client.member_add(&[peer_url(me)], false)?.id),
+            Step::Readdress(id) => client.member_update(*id, &[peer_url(me)])?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// For whom and why it waits; after a minute also since when, and what a person could do.
+    fn waiting(&mut self, why: &str, order: Option<&Suggestion>) -> String {
+        let (since, at) = *self.waits.get_or_insert_with(|| (Instant::now(), now()));
+        if since.elapsed() < TOLD_AFTER {
+            return why.to_owned();
+        }
+        let mut text = format!("{why}\nsince {}", clock::utc(at));
+        if let Some(Suggestion { on, without }) = order {
+            let names = without.iter().map(String::as_str).collect::<Vec<_>>().join(",");
+            text.push_str(&format!(
+                "\nif {names} will not come: switch it off, then on {on}: pgha-node form --without {names}"
+            ));
+        }
+        text
+    }
+}
+
+fn words_of(begun: &Begun) -> String {
+    let kind = if begun.start.existing { "it joins the cluster" } else { "it forms the cluster" };
+    let ids = begun.ids.map(|Ids { cluster, member }| format!(" {cluster:x} as the member {member:x}"));
+    format!("{kind}{}", ids.unwrap_or_default())
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64
+}
+
+/// What a step does, for a person; `None` for those that are not worth a word.
+fn words(step: &Step) -> String {
+    match step {
+        Step::Promise(_) => "founding the cluster".to_owned(),
+        Step::Release(_) => "its founder does not found the cluster any more".to_owned(),
+        Step::Commit(begun) => words_of(begun),
+        Step::Remove(id) => format!("removing the member {id:x}, whose data are lost"),
+        Step::Add => "asking to be added".to_owned(),
+        Step::Readdress(id) => format!("telling the new address of the member {id:x}"),
+        Step::SetAside(Aside::Removed) => "the cluster does not know this member any more: it joins anew".to_owned(),
+        Step::SetAside(Aside::OtherCluster) => {
+            "ATTENTION: etcd's data here are another cluster's than the one that runs; they are set aside, and this node joins \
+             the one that runs"
+                .to_owned()
+        }
+        Step::SetAside(Aside::Unfinished) => "setting aside what an earlier start of etcd has left".to_owned(),
+        Step::Abandon(..) | Step::Forget(_) => "the cluster was begun and can never have a quorum: it is formed anew".to_owned(),
+        Step::Start(_) | Step::Resume | Step::Wait { .. } => String::new(),
+    }
+}
+
+/// How this node's etcd starts. The other nodes are answered until this is dropped, which must be before etcd starts.
+#[derive(Debug)]
+pub struct Entered {
+    /// How etcd starts, or started the first time.
+    pub start: EtcdStart,
+    discovery: Option<DiscoveryListener>,
+}
+
+impl Entered {
+    /// Frees etcd's port.
+    pub fn close(&mut self) {
+        self.discovery = None;
+    }
+}
+
+/// Finds out how this node's etcd member starts, and waits as long as it may not.
+///
+/// # Errors
+/// When a disk or systemd fails, or another process of this node does the same.
+pub fn enter(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<Entered> {
+    let mut forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+    if runs()?
+        && let Some(state) = forming.desk.state()?
+    {
+        return Ok(Entered { start: state.etcd, discovery: None });
+    }
+    let discovery = forming.receive()?;
+    let mut acts = 0;
+    loop {
+        let view = forming.look(false)?;
+        let step = join::next(&view);
+        let text = words(&step);
+        if !text.is_empty() {
+            reporter.report(Phase::Working, ENTERING, &text);
+        }
+        match forming.act(&view, step, stop)? {
+            Acted::Start(start) => return Ok(Entered { start, discovery: Some(discovery) }),
+            Acted::Again if acts < HASTE => acts += 1,
+            Acted::Again => {
+                acts = 0;
+                lock::rest(PAUSE)?;
+            }
+            Acted::Later(why) => {
+                reporter.report(Phase::Waiting, ENTERING, &why);
+                acts = 0;
+                lock::rest(PAUSE)?;
+            }
+        }
+    }
+}
+
+fn runs() -> Result<bool> {
+    Ok(matches!(units::show(UNIT)?.active.as_str(), "active" | "activating" | "reloading" | "deactivating"))
+}
+
+fn stop() -> Result<()> {
+    if runs()? { Ok(units::stop(UNIT)?) } else { Ok(()) }
+}
+
+/// Starts etcd and waits until it serves, for the quorum as long as it takes. Returns whether it does: it does not when its
+/// data turned out to be of no use and were set aside, so that the node must enter again.
+///
+/// # Errors
+/// When a disk or systemd fails, or etcd does not run.
+pub fn serve(spec: &ClusterSpec, own: usize, service: &Service, reporter: &mut Reporter) -> Result<bool> {
+    let mut forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+    let me = forming.desk.me().clone();
+    if !units::show(&service.unit)?.settled() {
+        reporter.report(Phase::Working, STARTING, "");
+        units::start(&service.unit)?;
+    }
+    let within = service.ready.as_ref().map_or(Duration::from_secs(90), |ready| ready.within.0);
+    let (mut seen, mut ran, mut doubted) = (false, Instant::now(), Instant::now());
+    // What the last look at the others gave.
+    let mut waits = None;
+    loop {
+        let unit = units::show(&service.unit)?;
+        let own = peers::own_etcd(&me, &forming.credentials)?;
+        if !seen && matches!(own, Peer::Etcd { .. }) {
+            forming.desk.saw_etcd()?;
+            seen = true;
+        }
+        if unit.active == "active" && takes_clients(&me) {
+            return Ok(true);
+        }
+        if matches!(own, Peer::Etcd { .. }) {
+            ran = Instant::now();
+        }
+        if doubted.elapsed() >= DOUBT && unit.active != "active" {
+            doubted = Instant::now();
+            let view = forming.look(matches!(own, Peer::Etcd { ever: false, .. }))?;
+            match join::next(&view) {
+                step @ (Step::SetAside(_) | Step::Abandon(..)) => {
+                    reporter.report(Phase::Working, STARTING, &words(&step));
+                    forming.act(&view, step, stop)?;
+                    return Ok(false);
+                }
+                Step::Resume | Step::Start(_) if matches!(own, Peer::Etcd { .. }) => {
+                    let lost =
+                        format!("it waits for its quorum ({}). If that cannot come back: {RECOVER}", view.standing());
+                    waits = Some(forming.waiting(&lost, None));
+                }
+                Step::Wait { why, order } => waits = Some(forming.waiting(&why, order.as_ref())),
+                _ => waits = None,
+            }
+        }
+        if ran.elapsed() >= within {
+            return Err(UserError::runtime(format!(
+                "{} is not ready after {} s: {}",
+                service.unit,
+                within.as_secs(),
+                unit.words()
+            ))
+            .hint(format!("journalctl -u {}", service.unit))
+            .into());
+        }
+        reporter.report(Phase::Waiting, STARTING, &waits.clone().unwrap_or_else(|| unit.words()));
+        lock::rest(PAUSE / 2)?;
+    }
+}
+
+fn takes_clients(me: &Member) -> bool {
+    TcpStream::connect_timeout(&SocketAddr::new(me.address, ports::ETCD_CLIENT), Duration::from_secs(2)).is_ok()
+}
+
+/// Waits until etcd's cluster knows its version, without which Patroni cannot speak to it; members that do not come for
+/// [`LATECOMERS`] are let go, see [`join::absent`], and those that an order leaves out at once.
+///
+/// # Errors
+/// When a disk fails.
+pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<()> {
+    let forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+    let promises = forming.desk.promises()?;
+    let me = forming.desk.me();
+    let deadline = Instant::now() + LATECOMERS;
+    loop {
+        match peers::unsettled(me, &forming.credentials) {
+            Ok(None) => return Ok(()),
+            Ok(Some(cluster)) => {
+                let gone = going(&cluster, &promises, Instant::now() >= deadline);
+                if gone.is_empty() {
+                    reporter.report(Phase::Waiting, SETTLING, "not every member has come yet");
+                } else {
+                    reporter.report(Phase::Working, SETTLING, "going on without the members that have not come");
+                    let client = forming.credentials.etcd(vec![client_url(me)])?;
+                    for id in gone {
+                        // Another node may have done it, or etcd wants all connections to be five seconds old: looked at again.
+                        if let Err(error) = client.member_remove(id) {
+                            log::info!("letting the member {id:x} go: {error}");
+                        }
+                    }
+                }
+            }
+            // An etcd that is busy answers later.
+            Err(error) => reporter.report(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {error:#}")),
+        }
+        lock::rest(PAUSE)?;
+    }
+}
+
+/// Who is let go of those that have not come: at once whom the order left out, the others when it is time.
+fn going(cluster: &[Listed], promises: &Promises, late: bool) -> Vec<u64> {
+    let absent = join::absent(cluster);
+    let left_out: BTreeSet<&str> =
+        promises.held.iter().flat_map(|held| held.without.iter().map(String::as_str)).collect();
+    let members = cluster.iter().filter(|member| absent.contains(&member.id));
+    members.filter(|member| late || left_out.contains(member.name.as_str())).map(|member| member.id).collect()
+}
