@@ -309,7 +309,8 @@ fn two_minutes_late(cluster: &mut TestCluster) {
     assert!(said.contains("pgha-node form --without pg-3"), "{said}");
     println!("{said}");
     let console = Ran::of(cluster.program().args(["cluster", "logs", NAME, "pg-1"])).stdout;
-    println!("    console: {}", console.lines().filter(|line| line.contains("pg-3")).next_back().unwrap_or_default());
+    let last = console.lines().rfind(|line| line.contains("pg-3"));
+    println!("    console: {}", last.unwrap_or("nothing about pg-3"));
     thread::sleep(Duration::from_secs(40));
     cluster.verb("start", &["pg-3"]);
     let began = Instant::now();
