@@ -24,12 +24,10 @@ use std::{
 /// Files that are downloaded at the same time.
 const CONNECTIONS: usize = 8;
 
-/// A package that is to be had.
+/// A package to download.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DownloadRequest {
-    /// Its name.
     pub name: String,
-    /// Its version.
     pub version: String,
     /// Its architecture, or `all`.
     pub architecture: String,
@@ -66,7 +64,7 @@ impl CachedResult for ExpandedDeb {
 /// Gets all packages into the store, expanded, on `jobs` threads; the results come in the order of `wanted`.
 ///
 /// # Errors
-/// When one cannot be had, is not what the index says, or is hostile; with `offline`, when the store lacks one.
+/// When one cannot be fetched, is not what the index says, or is hostile; with `offline`, when the store lacks one.
 pub fn packages(
     store: &Store,
     http: &Client,
@@ -185,7 +183,7 @@ impl Line<'_> {
     }
 
     fn fail(&self, error: anyhow::Error) {
-        // In this order, so that nobody who stops for it can be first.
+        // In this order, so that no thread that stops for it can be first.
         self.state().error.get_or_insert(error);
         self.stop.store(true, Ordering::Relaxed);
         self.changed.notify_all();
@@ -270,7 +268,7 @@ impl Line<'_> {
             if expanded.control.get(field) != Some(value) {
                 let found = expanded.control.get(field).map_or("nothing", String::as_str);
                 return Err(UserError::runtime(format!("its field `{field}` says `{found}`, the index `{value}`"))
-                    .hint("the archive contradicts itself; tell those who keep it")
+                    .hint("the archive contradicts itself; report it to its maintainers")
                     .into());
             }
         }

@@ -22,7 +22,7 @@ use std::{
     },
 };
 
-/// What a new cluster shall be.
+/// A new cluster.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// Its document; with no secret, it gets one. Without a document, it is one of `nodes` nodes.
@@ -81,7 +81,7 @@ enum Stage {
     /// Nothing was made.
     #[default]
     Nothing,
-    /// Something was made, which this takes away.
+    /// Something was made, which this removes.
     Begun(Box<dyn Fn() -> Result<()> + Send>),
     /// The cluster is whole and remembered.
     Whole,
@@ -100,7 +100,7 @@ impl Making {
         act()
     }
 
-    /// From now on, something is made that `undo` takes away.
+    /// From now on, something is made that `undo` removes.
     fn begin(&self, undo: impl Fn() -> Result<()> + Send + 'static) -> Result<()> {
         *self.stage()? = Stage::Begun(Box::new(undo));
         Ok(())
@@ -122,7 +122,7 @@ impl Making {
         self.finish(|| Ok(()))
     }
 
-    /// Ends the call: takes away what it has made of a cluster that is not whole yet.
+    /// Ends the call: removes what it has made of a cluster that is not complete yet.
     ///
     /// # Errors
     /// When something stays.

@@ -6,8 +6,7 @@
 
 use super::{
     map::{Data, Piece},
-    packed::Packed,
-    qcow2::Compression,
+    qcow2::{Compression, Packed},
 };
 use crate::{
     model::{Digest, Sha256},
@@ -38,7 +37,7 @@ impl CachedResult for Clusters {
     }
 }
 
-/// The checksum of a chunk whose contents were what their digests say.
+/// The checksum of a chunk whose contents matched their digests.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Checked {
     xxh3: [u64; 2],
@@ -77,7 +76,7 @@ impl<'a> Memory<'a> {
         Memory { store, new: Mutex::default() }
     }
 
-    /// What stands for the bytes of the chunk at `range`, in which all of `pieces` lie.
+    /// The key of the chunk at `range`, which holds all of `pieces`.
     pub(super) fn key(range: &Range<u64>, pieces: &[Piece]) -> Digest {
         let mut hasher = Sha256::new();
         let note = |hasher: &mut Sha256, numbers: &[u64]| {

@@ -7,7 +7,7 @@ use std::{
     fmt,
 };
 
-/// What becomes of something from the first image to the second.
+/// The difference of one thing between two images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
@@ -24,7 +24,6 @@ pub enum Change {
 pub struct Difference {
     /// Packages and their versions.
     pub packages: BTreeMap<String, Change>,
-    /// Overlays.
     pub overlays: BTreeMap<String, Change>,
     /// The disk and its partitions, kernels, and what GRUB starts.
     pub boot: BTreeMap<String, Change>,
@@ -73,7 +72,7 @@ fn changes(first: &BTreeMap<String, String>, second: &BTreeMap<String, String>) 
     names.into_iter().filter_map(|name| Some((name.clone(), change(name)?))).collect()
 }
 
-/// What tells how an image boots, by name.
+/// What decides how an image boots, by name.
 fn boot(image: &Image) -> BTreeMap<String, String> {
     let summary = &image.summary;
     let mut facts = BTreeMap::new();

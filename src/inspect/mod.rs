@@ -1,4 +1,4 @@
-//! What is in an image, whoever made it: read from its file, without mounting it or running anything of it.
+//! Reads what is in an image, whoever made it, without mounting it or running any of it.
 
 mod difference;
 mod disk;
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use std::{collections::BTreeMap, fs::File, io::Seek as _, path::Path};
 
-/// Files whose bytes tell what an image is.
+/// Files whose contents describe an image.
 const TELLING: [&str; 4] = [STATUS, MANIFEST_PATH, GRUB, FSTAB];
 /// dpkg's database.
 const STATUS: &str = "/var/lib/dpkg/status";
@@ -43,7 +43,7 @@ pub struct Summary {
     pub boot: Option<Boot>,
     /// Installed packages and their versions.
     pub packages: BTreeMap<String, String>,
-    /// Overlays of the recipe; none if nothing tells of them.
+    /// Overlays of the recipe; empty if the image does not list them.
     pub overlays: Vec<String>,
     /// Paths in the root file system.
     pub paths: usize,
@@ -51,12 +51,9 @@ pub struct Summary {
     pub bytes: u64,
 }
 
-/// A partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Partition {
-    /// Its number.
     pub number: u32,
-    /// Its name.
     pub name: String,
     /// What it is for: `bios`, `esp`, `root`, or the identifier of its type.
     pub kind: String,
@@ -74,7 +71,6 @@ pub struct Partition {
 /// How an image boots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Boot {
-    /// Its kernels.
     pub kernels: Vec<String>,
     /// What GRUB's menu starts first, with all arguments.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,7 +92,7 @@ pub struct Node {
     pub gid: u32,
     /// A file's size in bytes.
     pub size: u64,
-    /// A file's SHA-256, where it was asked for.
+    /// A file's SHA-256, where it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Digest>,
     /// A link's target.
@@ -107,7 +103,6 @@ pub struct Node {
 /// An image that was read.
 #[derive(Debug)]
 pub struct Image {
-    /// Its summary.
     pub summary: Summary,
     /// Every path of its root file system.
     pub nodes: BTreeMap<String, Node>,

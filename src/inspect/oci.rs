@@ -44,7 +44,7 @@ struct Descriptor {
 }
 
 impl Blobs {
-    /// The members of an archive file; `None` if it is none.
+    /// The members of an archive file; `None` if it is not one.
     pub(super) fn of_archive(file: &File) -> Result<Option<Blobs>> {
         let mut magic = [0; 262];
         let mut start = file.try_clone()?;
@@ -169,7 +169,7 @@ fn apply(bytes: impl Read, found: &mut Found) -> Result<()> {
     Ok(())
 }
 
-/// Takes away a path and all that is in it.
+/// Removes a path and all that is in it.
 fn remove(found: &mut Found, path: &str) {
     let below = format!("{path}/");
     found.nodes.retain(|known, _| known != path && !known.starts_with(&below));

@@ -24,7 +24,7 @@ pub mod ports {
     pub const PATRONI: u16 = 8008;
     /// etcd, for clients.
     pub const ETCD_CLIENT: u16 = 2379;
-    /// etcd, among its members; before etcd runs, the nodes' first words to each other.
+    /// etcd, among its members; before etcd runs, nodes discover each other there.
     pub const ETCD_PEER: u16 = 2380;
 
     /// Every port, in the order in which people ask for them.

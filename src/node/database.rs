@@ -390,7 +390,7 @@ mod tests {
         let look = || Database::look(&main);
         assert_eq!(all(root.path()), Presence::Absent);
         fs::create_dir_all(&main).unwrap();
-        assert_eq!(look(), Database::Absent, "an empty folder is no database");
+        assert_eq!(look(), Database::Absent, "an empty folder is not a database");
         assert_eq!(all(root.path()), Presence::Absent);
         fs::write(main.join("postgresql.conf"), "").unwrap();
         assert!(matches!(look(), Database::Damaged(_)), "no version");

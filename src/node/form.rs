@@ -232,7 +232,7 @@ impl Host for Desk {
     }
 }
 
-/// Reads JSON; `None` if there certainly is no such file.
+/// Reads JSON; `None` if there certainly is not a such file.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(text) = Presence::of_text(path, LONGEST).known()? else { return Ok(None) };
     serde_json::from_str(&text).map(Some).with_context(|| format!("reading {}", path.display()))
@@ -365,7 +365,7 @@ impl Forming {
         write_private(&self.desk.path(ORDER_PATH), &serde_json::to_string_pretty(order)?)
     }
 
-    /// The same view, in which a namesake of this node has answered if it did a short time ago: one slow answer is no death.
+    /// The same view, in which a namesake of this node has answered if it did a short time ago: one slow answer is not a death.
     fn patient(&mut self, mut view: View) -> View {
         let url = peer_url(self.desk.me());
         let is_elsewhere = |member: &Listed| member.name == view.me && !member.peer_urls.contains(&url);

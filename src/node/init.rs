@@ -35,11 +35,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Exit status when systemd shall try again (sysexits.h).
+/// Exit status for systemd to try again (sysexits.h).
 pub const EX_TEMPFAIL: u8 = 75;
 /// Exit status when this machine holds data that is not the document's cluster's.
 pub const EX_NOPERM: u8 = 77;
-/// Exit status when there is no document; for systemd that is no failure.
+/// Exit status when there is no document; for systemd that is not a failure.
 pub const EX_NOINPUT: u8 = 66;
 /// Exit status when the document is wrong.
 pub const EX_CONFIG: u8 = 78;

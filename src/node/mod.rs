@@ -4,14 +4,13 @@
 //!
 //! ```text
 //! cli
-//! check claim leader leave renew status
+//! claim leave renew status
 //! init
-//! bootstrap form machine
-//! first peers
-//! order
-//! identity join pki state
-//! aside begun promise
-//! apply database etcd_data lock metadata progress units
+//! check form leader
+//! bootstrap machine order peers
+//! join state
+//! aside first pki promise
+//! apply begun database etcd_data identity lock metadata progress units
 //! ```
 
 pub mod apply;

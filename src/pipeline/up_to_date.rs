@@ -28,7 +28,7 @@ struct Record {
     artifacts: Vec<ArtifactRecord>,
 }
 
-/// An artifact as it was when it was finished.
+/// An artifact when it was finished.
 #[derive(Debug, Serialize, Deserialize)]
 struct ArtifactRecord {
     kind: String,
@@ -38,7 +38,7 @@ struct ArtifactRecord {
     stamp: FileStamp,
 }
 
-/// What changes when somebody writes a file, replaces it, or touches it.
+/// Changes when the file is written, replaced or touched.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct FileStamp {
     inode: u64,
@@ -65,11 +65,11 @@ impl UpToDate {
             .with_context(|| format!("resolving the folder {}", target.folder.display()))?;
         let formats: Vec<&Format> = target.formats.iter().collect();
         let key =
-            (VERSION, base::ENGINE, env!("CARGO_PKG_VERSION"), plan.digest(), formats, target.compression, folder);
-        Ok(UpToDate(Digest::of(serde_json::to_vec(&key)?)))
+            (VERSION, base::ENGINE, env!("CARGO_PKG_VERSION"), plan.digest()?, formats, target.compression, folder);
+        Ok(UpToDate(Digest::of_json(&key)?))
     }
 
-    /// The artifacts, if this very build was finished before and nobody has touched them since.
+    /// The artifacts, if this very build was finished before and they have not been touched since.
     pub fn find(&self, store: &Store) -> Option<Vec<Artifact>> {
         let record = store.action::<Record>(&self.0)?;
         record

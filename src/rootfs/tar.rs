@@ -75,10 +75,10 @@ impl LayerWriter {
         })
     }
 
-    /// Makes `path` what `entry` says. A regular file's bytes are copied from where its content lies.
+    /// Sets the entry of `path`. A regular file's bytes are copied from its content.
     ///
     /// # Errors
-    /// When paths do not come in order, the bytes cannot be had, or the store cannot be written.
+    /// When paths do not come in order, the bytes cannot be read, or the store cannot be written.
     pub fn set(&mut self, path: GuestPath, mut entry: Entry) -> Result<()> {
         if let Kind::File(content) = entry.kind {
             let mut bytes = self.contents.open(&content)?;
@@ -183,7 +183,7 @@ impl LayerWriter {
     }
 }
 
-/// Stands for a blob whose digest is not known yet.
+/// A placeholder for a digest that is not known yet.
 const UNKNOWN: Digest = Digest::ZEROS;
 
 /// The header blocks of one entry: the ustar header, before it a pax header if something does not fit. `kind` is the

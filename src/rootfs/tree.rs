@@ -25,7 +25,6 @@ pub struct Content {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A directory.
     Directory,
     /// A regular file.
     File(Content),
@@ -38,7 +37,7 @@ pub enum Kind {
     Fifo,
 }
 
-/// What a tree knows of one path. Device nodes and sockets have no place in an image.
+/// The entry of a path in a tree. An image does not have device nodes and sockets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Directory, file, link.
@@ -112,8 +111,8 @@ pub enum Clash {
         /// What is there instead.
         found: &'static str,
     },
-    /// A hard link to a path that is no regular file.
-    #[error("`{path}` is a hard link to `{target}`, which is no regular file")]
+    /// A hard link to a path that is not a regular file.
+    #[error("`{path}` is a hard link to `{target}`, which is not a regular file")]
     DeadLink {
         /// The link.
         path: GuestPath,
@@ -149,7 +148,7 @@ impl Tree {
     /// Applies a layer.
     ///
     /// # Errors
-    /// [`Clash`] where the layer does not fit; the tree is then in between and worth nothing.
+    /// [`Clash`] where the layer does not fit; the tree is then incomplete and useless.
     pub fn apply(&mut self, layer: &Layer) -> Result<(), Clash> {
         for (path, change) in &layer.changes {
             match change {
@@ -311,7 +310,7 @@ mod tests {
                 .map(|(p, _)| p.as_str())
                 .collect::<Vec<_>>(),
             ["/a/gone"],
-            "one whiteout takes a whole directory away"
+            "one whiteout removes a whole directory"
         );
         assert!(!layer.changes.contains_key("/a-b"));
         let mut built = before;

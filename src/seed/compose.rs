@@ -10,7 +10,6 @@ pub const DEFAULT_IMAGE: &str = "ha-postgres";
 /// What a Compose file needs to know beyond the document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compose {
-    /// The image.
     pub image: String,
     /// The length of the network's prefix, in bits.
     pub prefix: u8,

@@ -17,6 +17,10 @@ mod support;
 
 mod hosts;
 mod safety;
+#[path = "../../src/testing.rs"]
+#[allow(dead_code, reason = "shared with tests that use more of it")]
+mod testing;
+
 mod scenarios;
 mod test_cluster;
 mod writer;

@@ -38,11 +38,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(4);
 
 fn has_etcd() -> bool {
-    let there = Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_ok();
-    if !there {
-        println!("skipped: etcd is not installed here");
-    }
-    there
+    crate::testing::require_program("etcd")
 }
 
 fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

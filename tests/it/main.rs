@@ -1,5 +1,5 @@
 //! Tests of the two programs and of the project as a whole. One binary: linking is most of what tests cost.
-#![allow(clippy::print_stdout, reason = "tests tell what they skip")]
+#![allow(clippy::print_stdout, reason = "tests show figures")]
 
 #[cfg(feature = "builder")]
 mod apt;
@@ -22,6 +22,10 @@ mod gate;
 mod layers;
 #[cfg(feature = "builder")]
 mod machine;
+mod style;
 #[cfg(feature = "builder")]
 mod support;
 mod templates;
+#[path = "../../src/testing.rs"]
+#[allow(dead_code, reason = "shared with the library's own tests")]
+mod testing;

@@ -153,5 +153,7 @@ pub fn save_haproxy_state(arguments: Vec<OsString>) -> Result<ExitCode> {
 
 fn state() -> Result<State> {
     let state = State::load(Path::new(STATE_PATH))?;
-    state.ok_or_else(|| UserError::runtime("this machine is no member of a cluster yet").hint("pgha-node init").into())
+    state.ok_or_else(|| {
+        UserError::runtime("this machine is not a member of a cluster yet").hint("pgha-node init").into()
+    })
 }
