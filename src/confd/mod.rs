@@ -51,7 +51,7 @@
 //!
 //! - `seq 1 0` is empty, as in confd 0.16 (the fork counts down); a division by zero is an error (confd ends).
 //! - `reverse` also reverses the result of `gets`, `join` takes any list of strings, whole numbers of JSON count as
-//! ints.
+//!   ints.
 //! - Regular expressions have no Unicode classes (`\pL`); values that are not UTF-8 are shown with replacement characters.
 //! - `datetime` has `Format Unix UnixNano UTC Local Year Month Day Hour Minute Second Nanosecond Weekday YearDay String`.
 //!
@@ -74,7 +74,7 @@
 //! - Before the store answers, a missing or empty file is put back from the copy of the last good one.
 //! - Changes are gathered while a pass runs, and never dropped.
 //! - SIGHUP reads settings and resources again and keeps the old ones if the new are wrong; SIGTERM finishes the
-//! current step.
+//!   current step.
 //! - systemd gets READY once every file is usable, and the watchdog's keep-alive while every resource is worked on.
 //! - `-metrics-addr :9101` serves `/metrics`, `/health` and `/ready` on loopback.
 

@@ -433,7 +433,7 @@ mod tests {
             ("owner = \"nobody-at-all\"", "is not in /etc/passwd"),
             ("check_cmd = \"x {{.sorc}}\"", "names `.sorc`"),
             ("check_cmd = \"x {{.src\"", "`check_cmd`"),
-            ("output_format = \"ini\"", "none of json"),
+            ("output_format = \"ini\"", "not one of json"),
             ("items = \"[\"", "malformed"),
             ("min_items = -1", "negative"),
             ("keys = \"/a\"", "list of strings"),

@@ -219,7 +219,7 @@ mod tests {
         }
         assert_eq!(
             report(&release.check("bookworm", release.date, false).unwrap_err()),
-            "error: `bookworm` was asked for, but it is of the suite `stable`, codename `trixie`\n\n\
+            "error: `bookworm` was requested, but it is of the suite `stable`, codename `trixie`\n\n\
              hint: check the suite's name, and that the mirror has it"
         );
         assert!(release.check("trixie-updates", release.date, false).is_err());

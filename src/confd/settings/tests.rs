@@ -162,7 +162,7 @@ fn wrong_values_are_named_and_unknown_keys_pass() {
         ("scheme = \"ftp\"", "neither http nor https"),
         ("failure_mode = \"perhaps\"", "neither best-effort nor fail-fast"),
         ("debounce = \"soon\"", "is not a time"),
-        ("log-level = \"loud\"", "no log level"),
+        ("log-level = \"loud\"", "not a log level"),
         ("watch = 1", "must be true or false"),
     ] {
         let error = format!("{:#}", gather(file, &[], &[]).unwrap_err());

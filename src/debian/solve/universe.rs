@@ -265,7 +265,7 @@ impl<'a> Universe<'a> {
             let list: Vec<_> = providers.into_iter().collect();
             return Err((
                 format!("`{}` is not a package, but several provide it", wanted.name),
-                format!("request one of {}", list.join(", ")),
+                format!("name one of {}", list.join(", ")),
             ));
         }
         let mut near: Vec<(Reverse<u32>, &str)> = self
