@@ -13,6 +13,7 @@ use super::{
     peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
     progress::{Phase, Reporter},
     promise::{self, Answer, Promises, Request},
+    recover,
     state::{ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
     units,
 };
@@ -228,6 +229,7 @@ impl Host for Desk {
             },
             complete: own.complete,
             databases: databases(&self.path(POSTGRESQL_DATA))?,
+            recover: None,
         })
     }
 }
@@ -412,6 +414,9 @@ impl Forming {
                 return Ok(Acted::Start(state.etcd));
             }
             Step::SetAside(why) => {
+                if let (Aside::OtherCluster, Some(text)) = (why, self.stays(view)?) {
+                    return Ok(Acted::Later(text));
+                }
                 let why = match why {
                     Aside::Removed => "removed",
                     Aside::OtherCluster => "other-cluster",
@@ -442,6 +447,31 @@ impl Forming {
             }
         }
         Ok(Acted::Again)
+    }
+
+    /// Why this node keeps its etcd's data beside the cluster that is seen: a person had them replace that one.
+    fn stays(&self, view: &View) -> Result<Option<String>> {
+        match (&view.own.etcd, &view.cluster) {
+            (EtcdData::Data(ids), Some(other)) => {
+                recover::order::stays(&self.desk.path(recover::order::DONE_PATH), ids.cluster, other.id)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether this node's etcd, which runs, has no quorum while another cluster's answers: that one went on from another
+    /// node by a person's order.
+    fn is_left_behind(&mut self) -> Result<bool> {
+        let own = self.credentials.etcd(vec![client_url(self.desk.me())]);
+        if own.and_then(|client| client.cluster()).is_ok() {
+            return Ok(false);
+        }
+        let view = self.look(false)?;
+        let is_another = matches!(
+            (&view.own.etcd, &view.cluster),
+            (EtcdData::Data(ids), Some(other)) if ids.cluster != other.id
+        );
+        Ok(is_another && self.stays(&view)?.is_none())
     }
 
     /// Changes the cluster's members.
@@ -530,7 +560,15 @@ pub fn enter(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<
     if runs()?
         && let Some(state) = forming.desk.state()?
     {
-        return Ok(Entered { start: state.etcd, discovery: None });
+        if !forming.is_left_behind()? {
+            return Ok(Entered { start: state.etcd, discovery: None });
+        }
+        reporter.report(
+            Phase::Working,
+            ENTERING,
+            "the cluster went on in another etcd than this node's, which has no quorum",
+        );
+        stop()?;
     }
     let discovery = forming.receive()?;
     let mut acts = 0;
