@@ -212,7 +212,9 @@ impl Private {
             self.client.put(&entry.key, &entry.value, if entry.leased { lease } else { 0 })?;
         }
         let written = self.contents(&[String::from("/")])?.entries;
-        ensure!(written == entries, "what was written is not what is there");
+        let mut expected = entries.to_vec();
+        expected.sort();
+        ensure!(written == expected, "what was written is not what is there");
         Ok(())
     }
 
