@@ -146,8 +146,13 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
     let mut window = None;
     if let Some(version) = postgresql {
         let here = recover::look::Here::of_the_node(&node.spec, node.own, version);
-        window = recover::window::open(&here);
-        recover::act::go_on(&here, |text| reporter.report(Phase::Working, "recovering the cluster", text))?;
+        match recover::window::open(&here) {
+            Ok(listener) => window = Some(listener),
+            Err(error) => log::debug!("not telling the others what this node has: {error:#}"),
+        }
+        recover::act::go_on(&here, &mut window, |text| {
+            reporter.report(Phase::Working, "recovering the cluster", text);
+        })?;
     }
     loop {
         let entered = form::enter(&node.spec, node.own, reporter)?;
@@ -190,7 +195,9 @@ fn start_all(
             if !form::serve(&node.spec, node.own, service, reporter)? {
                 return Ok(false);
             }
-            form::settle(&node.spec, node.own, reporter)?;
+            if !form::settle(&node.spec, node.own, reporter)? {
+                return Ok(false);
+            }
             continue;
         }
         if name == PATRONI {
@@ -269,12 +276,18 @@ fn bring_up_patroni(
         // systemd may be about to start it again.
         units::stop(&service.unit)?;
         let here = recover::look::Here::of_the_node(&node.spec, node.own, version);
+        // The cluster may go on in another etcd meanwhile.
+        let mut attention = form::Attention::new(&node.spec, node.own)?;
+        let mut rest = |pause| {
+            lock::rest(pause)?;
+            attention.pay()
+        };
         while let Some(why) = recover::returning::admit(&here, &client)? {
             reporter.report(Phase::Waiting, &step, &why);
-            lock::rest(PAUSE)?;
+            rest(PAUSE)?;
         }
         let told = |why: &str| reporter.report(Phase::Waiting, &step, why);
-        gate.admit(told, lock::rest).map_err(|closed| match closed {
+        gate.admit(told, rest).map_err(|closed| match closed {
             Closed::Refused(problem) => refused(problem),
             Closed::Failed(error) => error.into(),
         })?;

@@ -37,6 +37,8 @@ use std::{
 
 /// How many numbers are left free for timelines that nobody here knows of.
 pub const GAP: u32 = 64;
+/// No cluster has more members with a database.
+const MEMBERS: u32 = 16;
 /// How long recovery and the checkpoint after it may take: a checkpoint's distance of WAL, on a slow disk.
 const PROMOTED_WITHIN: Duration = Duration::from_secs(3600);
 /// How long the checkpoint at the end may take.
@@ -64,8 +66,8 @@ pub struct Ground {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Branch {
-    /// The new timeline.
-    pub timeline: u32,
+    /// The end of its WAL, on the new timeline.
+    pub end: Place,
     /// The timelines before it; the last is the one that it left, and where.
     pub history: History,
 }
@@ -90,14 +92,15 @@ impl Ground {
         self.wal().join(format!("{timeline:08X}.history"))
     }
 
-    /// A number for the new timeline, if `known` is the newest that others have.
+    /// A number for the new timeline on the member `own` of the document, if `known` is the newest that others have. No other
+    /// member draws the same, whatever it knows.
     ///
     /// # Errors
     /// When the WAL cannot be read.
-    pub fn number(&self, known: u32) -> Result<u32> {
+    pub fn number(&self, known: u32, own: usize) -> Result<u32> {
         let waldump = self.programs.join("pg_waldump");
         let newest = Wal { folder: self.wal(), pg_waldump: &waldump }.newest()?;
-        Ok(known.max(newest).max(self.facts()?.reached().0) + GAP)
+        Ok(drawn(known.max(newest).max(self.facts()?.reached().0), own))
     }
 
     /// Brings the database to a timeline from `number` on, unless it is there; its server does not run afterwards. May be
@@ -128,7 +131,7 @@ impl Ground {
         let history = wal.history(facts.timeline)?;
         // Now it is known where the old timeline was left.
         self.skip(&history, facts.timeline)?;
-        Ok(Branch { timeline: facts.timeline, history })
+        Ok(Branch { end: wal.end(&facts, READ_WITHIN)?.at, history })
     }
 
     /// Makes the history files of the timelines between the last in `history` and `number`, where there is none of another
@@ -203,6 +206,12 @@ impl Ground {
         }
         sync_folder(&self.data)
     }
+}
+
+/// The first number above `newest` and the gap that is the member `own`'s.
+fn drawn(newest: u32, own: usize) -> u32 {
+    let (first, own) = (newest + GAP, own as u32 % MEMBERS);
+    first + (MEMBERS + own - first % MEMBERS) % MEMBERS
 }
 
 /// Settings of a server that nobody reaches, that follows nobody, and that changes nothing but what recovery needs.

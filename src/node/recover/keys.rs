@@ -8,7 +8,10 @@ use super::{
     plan::Kept,
     timeline::{History, Place, parse_position},
 };
-use crate::{etcd::KeyValue, log};
+use crate::{
+    etcd::{Client, KeyValue},
+    log,
+};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -81,6 +84,17 @@ pub struct Origin {
     pub history: History,
 }
 
+impl Recovered {
+    /// What etcd says of the last recovery; `None` if there was none.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or what it says is not understood.
+    pub fn ask(etcd: &Client, names: Names<'_>) -> Result<Option<Recovered>> {
+        let Some(found) = etcd.get(&names.recovered())? else { return Ok(None) };
+        serde_json::from_slice(&found.value).map(Some).context("reading what etcd says of the last recovery")
+    }
+}
+
 /// Where the keys of a cluster lie.
 #[derive(Debug, Clone, Copy)]
 pub struct Names<'a>(pub &'a str);
@@ -109,8 +123,14 @@ impl Names<'_> {
         format!("{}sync", self.patroni())
     }
 
-    fn leader(&self) -> String {
+    /// The key of Patroni's leader.
+    pub fn leader(&self) -> String {
         format!("{}leader", self.patroni())
+    }
+
+    /// The key in which Patroni tells of the member `name`.
+    pub fn member(&self, name: &str) -> String {
+        format!("{}members/{name}", self.patroni())
     }
 
     fn first(&self) -> String {

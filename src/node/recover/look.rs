@@ -8,7 +8,8 @@ use super::{
     account::Account,
     incarnation::Etcd as PrivateEtcd,
     keys::{Contents, Entry, Names},
-    order,
+    lineage::{self, Lineage},
+    order::{self, Order},
     plan::{Copy, Database, Etcd, Keys, Node, View},
     timeline::{History, Place, Reach, parse_position},
     wal::Wal,
@@ -43,8 +44,10 @@ use std::{
 const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
 /// How long another node may take to tell what it has.
 const TELLS_WITHIN: Duration = Duration::from_secs(30);
-/// How long the WAL of this node may be read: another node that asks waits.
-const READ_WITHIN: Duration = Duration::from_secs(20);
+/// How long the WAL of this node may be read while another node waits that asks.
+pub const TOLD_WITHIN: Duration = Duration::from_secs(20);
+/// How long it may be read otherwise: on a slow disk, what a server has written since its last checkpoint.
+pub const READ_WITHIN: Duration = Duration::from_secs(600);
 /// How long a server may take to answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes.
@@ -62,6 +65,9 @@ pub struct Told {
     pub etcd: Etcd,
     /// An order to go on from it, which is not carried out yet.
     pub order: Option<String>,
+    /// The incarnation of the cluster that it was part of last, if that began by such an order.
+    #[serde(default)]
+    pub lineage: Option<Lineage>,
 }
 
 /// This node, and where its files are.
@@ -127,9 +133,16 @@ impl<'a> Here<'a> {
         })
     }
 
-    /// What this node tells of itself.
-    pub fn told(&self) -> Told {
-        Told { database: self.database(), etcd: self.etcd(), order: order::pending(&self.below(order::PATH)) }
+    /// What this node tells of itself, if its database is this one.
+    pub fn told(&self, database: Database) -> Told {
+        let order = order::pending(&self.below(order::PATH));
+        let (database, lineage) = match Lineage::load(&self.below(lineage::PATH)) {
+            Presence::Present(lineage) => (database, Some(lineage)),
+            Presence::Absent => (database, None),
+            // Then nothing may be decided about the rest.
+            Presence::Unknown(doubt) => (Database::Unknown { why: doubt.to_string() }, None),
+        };
+        Told { database, etcd: self.etcd(), order, lineage }
     }
 
     /// This node's etcd's data.
@@ -142,8 +155,20 @@ impl<'a> Here<'a> {
         }
     }
 
-    /// This node's database.
-    pub fn database(&self) -> Database {
+    /// This node's database; its WAL is read no longer than about `limit`. A timeline that it got by an order that has not
+    /// been carried out is left out: nothing was written on it.
+    pub fn database(&self, limit: Duration) -> Database {
+        match self.database_as_it_is(limit) {
+            Database::Present(copy) => match self.before_orders(copy) {
+                Ok(copy) => Database::Present(copy),
+                Err(error) => Database::Unknown { why: format!("{error:#}") },
+            },
+            other => other,
+        }
+    }
+
+    /// The same with such a timeline.
+    pub fn database_as_it_is(&self, limit: Duration) -> Database {
         let folder = self.data();
         let facts = match database::of_version(self.version, database::Database::look(&folder)) {
             database::Database::Present(facts) => facts,
@@ -163,10 +188,22 @@ impl<'a> Here<'a> {
         if facts.unstarted_copy {
             return Database::Unusable { why: "it is a copy with which no server has started yet".to_owned() };
         }
-        match self.copy(&folder, &facts) {
+        match self.copy(&folder, &facts, limit) {
             Ok(copy) => Database::Present(copy),
             Err(error) => Database::Unknown { why: format!("{error:#}") },
         }
+    }
+
+    /// The copy as it was before the orders that were not carried out.
+    fn before_orders(&self, copy: Copy) -> Result<Copy> {
+        for path in [order::PATH, order::DROPPED_PATH] {
+            if let Some(order) = Order::load(&self.below(path)).known()?
+                && let Some(before) = order.before(&copy.reach)
+            {
+                return Ok(Copy { reach: before, ..copy });
+            }
+        }
+        Ok(copy)
     }
 
     fn of_another_version(&self) -> Database {
@@ -182,7 +219,7 @@ impl<'a> Here<'a> {
     }
 
     /// How far the database in `folder` has come.
-    fn copy(&self, folder: &Path, facts: &database::Facts) -> Result<Copy> {
+    fn copy(&self, folder: &Path, facts: &database::Facts, limit: Duration) -> Result<Copy> {
         let pg_waldump = self.programs().join("pg_waldump");
         let wal = Wal { folder: folder.join("pg_wal"), pg_waldump: &pg_waldump };
         if database::server(folder)?.is_some() {
@@ -191,7 +228,7 @@ impl<'a> Here<'a> {
             let reach = Reach { system: facts.system.clone(), end, exact: true, history };
             return Ok(Copy { reach, last: commit.or(Some(facts.checkpoint_time)) });
         }
-        let end = wal.end(facts, READ_WITHIN)?;
+        let end = wal.end(facts, limit)?;
         Ok(Copy {
             reach: Reach { system: facts.system.clone(), end: end.at, exact: end.exact, history: Some(end.history) },
             last: end.commit.or(Some(facts.checkpoint_time)),
@@ -314,25 +351,28 @@ impl<'a> Here<'a> {
 
     /// What is known of a node of the document.
     fn ask(&self, member: &Member) -> Node {
+        let of = |told: Told, patroni: bool, primary: bool| Node {
+            name: member.name.clone(),
+            silent: None,
+            database: told.database,
+            etcd: told.etcd,
+            patroni,
+            primary,
+            order: told.order,
+            lineage: told.lineage,
+        };
         if member.name == self.me().name {
-            let Told { database, etcd, order } = self.told();
+            let told = self.told(self.database(READ_WITHIN));
             let status = self.ask_patroni(member).ok();
-            let (patroni, primary) = status.map_or((false, false), |status| (true, status.is_primary()));
-            return Node { name: member.name.clone(), silent: None, database, etcd, patroni, primary, order };
+            return of(told, status.is_some(), status.is_some_and(|status| status.is_primary()));
         }
         let node = match self.ask_patroni(member) {
             Ok(status) => self.with_patroni(member, &status),
-            Err(why) => match self.ask_for_facts(member) {
-                Ok(told) => Node {
-                    name: member.name.clone(),
-                    silent: None,
-                    database: told.database,
-                    etcd: told.etcd,
-                    patroni: false,
-                    primary: false,
-                    order: told.order,
-                },
-                Err(_) => silent(member, why),
+            Err(NoAnswer::Silent(why)) => silent(member, why),
+            Err(NoAnswer::Unclear(why)) => match self.ask_for_facts(member) {
+                Ok(told) => of(told, false, false),
+                // The machine is on. It may have more, and whoever looks after it can say so.
+                Err(_) => Node { silent: None, ..silent(member, why) },
             },
         };
         self.with_etcd(member, node)
@@ -350,17 +390,13 @@ impl<'a> Here<'a> {
     }
 
     /// Patroni's status.
-    fn ask_patroni(&self, member: &Member) -> Result<Patroni, String> {
+    fn ask_patroni(&self, member: &Member) -> Result<Patroni, NoAnswer> {
         reach(member.address, ports::PATRONI)?;
-        let agent = self.credentials.agent(ANSWERS_WITHIN).map_err(|error| format!("{error:#}"))?;
+        let unclear = |error: String| NoAnswer::Unclear(format!("what answers there is not understood: {error}"));
+        let agent = self.credentials.agent(ANSWERS_WITHIN).map_err(|error| unclear(format!("{error:#}")))?;
         let url = format!("https://{}/patroni", host_port(member.address, ports::PATRONI));
-        let mut answer = agent.get(&url).call().map_err(|error| error.to_string())?;
-        answer
-            .body_mut()
-            .with_config()
-            .limit(LONGEST)
-            .read_json()
-            .map_err(|error| format!("what answers is not Patroni: {error}"))
+        let mut answer = agent.get(&url).call().map_err(|error| unclear(error.to_string()))?;
+        answer.body_mut().with_config().limit(LONGEST).read_json().map_err(|error| unclear(error.to_string()))
     }
 
     fn with_patroni(&self, member: &Member, status: &Patroni) -> Node {
@@ -373,6 +409,7 @@ impl<'a> Here<'a> {
             patroni: true,
             primary: status.is_primary(),
             order: None,
+            lineage: None,
         }
     }
 
@@ -400,16 +437,29 @@ fn silent(member: &Member, why: String) -> Node {
         patroni: false,
         primary: false,
         order: None,
+        lineage: None,
     }
 }
 
+/// Why a node did not say what it was asked.
+enum NoAnswer {
+    /// Nothing came back: it may be off, or gone.
+    Silent(String),
+    /// The machine is on, and does not say it.
+    Unclear(String),
+}
+
 /// Whether anything takes connections there.
-fn reach(address: IpAddr, port: u16) -> Result<(), String> {
+fn reach(address: IpAddr, port: u16) -> Result<(), NoAnswer> {
     match TcpStream::connect_timeout(&SocketAddr::new(address, port), CONNECTS_WITHIN) {
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Err("nothing runs there".to_owned()),
-        Err(error) if error.kind() == std::io::ErrorKind::TimedOut => Err("no answer".to_owned()),
-        Err(error) => Err(error.to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Err(NoAnswer::Unclear("the machine is on, and neither pgha-node nor Patroni runs there".to_owned()))
+        }
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::HostUnreachable) => {
+            Err(NoAnswer::Silent("no answer".to_owned()))
+        }
+        Err(error) => Err(NoAnswer::Silent(error.to_string())),
     }
 }
 

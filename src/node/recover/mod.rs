@@ -12,6 +12,7 @@ pub mod incarnation;
 pub mod keys;
 #[cfg(test)]
 mod lab;
+pub mod lineage;
 pub mod look;
 pub mod order;
 pub mod plan;

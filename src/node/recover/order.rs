@@ -4,12 +4,16 @@
 //! under another name, so that this node knows which clusters of etcd its own has replaced. Whoever finds it, `pgha-node
 //! recover` or `init` at the next boot, goes on with the step that it names.
 
-use super::branch::Branch;
+use super::{
+    branch::Branch,
+    keys::{Origin, Recovered},
+    timeline::{History, Reach},
+};
 use crate::{
     files::{Doubt, Presence, sync_folder, write_private},
     node::etcd_data::Ids,
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::{fs, path::Path};
 
@@ -19,6 +23,8 @@ pub const PATH: &str = "/var/lib/pgha/recover.json";
 pub const KEYS_PATH: &str = "/var/lib/pgha/recover-keys.json";
 /// Where the last order is that was carried out.
 pub const DONE_PATH: &str = "/var/lib/pgha/recovered.json";
+/// Where the last order is that was dropped.
+pub const DROPPED_PATH: &str = "/var/lib/pgha/recover-dropped.json";
 /// More than an order has, in bytes.
 const LONGEST: u64 = 1 << 20;
 
@@ -52,6 +58,8 @@ pub struct Order {
     pub time: i64,
     /// Whether the person insisted.
     pub force: bool,
+    /// The nodes that have more, or of which that is not known, as the person was told.
+    pub accepts: Vec<String>,
     /// How far it is carried out.
     pub phase: Phase,
     /// The new incarnation: 128 random bits in hexadecimal digits.
@@ -67,12 +75,18 @@ pub struct Order {
     /// The number that the new timeline shall have, once it is drawn.
     #[serde(default)]
     pub number: Option<u32>,
+    /// The oldest timeline that the database got by orders of which none has been carried out.
+    #[serde(default)]
+    pub since: Option<u32>,
     /// The new timeline of the database.
     #[serde(default)]
     pub branch: Option<Branch>,
     /// The ids of the new incarnation, once it is made.
     #[serde(default)]
     pub ids: Option<Ids>,
+    /// Why it was dropped, if it was.
+    #[serde(default)]
+    pub dropped: Option<String>,
 }
 
 impl Order {
@@ -97,6 +111,46 @@ impl Order {
         format!("{}-{}", self.identity, self.incarnation)
     }
 
+    /// How far a copy had come before it got a timeline by this order, which has not been carried out; `None` if its end is
+    /// not that timeline. Nothing was written on it, so that what others have more is more all the same, and has not been
+    /// given up by any promotion.
+    pub fn before(&self, own: &Reach) -> Option<Reach> {
+        let number = self.number?;
+        let is_its = match (&self.branch, &self.dropped) {
+            (Some(branch), _) => own.end == branch.end,
+            // It was cut off; no server but this order's has run since.
+            (None, None) => own.end.timeline >= number,
+            (None, Some(_)) => false,
+        };
+        let since = self.since.unwrap_or(number);
+        let places = &own.history.as_ref()?.0;
+        let kept = places.iter().take_while(|place| place.timeline < since).count();
+        let (end, history) = places[..kept].split_last()?;
+        let history = Some(History(history.to_vec()));
+        is_its.then(|| Reach { system: own.system.clone(), end: *end, exact: true, history })
+    }
+
+    /// What is written in etcd about the recovery.
+    ///
+    /// # Errors
+    /// When the database has no timeline of its own yet.
+    pub fn recovered(&self) -> Result<Recovered> {
+        let database = match (&self.system, &self.branch) {
+            (Some(system), Some(branch)) => {
+                Some(Origin { system: system.clone(), timeline: branch.end.timeline, history: branch.history.clone() })
+            }
+            (None, _) => None,
+            (Some(_), None) => bail!("the order names a database and not its timeline"),
+        };
+        Ok(Recovered {
+            node: self.node.clone(),
+            time: self.time,
+            incarnation: self.incarnation.clone(),
+            replaces: self.replaces.clone(),
+            database,
+        })
+    }
+
     /// How far it is, for a person.
     pub fn words(&self) -> &'static str {
         match self.phase {
@@ -115,24 +169,6 @@ pub fn pending(path: &Path) -> Option<String> {
         Presence::Absent => None,
         Presence::Unknown(doubt) => Some(format!("whether there is an order is not known: {doubt}")),
     }
-}
-
-/// Why this node does not leave its cluster of etcd, whose id is `own`, for the one with the id `other`: because a person
-/// had it replace that one. `None` if it may leave.
-///
-/// # Errors
-/// When it is not known whether it did.
-pub fn stays(done: &Path, own: u64, other: u64) -> Result<Option<String>> {
-    let Some(order) = Order::load(done).known()? else { return Ok(None) };
-    let is_own = order.ids.is_some_and(|ids| ids.cluster == own);
-    if !is_own || !order.replaces.contains(&format!("{other:x}")) {
-        return Ok(None);
-    }
-    Ok(Some(format!(
-        "a quorum of the cluster of etcd answers that this node replaced by a person's order ({}): two clusters of one name. \
-         Stop one of them: pgha-node help recover",
-        crate::clock::utc(order.time)
-    )))
 }
 
 /// Moves a file of this module's to another name, or takes it away; both are on the disk then.
@@ -155,10 +191,7 @@ pub fn retire(path: &Path, to: Option<&Path>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::{
-        database::Lsn,
-        recover::timeline::{History, Place},
-    };
+    use crate::node::{database::Lsn, recover::timeline::Place};
 
     fn order() -> Order {
         Order {
@@ -172,12 +205,19 @@ mod tests {
             incarnation: "12".into(),
             system: Some("77".into()),
             keys: true,
+            accepts: vec!["pg-3".into()],
             newest: 2,
             replaces: vec!["1f".into()],
             number: Some(66),
-            branch: Some(Branch { timeline: 66, history: History(vec![Place { timeline: 2, position: Lsn(0x5000) }]) }),
+            since: Some(66),
+            branch: Some(Branch { end: place(66, 0x6000), history: History(vec![place(2, 0x5000)]) }),
             ids: Some(Ids { cluster: 0x2f, member: 7 }),
+            dropped: None,
         }
+    }
+
+    fn place(timeline: u32, position: u64) -> Place {
+        Place { timeline, position: Lsn(position) }
     }
 
     #[test]
@@ -196,17 +236,37 @@ mod tests {
     }
 
     #[test]
-    fn a_node_does_not_go_back_to_what_it_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, done) = (folder.path().join("recover.json"), folder.path().join("recovered.json"));
-        assert_eq!(stays(&done, 0x2f, 0x1f).unwrap(), None);
-        order().store(&path).unwrap();
-        retire(&path, Some(&done)).unwrap();
-        assert!(stays(&done, 0x2f, 0x1f).unwrap().unwrap().contains("2026-11-27"));
-        // It has left that incarnation, or the other is a later one.
-        assert_eq!(stays(&done, 0x3f, 0x1f).unwrap(), None);
-        assert_eq!(stays(&done, 0x2f, 0x3f).unwrap(), None);
-        fs::write(&done, "{").unwrap();
-        assert!(stays(&done, 0x2f, 0x1f).is_err());
+    fn a_timeline_on_which_nothing_was_written_is_left_out() {
+        let reach = |end: Place, before: &[Place]| Reach {
+            system: "77".into(),
+            end,
+            exact: true,
+            history: Some(History(before.to_vec())),
+        };
+        let before = reach(place(2, 0x5000), &[place(1, 0x2000)]);
+        let branched = reach(place(66, 0x6000), &[place(1, 0x2000), place(2, 0x5000)]);
+        let dropped = Order { dropped: Some("why".into()), ..order() };
+        assert_eq!(order().before(&branched), Some(before.clone()));
+        assert_eq!(dropped.before(&branched), Some(before.clone()));
+        assert_eq!(order().before(&before), None);
+        // It has taken writes since, and been promoted.
+        let written = reach(place(66, 0x7000), &[place(1, 0x2000), place(2, 0x5000)]);
+        let promoted = reach(place(67, 0x8000), &[place(1, 0x2000), place(2, 0x5000), place(66, 0x7000)]);
+        assert_eq!((dropped.before(&written), dropped.before(&promoted)), (None, None));
+        // Cut off while it was promoted, to this number or the next that is free.
+        let cut = Order { branch: None, ..order() };
+        assert_eq!(cut.before(&written), Some(before.clone()));
+        assert_eq!(Order { branch: None, ..dropped }.before(&written), None);
+        // A second order, after one that was dropped.
+        let again = Order {
+            number: Some(130),
+            branch: Some(Branch { end: place(130, 0x6800), history: History::default() }),
+            ..order()
+        };
+        let twice = reach(place(130, 0x6800), &[place(1, 0x2000), place(2, 0x5000), place(66, 0x6000)]);
+        assert_eq!(again.before(&twice), Some(before));
+        // A database of one timeline.
+        let only = Order { number: Some(65), since: None, branch: None, ..order() };
+        assert_eq!(only.before(&reach(place(65, 0x30), &[place(1, 0x20)])).unwrap(), reach(place(1, 0x20), &[]));
     }
 }

@@ -6,10 +6,15 @@
 //! where that is not known. A node that does not answer is unknown, and no reason to refuse: it may be gone for ever, which
 //! only a person knows. It is named, with what it means if it comes back.
 //!
-//! Nobody can insist on one thing: that Patroni runs beside data with more WAL than this node's. It would rewind them to
-//! this node's as soon as it sees the new cluster, and what they have more would be overwritten rather than set aside.
+//! Nobody can insist on two things. One is that Patroni runs beside data that have, or may have, more than this node's: it
+//! would rewind them to this node's as soon as it sees the new cluster, and what they have more would be overwritten rather
+//! than set aside. The other is that the cluster goes on from a second node beside one that answers and from which it went
+//! on already.
 
-use super::timeline::{Parting, Place, Reach, Relation, relation};
+use super::{
+    lineage::Lineage,
+    timeline::{Parting, Place, Reach, Relation, relation},
+};
 use crate::{clock, node::database::Lsn};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -44,6 +49,8 @@ pub struct Node {
     pub primary: bool,
     /// An order to go on from it, which was given there and is not carried out yet.
     pub order: Option<String>,
+    /// The incarnation of the cluster that it was part of last, if that began by such an order.
+    pub lineage: Option<Lineage>,
 }
 
 /// What is known of a node's database.
@@ -191,6 +198,8 @@ pub enum Refusal {
     Quorum(Vec<String>),
     /// Another node has such an order.
     Pending(String),
+    /// The cluster went on from elsewhere, and that node is part of it.
+    Elsewhere(String, Lineage),
     /// What this node has cannot be read.
     Unreadable(String),
     /// This node's database cannot be used as it is.
@@ -201,8 +210,8 @@ pub enum Refusal {
     NeverBegun,
     /// Another node's server runs as a primary.
     Primary(String),
-    /// Patroni runs on these nodes and would overwrite what they have more than this one.
-    Running(Vec<Loss>),
+    /// Patroni runs on these nodes and would overwrite what they have, or may have, more than this one.
+    Running(Vec<Loss>, Vec<Remark>),
     /// This node has less than others, or another database, or that is not known: a person must insist.
     Doubtful(Vec<Loss>, Vec<Remark>),
 }
@@ -280,20 +289,27 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
     if let Some(node) = view.others(&view.me).find(|node| node.order.is_some()) {
         return Err(Refusal::Pending(node.name.clone()));
     }
+    let Some(own) = view.own() else { return Err(Refusal::Nothing) };
+    if let Some((node, lineage)) = elsewhere(view, own) {
+        return Err(Refusal::Elsewhere(node.name.clone(), lineage.clone()));
+    }
     if let Some(node) = view.others(&view.me).find(|node| node.primary) {
         return Err(Refusal::Primary(node.name.clone()));
     }
-    let Some(own) = view.own() else { return Err(Refusal::Nothing) };
     let (losses, doubts) = match &own.database {
         Database::Unknown { why } => return Err(Refusal::Unreadable(why.clone())),
         Database::Unusable { why } => return Err(Refusal::Unusable(why.clone())),
         Database::Absent => without_database(view)?,
         Database::Present(copy) => with_database(view, copy),
     };
-    let running: Vec<Loss> =
-        losses.iter().filter(|loss| view.node(&loss.node).is_some_and(|node| node.patroni)).cloned().collect();
-    if !running.is_empty() {
-        return Err(Refusal::Running(running));
+    let runs = |name: &str| view.node(name).is_some_and(|node| node.patroni);
+    let overwritten: Vec<Loss> = losses.iter().filter(|loss| runs(&loss.node)).cloned().collect();
+    // Patroni leaves a stranger's database alone, and all where there is none to rewind to.
+    let has_copy = own.copy().is_some();
+    let unclear = |doubt: &&Remark| matches!(doubt, Remark::Unclear { node, .. } if has_copy && runs(node));
+    let unclear: Vec<Remark> = doubts.iter().filter(unclear).cloned().collect();
+    if !overwritten.is_empty() || !unclear.is_empty() {
+        return Err(Refusal::Running(overwritten, unclear));
     }
     let insists = losses.iter().any(|loss| !loss.given_up) || !doubts.is_empty();
     if insists && !force {
@@ -309,6 +325,50 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
         remarks,
         newest: view.newest(),
     })
+}
+
+/// A node that answers and is part of an incarnation of the cluster that `node` does not know of.
+fn elsewhere<'a>(view: &'a View, node: &'a Node) -> Option<(&'a Node, &'a Lineage)> {
+    view.others(&node.name).find_map(|other| {
+        let theirs = other.lineage.as_ref()?;
+        let is_known = node.lineage.as_ref().is_some_and(|own| {
+            own.recovered.incarnation == theirs.recovered.incarnation || theirs.is_followed_by(&own.recovered)
+        });
+        (!is_known).then_some((other, theirs))
+    })
+}
+
+impl Plan {
+    /// What speaks against the plan, although a person insisted: nodes with more, or of which that is not known, other than
+    /// those of which the person was told.
+    pub fn beyond(&self, told: &[String]) -> Option<Refusal> {
+        let is_new = |name: &String| !told.contains(name);
+        let losses: Vec<Loss> =
+            self.losses.iter().filter(|loss| !loss.given_up && is_new(&loss.node)).cloned().collect();
+        let doubts: Vec<Remark> =
+            self.remarks.iter().filter(|remark| remark.node().is_some_and(is_new)).cloned().collect();
+        (!losses.is_empty() || !doubts.is_empty()).then_some(Refusal::Doubtful(losses, doubts))
+    }
+
+    /// The nodes that have more, or of which that is not known.
+    pub fn doubtful(&self) -> Vec<String> {
+        let losses = self.losses.iter().filter(|loss| !loss.given_up).map(|loss| &loss.node);
+        losses.chain(self.remarks.iter().filter_map(Remark::node)).cloned().collect()
+    }
+}
+
+impl Remark {
+    /// The node of which it says that it may have more.
+    fn node(&self) -> Option<&String> {
+        match self {
+            Remark::Strange { node, .. } | Remark::Unclear { node, .. } => Some(node),
+            Remark::NotSynchronous(_)
+            | Remark::KeysElsewhere(_)
+            | Remark::KeysUnread(_)
+            | Remark::NoDatabase
+            | Remark::OtherDatabase { .. } => None,
+        }
+    }
 }
 
 fn with_database(view: &View, copy: &Copy) -> (Vec<Loss>, Vec<Remark>) {
@@ -380,6 +440,8 @@ pub enum Advice {
     Quorum(Vec<String>),
     /// An order was given on this node already.
     Pending(String),
+    /// Two of these nodes, which answer, are each part of a cluster that went on without the other.
+    Split(Vec<(String, Lineage)>),
     /// From any of these: nobody who answers has more. The first is the best.
     From(Vec<String>),
     /// Each has something that others have not, or that is not known: a person decides, and insists.
@@ -407,9 +469,16 @@ pub fn advise(view: &View) -> Advice {
     if let Some(node) = view.nodes.iter().find(|node| node.order.is_some()) {
         return Advice::Pending(node.name.clone());
     }
+    // The cluster went on already: from a node of that incarnation, if from any.
+    let is_newest = |node: &&Node| elsewhere(view, node).is_none();
+    if !view.nodes.iter().any(|node| is_newest(&node)) {
+        let parts = view.nodes.iter().filter_map(|node| Some((node.name.clone(), node.lineage.clone()?)));
+        return Advice::Split(parts.collect());
+    }
     let choices: Vec<Choice> = view
         .nodes
         .iter()
+        .filter(is_newest)
         .filter_map(|node| {
             let copy = node.copy()?;
             let (losses, doubts) =
@@ -506,6 +575,7 @@ impl fmt::Display for Refusal {
                 write!(f, "there is nothing to recover: a quorum of the cluster's etcd answers ({})", names.join(", "))
             }
             Refusal::Pending(node) => write!(f, "{node} has an order to go on from it: two nodes must not"),
+            Refusal::Elsewhere(node, lineage) => write!(f, "{node} answers and is part of {}", lineage.words()),
             Refusal::Unreadable(why) => write!(f, "what this node has is not known: {why}"),
             Refusal::Unusable(why) => write!(f, "this node's database cannot be used: {why}"),
             Refusal::Nothing => f.write_str("there is nothing on this node from which the cluster could go on"),
@@ -513,15 +583,14 @@ impl fmt::Display for Refusal {
                 f.write_str("this node has no database, and its etcd's data say that the cluster never had one")
             }
             Refusal::Primary(node) => write!(f, "the database of {node} runs as a primary and takes writes"),
-            Refusal::Running(losses) => {
-                let names: Vec<&str> = losses.iter().map(|loss| loss.node.as_str()).collect();
+            Refusal::Running(losses, doubts) => {
                 write!(
                     f,
                     "Patroni runs on {} and would overwrite there what this node has not, as soon as this node's cluster \
                      answers:",
-                    names.join(", ")
+                    running(losses, doubts)
                 )?;
-                list(f, losses, &[])
+                list(f, losses, doubts)
             }
             Refusal::Doubtful(losses, doubts) => {
                 f.write_str("this node may not be the one to go on from:")?;
@@ -539,6 +608,10 @@ impl Refusal {
             Refusal::Pending(node) => format!(
                 "see how it stands: pgha-node recover, on {node}. If {node} cannot go on: pgha-node recover --cancel, there"
             ),
+            Refusal::Elsewhere(node, _) => format!(
+                "nothing is to be done if {node} comes up: pgha-node status, there. If what {node} has is not wanted, or \
+                 cannot come up any more: switch {node} off, and give the order again"
+            ),
             Refusal::Unreadable(_) => {
                 "nothing is decided about data that cannot be read. A volume may not be mounted, or a disk may be damaged"
                     .to_owned()
@@ -553,20 +626,23 @@ impl Refusal {
                 "go on from {node}: pgha-node recover --from-this-node, there. Or, if its data are not wanted: systemctl stop \
                  pgha-node patroni, there"
             ),
-            Refusal::Running(losses) => {
-                let names: Vec<&str> = losses.iter().map(|loss| loss.node.as_str()).collect();
-                format!(
-                    "go on from a node that has it (pgha-node recover), or, to have it set aside there: \
-                     systemctl stop pgha-node patroni, on {}",
-                    names.join(", ")
-                )
-            }
+            Refusal::Running(losses, doubts) => format!(
+                "go on from a node that has it (pgha-node recover), or, to see exactly what it is and have it set aside \
+                 there: systemctl stop patroni && systemctl restart pgha-node, on {}",
+                running(losses, doubts)
+            ),
             Refusal::Doubtful(..) => format!(
                 "pgha-node recover shows all nodes and the order to give. To go on from {me} all the same, with the data of \
                  others set aside where they are: --force"
             ),
         }
     }
+}
+
+/// The nodes of which these are.
+fn running(losses: &[Loss], doubts: &[Remark]) -> String {
+    let names = losses.iter().map(|loss| &loss.node).chain(doubts.iter().filter_map(Remark::node));
+    names.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

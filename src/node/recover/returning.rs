@@ -7,9 +7,10 @@
 
 use super::{
     keys::{Names, Origin, Recovered},
-    look::Here,
+    lineage::{self, Lineage},
+    look::{Here, READ_WITHIN},
     plan::{self, Database},
-    timeline::{Place, Reach, Relation, relation},
+    timeline::{History, Place, Reach, Relation, relation},
     wal::Wal,
 };
 use crate::{
@@ -17,11 +18,11 @@ use crate::{
     log,
     node::{
         aside::{self, Size},
-        begun::{BEGUN_PATH, Begun},
+        begun::{BEGUN_PATH, Begun, What},
         database,
     },
 };
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 /// How many files are counted to learn how large a copy is.
 const COUNTED: u64 = 1_000_000;
@@ -54,69 +55,126 @@ pub fn standing(own: &Reach, origin: &Origin) -> Standing {
     }
 }
 
-/// Whether the timeline of the recovery is the copy's own or in its history.
+/// Whether the timeline of the recovery is the copy's own or in its history. The number alone does not say it: another node
+/// may have been given it by an order that was dropped.
 fn is_since(own: &Reach, origin: &Origin) -> bool {
-    own.end.timeline == origin.timeline
-        || own.history.as_ref().is_some_and(|history| history.left(origin.timeline).is_some())
+    own.history.as_ref().is_some_and(|history| descends(own.end.timeline, history, origin))
+}
+
+/// Whether a timeline with this history is that of the recovery, or has it in its history.
+fn descends(timeline: u32, history: &History, origin: &Origin) -> bool {
+    let before = history.0.iter().take_while(|place| place.timeline < origin.timeline);
+    let is_there = timeline == origin.timeline || history.left(origin.timeline).is_some();
+    is_there && before.eq(origin.history.0.iter())
 }
 
 /// Looks, on a node where neither Patroni nor a server runs, whether its database may follow, and sets it aside if it has
 /// what the cluster has given up. `Some` when Patroni must not start yet, and why.
 ///
 /// # Errors
-/// When the disk fails.
+/// When the disk fails, or what etcd says is not understood.
 pub fn admit(here: &Here<'_>, etcd: &Client) -> Result<Option<String>> {
     let names = Names(&here.spec.cluster);
-    let recovered: Recovered = match etcd.get(&names.recovered()) {
-        Err(error) => return Ok(Some(format!("etcd does not say from where the cluster went on: {error}"))),
-        Ok(None) => return Ok(None),
-        Ok(Some(key)) => serde_json::from_slice(&key.value).context("reading what etcd says of the last recovery")?,
+    let recovered = match Recovered::ask(etcd, names) {
+        Ok(recovered) => recovered,
+        Err(error) => return Ok(Some(format!("etcd does not say from where the cluster went on: {error:#}"))),
     };
-    let Some(origin) = &recovered.database else { return Ok(None) };
     let folder = here.data();
-    // What is absent, damaged or unknown is the gate's affair, and what this node has begun itself.
+    // What is absent, damaged or unknown is the gate's affair.
     let database::Database::Present(facts) = database::Database::look(&folder) else { return Ok(None) };
-    if facts.unstarted_copy || !Begun::load(&here.below(BEGUN_PATH)).is_absent() || has_timeline(here, &facts, origin) {
+    if let Some(known) = Lineage::load(&here.below(lineage::PATH)).known()?
+        && !lineage::may_follow(Some(&known), recovered.as_ref())
+        && let Some(origin) = &known.recovered.database
+        && has_timeline(here, &facts, origin)?
+    {
+        return Ok(Some(format!(
+            "the cluster that answers does not know of {}, of which this node's database is: two clusters of one name. Nothing \
+             is changed. Stop one of them. If this node's data are not wanted: `pgha-node aside make database`",
+            known.words()
+        )));
+    }
+    let Some(Recovered { node, database: Some(origin), .. }) = &recovered else { return Ok(None) };
+    let begun = Begun::load(&here.below(BEGUN_PATH)).known()?;
+    // Half of what this node has begun itself is the gate's affair, too.
+    let is_half = facts.unstarted_copy || begun.is_some_and(|begun| begun.what == What::Bootstrap);
+    if is_half || has_timeline(here, &facts, origin)? {
         return Ok(None);
     }
-    let own = match here.database() {
+    let own = match here.database(READ_WITHIN) {
         Database::Present(plan::Copy { reach, .. }) => reach,
         Database::Unknown { why } => {
             return Ok(Some(format!("whether this node's database may follow is not known: {why}")));
         }
         Database::Absent | Database::Unusable { .. } => return Ok(None),
     };
-    match standing(&own, origin) {
-        Standing::Belongs => Ok(None),
-        Standing::Unknown(why) => Ok(Some(format!("whether this node's database may follow is not known: {why}"))),
-        Standing::Past(at) => {
-            if !has_room(&folder) {
-                return Ok(Some(format!(
-                    "the cluster went on from {} without what this node has from {at} on, and there may be no room for \
-                     another copy beside it: make room, such as by `pgha-node aside remove`",
-                    recovered.node
-                )));
-            }
-            log::warning!(
-                "the cluster went on from {} without what this node has from {at} to {}: it is set aside",
-                recovered.node,
-                own.end
-            );
-            aside::set_aside(&folder, "before-recovery")?;
-            Ok(None)
+    let at = match standing(&own, origin) {
+        Standing::Belongs => return Ok(None),
+        Standing::Unknown(why) => {
+            return Ok(Some(format!("whether this node's database may follow is not known: {why}")));
+        }
+        Standing::Past(at) => at,
+    };
+    let more = format!("the cluster went on from {node} without what this node has from {at} to {}", own.end);
+    if let Some(why) = no_primary(etcd, names, origin) {
+        return Ok(Some(format!("{more}: this node's database is kept in its place until a primary runs ({why})")));
+    }
+    if !has_room(&folder) {
+        return Ok(Some(format!(
+            "{more}, and there may be no room for another copy beside it: make room, such as by `pgha-node aside remove`"
+        )));
+    }
+    log::warning!("{more}: it is set aside");
+    aside::set_aside(&folder, "before-recovery")?;
+    Ok(None)
+}
+
+/// Why it is not known that a primary runs that has the data with which the cluster went on; `None` if one does.
+fn no_primary(etcd: &Client, names: Names<'_>, origin: &Origin) -> Option<String> {
+    let ask = |key: &str| match etcd.get(key) {
+        Ok(Some(found)) => Ok(String::from_utf8_lossy(&found.value).into_owned()),
+        Ok(None) => Err(format!("there is no {key}")),
+        Err(error) => Err(error.to_string()),
+    };
+    let told = ask(&names.leader()).and_then(|leader| Ok((ask(&names.member(&leader))?, leader)));
+    match told {
+        Ok((text, leader)) => is_primary(&text, origin).err().map(|why| format!("{leader}: {why}")),
+        Err(why) => Some(why),
+    }
+}
+
+/// Whether what Patroni tells of the leader is that it runs as the primary, on the timeline of the recovery or a later one.
+fn is_primary(text: &str, origin: &Origin) -> Result<(), String> {
+    #[derive(serde::Deserialize)]
+    struct Member {
+        #[serde(default)]
+        state: String,
+        #[serde(default)]
+        role: String,
+        timeline: Option<u32>,
+    }
+    let member: Member = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let is_leader = matches!(member.role.as_str(), "primary" | "master");
+    match member.timeline {
+        Some(timeline) if is_leader && member.state == "running" && timeline >= origin.timeline => Ok(()),
+        timeline => {
+            let timeline = timeline.map_or_else(|| "none".to_owned(), |timeline| timeline.to_string());
+            Err(format!("role {}, {}, timeline {timeline}", member.role, member.state))
         }
     }
 }
 
-/// Whether the history of the database's last checkpoint shows that it is the cluster's own since the recovery.
-fn has_timeline(here: &Here<'_>, facts: &database::Facts, origin: &Origin) -> bool {
+/// Whether the database is the cluster's own since the recovery.
+///
+/// # Errors
+/// When its history cannot be read.
+fn has_timeline(here: &Here<'_>, facts: &database::Facts, origin: &Origin) -> Result<bool> {
     let (timeline, _) = facts.reached();
     if timeline < origin.timeline {
-        return false;
+        return Ok(false);
     }
     let pg_waldump = here.programs().join("pg_waldump");
     let wal = Wal { folder: here.data().join("pg_wal"), pg_waldump: &pg_waldump };
-    timeline == origin.timeline || wal.history(timeline).is_ok_and(|history| history.left(origin.timeline).is_some())
+    Ok(descends(timeline, &wal.history(timeline)?, origin))
 }
 
 /// Whether the file system of `folder` is known to have room for as much as is in `folder`.
@@ -128,7 +186,7 @@ fn has_room(folder: &std::path::Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::{database::Lsn, recover::timeline::History};
+    use crate::node::database::Lsn;
 
     fn history(places: &[(u32, u64)]) -> History {
         let place = |(timeline, position): &(u32, u64)| Place { timeline: *timeline, position: Lsn(*position) };
@@ -157,9 +215,13 @@ mod tests {
             (reach(3, 90, &[(1, 20), (2, 50)]), past(2, 50)),
             (reach(3, 90, &[(1, 20), (2, 60)]), past(2, 50)),
             (reach(66, 90, &[(1, 20), (2, 60)]), past(2, 50)),
-            // One with the same number is the cluster's own; nobody else takes it.
+            // The cluster's own.
             (reach(67, 51, &[(1, 20), (2, 50)]), Standing::Belongs),
             (reach(68, 99, &[(1, 20), (2, 50), (67, 70)]), Standing::Belongs),
+            // One that got the same number by an order that was dropped.
+            (reach(67, 51, &[(1, 20), (2, 49)]), past(2, 49)),
+            (reach(67, 61, &[(1, 20), (2, 60)]), past(2, 50)),
+            (reach(68, 99, &[(1, 20), (2, 60), (67, 70)]), past(2, 50)),
             // One that went on by itself so often that it has passed the number.
             (reach(70, 99, &[(1, 20), (2, 60), (69, 80)]), past(2, 50)),
         ];
@@ -172,5 +234,25 @@ mod tests {
         assert!(matches!(standing(&unsure, &origin), Standing::Unknown(_)));
         let unsure = Reach { exact: false, ..reach(2, 51, &[(1, 20)]) };
         assert_eq!(standing(&unsure, &origin), past(2, 50));
+    }
+
+    #[test]
+    fn data_are_set_aside_only_where_the_primary_of_the_recovery_runs() {
+        let origin = Origin { system: "7".into(), timeline: 67, history: history(&[(1, 20)]) };
+        let told = |text: &str| is_primary(text, &origin);
+        // As Patroni 4.0.7 writes it.
+        let primary = r#"{"conn_url":"postgres://10.0.0.11:5432/postgres","api_url":"https://10.0.0.11:8008/patroni",
+            "state":"running","role":"primary","version":"4.0.7","xlog_location":67109016,"timeline":68}"#;
+        assert_eq!(told(primary), Ok(()));
+        for other in [
+            r#"{"state":"running","role":"primary","timeline":66}"#,
+            r#"{"state":"starting","role":"primary","timeline":68}"#,
+            r#"{"state":"running","role":"replica","timeline":68}"#,
+            r#"{"state":"running","role":"primary"}"#,
+            "{}",
+            "",
+        ] {
+            assert!(told(other).is_err(), "{other}");
+        }
     }
 }

@@ -20,6 +20,8 @@ pub struct Report<'a> {
     pub advice: &'a Advice,
     /// The last order that was carried out here.
     pub done: Option<&'a Order>,
+    /// The last order that was dropped here.
+    pub dropped: Option<&'a Order>,
 }
 
 impl Report<'_> {
@@ -49,7 +51,7 @@ impl Report<'_> {
             "recovered": self.done.map(|order| json!({
                 "time": order.time,
                 "incarnation": order.incarnation,
-                "timeline": order.branch.as_ref().map(|branch| branch.timeline),
+                "timeline": order.branch.as_ref().map(|branch| branch.end.timeline),
             })),
         })
     }
@@ -61,6 +63,7 @@ impl Report<'_> {
 enum Advised<'a> {
     Quorum { members: &'a [String] },
     Pending { node: &'a str },
+    Split { nodes: Vec<&'a str> },
     From { nodes: &'a [String], order: String },
     Choose { choices: Vec<serde_json::Value> },
     NoDatabase { nodes: &'a [String] },
@@ -71,6 +74,7 @@ impl Advised<'_> {
         match advice {
             Advice::Quorum(members) => Advised::Quorum { members },
             Advice::Pending(node) => Advised::Pending { node },
+            Advice::Split(parts) => Advised::Split { nodes: parts.iter().map(|(node, _)| node.as_str()).collect() },
             Advice::From(nodes) => {
                 Advised::From { nodes, order: order_on(nodes.first().map_or("", String::as_str), false) }
             }
@@ -112,6 +116,9 @@ impl fmt::Display for Report<'_> {
         if let Some(done) = self.done {
             writeln!(f, "\nThe cluster went on from this node by the order of {}", clock::utc(done.time))?;
         }
+        if let Some(Order { time, dropped: Some(why), .. }) = self.dropped {
+            writeln!(f, "\nThe order of {} to go on from this node was dropped: {why}", clock::utc(*time))?;
+        }
         f.write_char('\n')?;
         self.show_advice(f)
     }
@@ -148,6 +155,9 @@ fn show_node(f: &mut fmt::Formatter<'_>, node: &Node) -> fmt::Result {
     if node.patroni {
         writeln!(f, "  patroni     runs{}", if node.primary { ", its server is a primary" } else { "" })?;
     }
+    if let Some(lineage) = &node.lineage {
+        writeln!(f, "  cluster     {}", lineage.words())?;
+    }
     if let Some(order) = &node.order {
         writeln!(f, "  order       to go on from it: {order}")?;
     }
@@ -165,6 +175,17 @@ impl Report<'_> {
                     f,
                     "{node} has an order to go on from it. It goes on by itself; where it cannot: pgha-node recover \
                      --cancel, on {node}."
+                );
+            }
+            Advice::Split(parts) => {
+                writeln!(f, "No quorum of etcd answers, and two clusters have gone on, each without the other:")?;
+                for (node, lineage) in parts {
+                    writeln!(f, "  {node} is part of {}", lineage.words())?;
+                }
+                return writeln!(
+                    f,
+                    "Decide which is right, and switch the nodes of the other off. Then, on a node of the right one: \
+                     pgha-node recover"
                 );
             }
             Advice::From(names) => {
@@ -279,6 +300,7 @@ mod tests {
             patroni: false,
             primary: false,
             order: None,
+            lineage: None,
         }
     }
 
@@ -296,7 +318,7 @@ mod tests {
     }
 
     fn shown(view: &View) -> String {
-        Report { cluster: "demo", view, advice: &advise(view), done: None }.to_string()
+        Report { cluster: "demo", view, advice: &advise(view), done: None, dropped: None }.to_string()
     }
 
     fn contains(text: &str, parts: &[&str]) {
@@ -323,7 +345,7 @@ mod tests {
                 "Nothing is known of pg-2.",
             ],
         );
-        let json = Report { cluster: "demo", view: &view, advice: &advise(&view), done: None }.json();
+        let json = Report { cluster: "demo", view: &view, advice: &advise(&view), done: None, dropped: None }.json();
         assert_eq!(json["advice"]["order"], "on pg-1: pgha-node recover --from-this-node");
         assert_eq!(json["nodes"][0]["database"]["end"]["position"], "0/3000148");
         assert_eq!(json["nodes"][1]["silent"], "no answer");

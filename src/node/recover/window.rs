@@ -4,11 +4,10 @@
 //! then; HAProxy's checks there fail as they do without anybody.
 
 use super::{
-    look::{Here, Told},
-    order,
+    look::{Here, TOLD_WITHIN, Told},
+    plan::Database,
 };
 use crate::{
-    log,
     model::{ClusterSpec, scope::ports},
     node::{
         join::Document,
@@ -35,27 +34,24 @@ struct Window {
     root: PathBuf,
     version: u32,
     credentials: TlsCredentials,
-    told: Mutex<Option<(Instant, Told)>>,
+    known: Mutex<Option<(Instant, Database)>>,
 }
 
-/// Opens the window of a node; `None` where that is not possible, as where Patroni runs. It is closed when it is dropped.
-pub fn open(here: &Here<'_>) -> Option<DiscoveryListener> {
+/// Opens the window of a node. It is closed when it is dropped.
+///
+/// # Errors
+/// When it is not possible, as where Patroni runs.
+pub fn open(here: &Here<'_>) -> Result<DiscoveryListener> {
     let window = Window {
         spec: here.spec.clone(),
         own: here.own,
         root: here.root.clone(),
         version: here.version,
         credentials: here.credentials.clone(),
-        told: Mutex::new(None),
+        known: Mutex::new(None),
     };
     let address = SocketAddr::new(here.me().address, ports::PATRONI);
-    match DiscoveryListener::open(address, &here.credentials, Arc::new(window)) {
-        Ok(listener) => Some(listener),
-        Err(error) => {
-            log::debug!("not telling the others what this node has: {error:#}");
-            None
-        }
-    }
+    DiscoveryListener::open(address, &here.credentials, Arc::new(window))
 }
 
 impl Window {
@@ -69,17 +65,22 @@ impl Window {
         }
     }
 
+    /// What is told: what takes long to read is told again for a while, as no server runs meanwhile.
     fn told(&self) -> Told {
-        let mut known = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let here = self.here();
-        if let Some((since, told)) = &*known
-            && since.elapsed() < FRESH
-        {
-            return Told { order: order::pending(&here.below(order::PATH)), ..told.clone() };
-        }
-        let told = here.told();
-        *known = Some((Instant::now(), told.clone()));
-        told
+        let database = match known.take() {
+            Some((since, database)) if since.elapsed() < FRESH => {
+                *known = Some((since, database.clone()));
+                database
+            }
+            _ => {
+                let database = here.database(TOLD_WITHIN);
+                *known = Some((Instant::now(), database.clone()));
+                database
+            }
+        };
+        here.told(database)
     }
 }
 

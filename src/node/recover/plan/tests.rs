@@ -75,6 +75,7 @@ impl Has {
             patroni: false,
             primary: false,
             order: None,
+            lineage: None,
         }
     }
 }
