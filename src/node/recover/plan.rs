@@ -586,7 +586,7 @@ impl fmt::Display for Refusal {
             Refusal::Running(losses, doubts) => {
                 write!(
                     f,
-                    "Patroni runs on {} and would overwrite there what this node has not, as soon as this node's cluster \
+                    "Patroni runs on {} and may overwrite there what this node has not, as soon as this node's cluster \
                      answers:",
                     running(losses, doubts)
                 )?;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::node::recover::timeline::History;
+use crate::node::recover::{keys::Recovered, timeline::History};
 
 /// What a node has, each with the WAL that it holds: one letter for each record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +164,8 @@ fn check(has: &[Has], view: View) {
     for force in [false, true] {
         if let Ok(plan) = plan(&running, force) {
             assert_eq!(plan.losses, []);
+            let is_unclear = |remark: &Remark| matches!(remark, Remark::Unclear { .. });
+            assert!(plan.database.is_none() || !plan.remarks.iter().any(is_unclear), "{has:?}");
         }
     }
 
@@ -206,6 +208,65 @@ fn check(has: &[Has], view: View) {
         let with_etcd = |name: &String| matches!(view.node(name).map(|node| &node.etcd), Some(Etcd::Present { .. }));
         assert_eq!(with_etcd(&names[0]), names.iter().any(with_etcd), "{has:?}");
     }
+}
+
+/// The incarnation `name`, which replaced those clusters of etcd.
+fn lineage(name: &str, replaces: &[&str]) -> Lineage {
+    let recovered = Recovered {
+        node: format!("pg-{name}"),
+        time: 1_795_741_749,
+        incarnation: name.to_owned(),
+        replaces: replaces.iter().map(|id| (*id).to_owned()).collect(),
+        database: None,
+    };
+    Lineage { cluster: name.to_owned(), recovered }
+}
+
+#[test]
+fn a_cluster_that_went_on_does_not_go_on_from_elsewhere() {
+    let of = |own: Option<Lineage>, other: Option<Lineage>| {
+        let mut view = view(vec![C.node(1, true), A.node(2, true), Silent.node(3, true)]);
+        view.nodes[0].lineage = own;
+        view.nodes[1].lineage = other;
+        view
+    };
+    let (first, second) = (lineage("a", &["c"]), lineage("b", &["c", "a"]));
+    let apart = lineage("x", &["c"]);
+    let known = [
+        of(None, None),
+        of(Some(first.clone()), None),
+        of(Some(first.clone()), Some(first.clone())),
+        of(Some(second.clone()), Some(first.clone())),
+    ];
+    for view in known {
+        assert!(plan(&view, false).is_ok());
+        assert_eq!(advise(&view), Advice::From(vec!["pg-1".into()]));
+    }
+    for view in [of(None, Some(first.clone())), of(Some(first.clone()), Some(second))] {
+        for force in [false, true] {
+            assert!(matches!(plan(&view, force), Err(Refusal::Elsewhere(node, _)) if node == "pg-2"));
+        }
+        // The other has less, but it is the cluster.
+        assert!(matches!(advise(&view), Advice::Choose(choices) if choices.len() == 1 && choices[0].node == "pg-2"));
+    }
+    let split = of(Some(first.clone()), Some(apart.clone()));
+    assert!(matches!(plan(&split, true), Err(Refusal::Elsewhere(..))));
+    assert_eq!(advise(&split), Advice::Split(vec![("pg-1".into(), first), ("pg-2".into(), apart)]));
+}
+
+#[test]
+fn who_insists_insists_on_what_was_told() {
+    let of = |other: Has| view(vec![B.node(1, true), other.node(2, true), Silent.node(3, true)]);
+    let told = plan(&of(C), true).unwrap().doubtful();
+    assert_eq!(told, ["pg-2"]);
+    let beyond = |other: Has, told: &[String]| plan(&of(other), true).unwrap().beyond(told);
+    assert_eq!(beyond(C, &told), None);
+    assert_eq!(beyond(A, &[]), None);
+    assert!(matches!(beyond(C, &[]), Some(Refusal::Doubtful(losses, _)) if losses.len() == 1));
+    assert!(matches!(beyond(Unknown, &["pg-3".to_owned()]), Some(Refusal::Doubtful(_, doubts)) if doubts.len() == 1));
+    // What a promotion gave up needs no insisting.
+    let given_up = view(vec![New.node(1, true), Tail.node(2, true)]);
+    assert_eq!(plan(&given_up, false).unwrap().beyond(&[]), None);
 }
 
 #[test]
@@ -266,6 +327,10 @@ fn refusals_say_what_is_wrong_and_the_way_out() {
     let two = |one: Has, other: Has| view(vec![one.node(1, true), other.node(2, true)]);
     let mut running = two(Tail, New);
     running.nodes[1].patroni = true;
+    let mut unclear = two(B, Unknown);
+    unclear.nodes[1].patroni = true;
+    let mut elsewhere = two(B, A);
+    elsewhere.nodes[1].lineage = Some(lineage("2", &[]));
     let mut ordered = two(B, A);
     ordered.nodes[1].order = Some("ordered".into());
     let mut primary = two(B, A);
@@ -278,6 +343,8 @@ fn refusals_say_what_is_wrong_and_the_way_out() {
         told(two(Unusable, A), true),
         told(view(vec![Nothing.node(1, false), A.node(2, true)]), true),
         told(running, true),
+        told(unclear, true),
+        told(elsewhere, true),
         told(two(A, C), false),
         told(two(Tail, New), false),
         told(view(vec![C.node(1, false), Strange.node(2, true)]), false),
