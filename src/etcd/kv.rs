@@ -56,7 +56,8 @@ impl RangeRequest {
         RangeRequest { end: prefix_end(&key), key, ..RangeRequest::default() }
     }
 
-    pub(super) fn json(&self) -> Value {
+    /// The request as the gateway takes it.
+    pub fn json(&self) -> Value {
         let mut json = json!({"key": encode(&self.key)});
         if !self.end.is_empty() {
             json["range_end"] = encode(&self.end).into();

@@ -124,6 +124,14 @@ impl fmt::Display for Size {
 /// When there is no such folder, it is a mount point or a symbolic link, or the disk does not allow it. Nothing has moved
 /// then.
 pub fn set_aside(folder: &Path, why: &str) -> Result<PathBuf> {
+    set_aside_as(folder, folder, why)
+}
+
+/// The same for what lies at `folder` for a moment and was at `was`, beside it.
+///
+/// # Errors
+/// As [`set_aside`].
+pub fn set_aside_as(folder: &Path, was: &Path, why: &str) -> Result<PathBuf> {
     let doing = || format!("setting {} aside", folder.display());
     let found = fs::symlink_metadata(folder).with_context(doing)?;
     if !found.is_dir() {
@@ -132,10 +140,10 @@ pub fn set_aside(folder: &Path, why: &str) -> Result<PathBuf> {
             .into());
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
-    let path = rename_free(folder, &format!("{}{MARK}{}-{}", folder.display(), clock::stamp(now), slug(why)))?;
+    let path = rename_free(folder, &format!("{}{MARK}{}-{}", was.display(), clock::stamp(now), slug(why)))?;
     sync_folder(above(folder)).with_context(doing)?;
     let size = Size::of(&path, COUNTED);
-    log::warning!("set {} aside ({why}, {size}): it is {} now", folder.display(), path.display());
+    log::warning!("set {} aside ({why}, {size}): it is {} now", was.display(), path.display());
     Ok(path)
 }
 

@@ -194,10 +194,10 @@ fn has_room(folder: &Path) -> bool {
 }
 
 /// Shuts down the server that runs with the data in `folder`, if one does: Patroni can end without it.
-fn stop_server(folder: &Path) -> Result<()> {
+pub(super) fn stop_server(folder: &Path) -> Result<()> {
     for signal in [Signal::INT, Signal::QUIT] {
         let Some(server) = database::server(folder)? else { return Ok(()) };
-        log::warning!("stopping the server of the unfinished database in {}", folder.display());
+        log::warning!("stopping the server in {}", folder.display());
         kill_process(server, signal).with_context(|| format!("stopping the server in {}", folder.display()))?;
         let deadline = Instant::now() + STOP_WITHIN;
         while Instant::now() < deadline {

@@ -9,9 +9,10 @@ use super::{
     bootstrap::{Closed, Gate},
     form::{self, Entered},
     identity, lock, machine, metadata,
-    peers::TlsCredentials,
+    peers::{DiscoveryListener, TlsCredentials},
     pki::{Authority, Store},
     progress::{Phase, Reporter},
+    recover,
     state::{self, Data, STATE_PATH, State},
     units,
 };
@@ -140,6 +141,19 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
     let made = Store::of_the_node().ensure(&node.spec, node.own, &authority, SystemTime::now())?;
     let reread: BTreeSet<&str> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
 
+    let postgresql = postgresql_version(&manifest)?;
+    // Until Patroni has its port.
+    let mut window = None;
+    if let Some(version) = postgresql {
+        let here = recover::look::Here::of_the_node(&node.spec, node.own, version);
+        match recover::window::open(&here) {
+            Ok(listener) => window = Some(listener),
+            Err(error) => log::debug!("not telling the others what this node has: {error:#}"),
+        }
+        recover::act::go_on(&here, &mut window, |text| {
+            reporter.report(Phase::Working, "recovering the cluster", text);
+        })?;
+    }
     loop {
         let entered = form::enter(&node.spec, node.own, reporter)?;
         reporter.report(Phase::Working, "writing configuration", "");
@@ -151,7 +165,7 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
         let running = reread_changed(&manifest, &changed, &reread)?;
         // A node that formed the cluster with others may make its first database, until it has been complete once.
         let forms = !entered.start.existing && !known.as_ref().is_some_and(|state| state.complete);
-        if !start_all(&node, &manifest, entered, forms, reporter)? {
+        if !start_all(&node, &manifest, entered, &mut window, forms, reporter)? {
             continue;
         }
         let state = State::load(state_path)?.context("etcd serves, and nothing says how it started")?;
@@ -171,6 +185,7 @@ fn start_all(
     node: &Node,
     manifest: &Manifest,
     mut entered: Entered,
+    window: &mut Option<DiscoveryListener>,
     forms: bool,
     reporter: &mut Reporter,
 ) -> Result<bool, Failure> {
@@ -180,11 +195,13 @@ fn start_all(
             if !form::serve(&node.spec, node.own, service, reporter)? {
                 return Ok(false);
             }
-            form::settle(&node.spec, node.own, reporter)?;
+            if !form::settle(&node.spec, node.own, reporter)? {
+                return Ok(false);
+            }
             continue;
         }
         if name == PATRONI {
-            bring_up_patroni(service, node, forms, postgresql_version(manifest)?, reporter)?;
+            bring_up_patroni(service, node, window, forms, postgresql_version(manifest)?, reporter)?;
         } else {
             bring_up(name, service, node, reporter)?;
         }
@@ -245,6 +262,7 @@ fn reread_changed(manifest: &Manifest, changed: &[Changed], certificates: &BTree
 fn bring_up_patroni(
     service: &Service,
     node: &Node,
+    window: &mut Option<DiscoveryListener>,
     forms: bool,
     version: Option<u32>,
     reporter: &mut Reporter,
@@ -257,12 +275,24 @@ fn bring_up_patroni(
     if units::show(&service.unit)?.active != "active" {
         // systemd may be about to start it again.
         units::stop(&service.unit)?;
+        let here = recover::look::Here::of_the_node(&node.spec, node.own, version);
+        // The cluster may go on in another etcd meanwhile.
+        let mut attention = form::Attention::new(&node.spec, node.own)?;
+        let mut rest = |pause| {
+            lock::rest(pause)?;
+            attention.pay()
+        };
+        while let Some(why) = recover::returning::admit(&here, &client)? {
+            reporter.report(Phase::Waiting, &step, &why);
+            rest(PAUSE)?;
+        }
         let told = |why: &str| reporter.report(Phase::Waiting, &step, why);
-        gate.admit(told, lock::rest).map_err(|closed| match closed {
+        gate.admit(told, rest).map_err(|closed| match closed {
             Closed::Refused(problem) => refused(problem),
             Closed::Failed(error) => error.into(),
         })?;
     }
+    *window = None;
     bring_up(PATRONI, service, node, reporter)?;
     let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
     let deadline = Instant::now() + within;

@@ -37,6 +37,7 @@ pub mod peers;
 pub mod pki;
 pub mod progress;
 pub mod promise;
+pub mod recover;
 pub mod renew;
 pub mod state;
 pub mod status;
