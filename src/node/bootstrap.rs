@@ -194,7 +194,7 @@ fn has_room(folder: &Path) -> bool {
 }
 
 /// Shuts down the server that runs with the data in `folder`, if one does: Patroni can end without it.
-fn stop_server(folder: &Path) -> Result<()> {
+pub(super) fn stop_server(folder: &Path) -> Result<()> {
     for signal in [Signal::INT, Signal::QUIT] {
         let Some(server) = database::server(folder)? else { return Ok(()) };
         log::warning!("stopping the server of the unfinished database in {}", folder.display());

@@ -6,6 +6,8 @@
 //! cli
 //! check claim leader leave renew status
 //! init
+//! agent
+//! this_node
 //! bootstrap form machine
 //! first peers
 //! order
@@ -14,6 +16,7 @@
 //! apply database etcd_data lock metadata progress units
 //! ```
 
+pub mod agent;
 pub mod apply;
 pub mod aside;
 pub mod begun;
@@ -41,4 +44,5 @@ pub mod promise;
 pub mod renew;
 pub mod state;
 pub mod status;
+pub mod this_node;
 pub mod units;
