@@ -1,13 +1,20 @@
 //! What Patroni on this node says: of its own server and of the cluster.
 
 use super::World;
-use crate::model::scope::{host_port, ports};
-use anyhow::{Context as _, Result};
+use crate::model::{
+    self,
+    keys::Keys,
+    scope::{host_port, ports},
+};
+use anyhow::{Context as _, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use std::time::Duration;
 
 /// For an answer of Patroni.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For something that Patroni does before it answers; a switchover takes as long as a server takes to stop.
+const LONG_PATIENCE: Duration = Duration::from_secs(90);
 
 /// This node's server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -93,30 +100,49 @@ impl Cluster {
 }
 
 impl World {
-    /// Asks Patroni on this node.
+    fn ask_patroni<T: serde::de::DeserializeOwned>(&self, member: &model::Member, path: &str) -> Result<T> {
+        let url = format!("https://{}/{path}", host_port(member.address, ports::PATRONI));
+        let asking = || format!("asking Patroni on {}", member.name);
+        let mut answer = self.credentials.agent(PATIENCE)?.get(&url).call().with_context(asking)?;
+        answer.body_mut().read_json().with_context(|| format!("reading the answer of Patroni on {}", member.name))
+    }
+
+    /// Has Patroni on this node do something; returns what it says.
     ///
     /// # Errors
-    /// When it does not answer, or not in its words.
-    pub fn ask_patroni<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T> {
+    /// When it does not answer, or refuses.
+    pub fn tell_patroni(&self, path: &str, body: &serde_json::Value) -> Result<String> {
+        let keys = Keys::new(&self.node.spec);
+        let login = STANDARD.encode(format!("patroni:{}", keys.rest().expose()));
         let url = format!("https://{}/{path}", host_port(self.me().address, ports::PATRONI));
-        let mut answer = self.credentials.agent(PATIENCE)?.get(&url).call().context("asking Patroni")?;
-        answer.body_mut().read_json().context("reading Patroni's answer")
+        let mut answer = self
+            .credentials
+            .agent(LONG_PATIENCE)?
+            .post(&url)
+            .header("Authorization", format!("Basic {login}"))
+            .header("Content-Type", "application/json")
+            .send(body.to_string())
+            .with_context(|| format!("telling Patroni: {path}"))?;
+        let text = answer.body_mut().read_to_string().unwrap_or_default();
+        ensure!(answer.status().is_success(), "Patroni refuses ({path}): {} {}", answer.status(), text.trim());
+        Ok(text)
     }
 
     /// This node's server.
     ///
     /// # Errors
-    /// As [`World::ask_patroni`].
+    /// When Patroni on this node does not answer, or not in its words.
     pub fn server(&self) -> Result<Server> {
-        self.ask_patroni("patroni")
+        self.ask_patroni(self.me(), "patroni")
     }
 
-    /// The cluster.
+    /// The cluster, as Patroni on this node knows it, or else another.
     ///
     /// # Errors
-    /// As [`World::ask_patroni`].
+    /// When none answers.
     pub fn cluster(&self) -> Result<Cluster> {
-        self.ask_patroni("cluster")
+        let own = self.ask_patroni(self.me(), "cluster");
+        own.or_else(|error| self.others().find_map(|member| self.ask_patroni(member, "cluster").ok()).ok_or(error))
     }
 }
 

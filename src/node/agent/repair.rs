@@ -23,10 +23,6 @@ use crate::{
     exec::Run,
     files::{Doubt, NewFile, Presence},
     log,
-    model::{
-        keys::Keys,
-        scope::{host_port, ports},
-    },
     node::{
         aside,
         begun::{self, BEGUN_PATH, Begun, What},
@@ -38,7 +34,6 @@ use crate::{
     },
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use decide::{Own, Primary, Server, Slot, Step, Turn, View, Way, Why, next};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -68,6 +63,8 @@ const BUSY: [&str; 6] = [
 ];
 /// What Patroni writes when `pg_rewind` has failed although the primary is well.
 const REWIND_FAILED: &str = "Failed to rewind from healthy primary";
+/// How long a replica may stand still after its clone.
+const CLONED_WITHIN: Duration = Duration::from_secs(600);
 /// How long back its journal is looked through, in seconds.
 const JOURNAL: u64 = 7200;
 /// Room that stays free beside a clone, in bytes, on top of a tenth of it.
@@ -117,17 +114,29 @@ impl Concern for Repair {
 impl Repair {
     fn look_closer(&mut self, world: &World, server: &super::patroni::Server, now: Instant) -> Result<Vec<Attention>> {
         let absent = now.duration_since(*self.absent.get_or_insert(now));
+        let place = place(server, is_rewinding()?);
+        if !matches!(place, Server::Apart(_)) {
+            // Whoever is at work on it has begun anew.
+            self.moved = None;
+        }
         if let Some(record) = Record::load(Path::new(RECORD_PATH)).known()?
             && record.phase == Phase::Cloning
         {
-            // The turn stays ours as long as it takes.
-            Turns::of(world, "repair").take()?;
-            return Ok(vec![Attention::serious("repair/apart", record.words(server))]);
+            let position = server.position().unwrap_or_default();
+            if matches!(place, Server::Apart(_)) && self.still(position, now) >= CLONED_WITHIN {
+                let error = Some(format!("it does not stream after it was cloned: {}", server.words()));
+                Record { phase: Phase::Failed, error, ..record }.store(Path::new(RECORD_PATH))?;
+                Turns::of(world, "repair").give_back()?;
+            } else {
+                // The turn stays ours as long as it takes.
+                Turns::of(world, "repair").take()?;
+                return Ok(vec![Attention::serious("repair/apart", record.words(server))]);
+            }
         }
         if absent < ASK_AFTER {
             return Ok(Vec::new());
         }
-        let view = self.gather(world, server, now, None)?;
+        let view = self.gather(world, server, place, now, None)?;
         let step = next(&view);
         let told = match &step {
             Step::Nothing => return Ok(Vec::new()),
@@ -157,11 +166,11 @@ impl Repair {
         &mut self,
         world: &World,
         server: &super::patroni::Server,
+        place: Server,
         now: Instant,
         order: Option<Order>,
     ) -> Result<View> {
         let cluster = world.cluster()?;
-        let place = place(server, is_rewinding()?);
         let own = own(world, &place);
         let position = server.position().max(own.as_ref().ok().map(|own| own.position.0)).unwrap_or_default();
         let still = self.still(position, now);
@@ -560,31 +569,11 @@ fn replace(world: &World, view: &View) -> Result<()> {
     let revision = world.etcd.status(world.etcd.endpoint())?.header.revision;
     let time = super::unix_now() as i64;
     Begun { what: What::Clone, version, revision, time }.store(Path::new(BEGUN_PATH))?;
-    let asked = reinitialize(world);
+    let asked = world.tell_patroni("reinitialize", &serde_json::json!({"force": true})).map(drop);
     if asked.is_err() {
         begun::forget(Path::new(BEGUN_PATH))?;
     }
     asked
-}
-
-/// Asks Patroni to clone in the place of the data that are there.
-fn reinitialize(world: &World) -> Result<()> {
-    let keys = Keys::new(&world.node.spec);
-    let password = keys.rest();
-    let url = format!("https://{}/reinitialize", host_port(world.me().address, ports::PATRONI));
-    let mut answer = world
-        .credentials
-        .agent(Duration::from_secs(30))?
-        .post(&url)
-        .header("Authorization", format!("Basic {}", STANDARD.encode(format!("patroni:{}", password.expose()))))
-        .header("Content-Type", "application/json")
-        .send(r#"{"force": true}"#)
-        .context("asking Patroni to clone in place")?;
-    if !answer.status().is_success() {
-        let text = answer.body_mut().read_to_string().unwrap_or_default();
-        bail!("Patroni does not clone in place: {} {}", answer.status(), text.trim());
-    }
-    Ok(())
 }
 
 /// What a person's order would do.
@@ -606,8 +595,11 @@ impl Plan {
         if world.postgresql.is_none() {
             return Err(UserError::usage("the image of this node has no PostgreSQL").into());
         }
-        let server = world.server()?;
-        let view = Repair::default().gather(&world, &server, Instant::now(), Some(order))?;
+        // Where Patroni does not run, the others know the cluster, and etcd who leads.
+        let stopped = || super::patroni::Server { state: "stopped".to_owned(), ..super::patroni::Server::default() };
+        let server = world.server().unwrap_or_else(|_| stopped());
+        let place = place(&server, is_rewinding()?);
+        let view = Repair::default().gather(&world, &server, place, Instant::now(), Some(order))?;
         match next(&view) {
             Step::Repair(why, way) => Ok(Plan { world, view, why, way }),
             Step::Tell(why) => Err(UserError::usage(format!("this node is not cloned anew: {why}")).into()),
