@@ -7,6 +7,7 @@
 //!
 //! Nothing of the cluster waits for the agent: if it is dead, Patroni, HAProxy's checks and keepalived go on without it.
 
+pub mod disk;
 pub mod document;
 pub mod members;
 pub mod patroni;
@@ -103,7 +104,12 @@ pub trait Concern {
 }
 
 fn concerns() -> Vec<Box<dyn Concern>> {
-    vec![Box::new(members::Members::default()), Box::new(repair::Repair::default()), Box::new(store::Store::default())]
+    vec![
+        Box::new(disk::Disk::default()),
+        Box::new(members::Members::default()),
+        Box::new(repair::Repair::default()),
+        Box::new(store::Store::default()),
+    ]
 }
 
 /// Looks after this node until it is told to end.
