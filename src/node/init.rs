@@ -92,6 +92,9 @@ fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
     reporter.cluster(&node.spec.cluster, node.warnings.clone());
     reporter.node(&node.member().name);
 
+    if !given {
+        agent::document::refuse_older(&node)?;
+    }
     let state_path = Path::new(STATE_PATH);
     let known = State::load(state_path)?;
     let data = Data::look(Path::new("/"));
@@ -120,9 +123,6 @@ fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
         for change in &changed {
             log::info!("wrote {}", change.target);
         }
-        if given {
-            agent::document::give_on_purpose(&node.spec)?;
-        }
         // A disk that is full or a replica that cannot follow may need it before all services are ready.
         if let Err(error) = agent::launch(&node.spec) {
             log::warning!("starting the agent: {error:#}");
@@ -130,7 +130,7 @@ fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
         let running = reread_changed(&manifest, &changed, &reread)?;
         // A node that formed the cluster with others may make its first database, until it has been complete once.
         let forms = !entered.start.existing && !known.as_ref().is_some_and(|state| state.complete);
-        if !start_all(&node, &manifest, entered, forms, reporter)? {
+        if !start_all(&node, &manifest, entered, Start { forms, given }, reporter)? {
             continue;
         }
         let state = State::load(state_path)?.context("etcd serves, and nothing says how it started")?;
@@ -145,12 +145,21 @@ fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
     }
 }
 
+/// What is special at this start.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    /// The node may make the cluster's first database.
+    forms: bool,
+    /// A person has given the document just now.
+    given: bool,
+}
+
 /// Starts every service, in order. Returns whether all are ready: they are not if etcd must be entered again.
 fn start_all(
     node: &Node,
     manifest: &Manifest,
     mut entered: Entered,
-    forms: bool,
+    Start { forms, given }: Start,
     reporter: &mut Reporter,
 ) -> Result<bool, Failure> {
     for (name, service) in services(manifest) {
@@ -160,6 +169,9 @@ fn start_all(
                 return Ok(false);
             }
             form::settle(&node.spec, node.own, reporter)?;
+            if given {
+                agent::document::declare_newest(node)?;
+            }
             continue;
         }
         if name == PATRONI {

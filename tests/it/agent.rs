@@ -4,7 +4,7 @@ use crate::confd::{etcd::Cluster, free_port, skip, wait_for};
 use pgha_image::{
     etcd::{Client, RangeRequest, Settings},
     node::agent::{
-        document::{self, Place, count_in},
+        document::{self, Given, Place, count_in},
         repair::{
             decide::{self, Own, Primary, Server, Slot, Step, View, Way, Why, next},
             question, read,
@@ -138,17 +138,19 @@ fn the_newest_document_is_known_to_all() {
     let Some(cluster) = Cluster::start(1) else { return };
     let client = cluster.client();
     let document = |name: &str| document::Own { digest: name.to_owned(), members: vec![name.to_owned()] };
-    let count = |name: &str, on_purpose| count_in(&client, "/pgha/demo/document", &document(name), on_purpose).unwrap();
-    assert_eq!(count("a", false).0, Place::Current);
-    assert_eq!(count("a", false).1.generation, 1);
-    assert_eq!(count("b", false).1.generation, 2);
-    let (place, record) = count("a", false);
+    let count = |name: &str, given| count_in(&client, "/pgha/demo/document", &document(name), given).unwrap();
+    assert_eq!(count("a", Given::LeavesOut).0, Place::Unknown);
+    assert_eq!(client.get("/pgha/demo/document").unwrap(), None);
+    assert_eq!(count("a", Given::NamesAll).0, Place::Current);
+    assert_eq!(count("a", Given::LeavesOut).1.generation, 1);
+    assert_eq!(count("b", Given::NamesAll).1.generation, 2);
+    let (place, record) = count("a", Given::NamesAll);
     assert_eq!((place, record.members), (Place::Older { generation: 1, newest: 2 }, vec!["b".to_owned()]));
-    assert_eq!(count("a", true).1.generation, 3);
-    assert_eq!(count("b", false).0, Place::Older { generation: 2, newest: 3 });
+    assert_eq!(count("a", Given::OnPurpose).1.generation, 3);
+    assert_eq!(count("b", Given::NamesAll).0, Place::Older { generation: 2, newest: 3 });
     // A value that is not understood is no reason to write another.
     client.put("/pgha/demo/document", "{", 0).unwrap();
-    assert!(count_in(&client, "/pgha/demo/document", &document("c"), true).is_err());
+    assert!(count_in(&client, "/pgha/demo/document", &document("c"), Given::OnPurpose).is_err());
     assert_eq!(client.get("/pgha/demo/document").unwrap().unwrap().value, b"{");
 }
 

@@ -6,17 +6,18 @@
 
 use super::{
     Attention, Concern, World,
-    document::{self, Place},
+    document::{self, Place, Record},
 };
 use crate::{
     etcd::{EtcdError, Member},
     log,
     model::scope::{client_url, peer_url},
-    node::{join::is_named, units},
+    node::{etcd_data::EtcdData, join::is_named, lock, state::ETCD_DATA, units},
 };
 use anyhow::{Context as _, Result};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -32,6 +33,7 @@ const LATE: Duration = Duration::from_secs(60);
 const AWAY: Duration = Duration::from_secs(60);
 /// How long after a node was made to run `init` again it is not made to do so once more.
 const AGAIN: Duration = Duration::from_secs(300);
+const ETCD_UNIT: &str = "etcd.service";
 const NODE_UNIT: &str = "pgha-node.service";
 
 /// The concern.
@@ -41,7 +43,6 @@ pub struct Members {
     silent: BTreeMap<u64, Instant>,
     looked: Option<Instant>,
     away: Option<Instant>,
-    own_id: Option<u64>,
     /// The last look found that this node is not a member.
     removed: bool,
     restarted: Option<Instant>,
@@ -58,13 +59,12 @@ impl Concern for Members {
 
     fn tick(&mut self, world: &World, now: Instant) -> Result<Vec<Attention>> {
         if !world.settled() {
-            *self = Members { own_id: self.own_id, restarted: self.restarted, ..Members::default() };
+            *self = Members { restarted: self.restarted, ..Members::default() };
             return Ok(Vec::new());
         }
         match world.etcd.members() {
             Ok(listed) => {
                 (self.away, self.removed) = (None, false);
-                self.own_id = own(&listed, &peer_url(world.me())).map(|member| member.id).or(self.own_id);
                 self.look_after(world, &listed, now)
             }
             Err(error) => {
@@ -79,20 +79,10 @@ impl Concern for Members {
 impl Members {
     /// What a node whose etcd answers does.
     fn look_after(&mut self, world: &World, listed: &[Member], now: Instant) -> Result<Vec<Attention>> {
-        let (place, record) = document::count(world)?;
+        let (place, record) = document::count(world, listed)?;
         self.listen(world, listed, now);
         let view = View { place, listed: listed.iter().map(|member| self.seen(world, member, now)).collect() };
-        let mut told = Vec::new();
-        if let Place::Older { generation, newest } = place {
-            let names = record.members.join(", ");
-            told.push(Attention::notice(
-                "members/older-document",
-                format!(
-                    "this node's document is generation {generation}, the newest is {newest} (members {names}): give it \
-                     that document"
-                ),
-            ));
-        }
+        let mut told: Vec<Attention> = out_of_date(place, &record).into_iter().collect();
         if let Some(id) = ripe(&view)
             && view.is_safe(&self.answering(world, listed))
         {
@@ -146,19 +136,25 @@ impl Members {
         error: &EtcdError,
         away: Duration,
     ) -> Result<Vec<Attention>> {
-        let others = self.ask_others(world);
+        let others = ask_others(world);
+        let own = EtcdData::look(Path::new(ETCD_DATA));
         let outside = Outside {
-            // What it is refused by has a process, and that knows best whether it is a member.
-            running: matches!(error, EtcdError::Refused { .. }),
-            listed: others.as_ref().map(|listed| is_listed(listed, &peer_url(world.me()), self.own_id)),
+            listed: others
+                .as_ref()
+                .and_then(|(cluster, listed)| is_listed(*cluster, listed, &peer_url(world.me()), &own)),
             twice: self.removed,
             lately: self.restarted.is_some_and(|at| now.duration_since(at) < AGAIN),
         };
         self.removed = outside.listed == Some(false);
         if outside.comes_back() {
+            log::warning!("the others have removed this node from etcd: it joins anew");
+            // One that was away when it was removed does not know of it, and waits for a leader; `init` does not ask what runs.
+            {
+                let _held = lock::hold_now("agent")?;
+                units::stop(ETCD_UNIT)?;
+            }
             units::run_again(NODE_UNIT).with_context(|| format!("starting {NODE_UNIT} anew"))?;
             self.restarted = Some(now);
-            log::warning!("the others have removed this node from etcd: it joins anew");
         }
         if outside.listed == Some(false) {
             let text = "the others have removed this node from etcd: it joins anew";
@@ -167,21 +163,42 @@ impl Members {
         if away < AWAY {
             return Ok(Vec::new());
         }
-        let text = match others {
+        let text = match &others {
+            Some((cluster, _)) if is_other(*cluster, &own) => format!(
+                "the other nodes run another cluster's etcd ({cluster:x}) than this node has data of: `pgha-node recover` shows \
+                 which data are where"
+            ),
             Some(_) => format!("this node's etcd does not answer, the others have a quorum: {error}"),
             None => format!("etcd has no quorum that this node reaches, so nobody can take over: {error}"),
         };
         Ok(vec![Attention::serious("members/no-etcd", text)])
     }
+}
 
-    /// The members as a quorum of the others lists them; nothing if none answers.
-    fn ask_others(&self, world: &World) -> Option<Vec<Member>> {
-        let others: Vec<String> = world.others().map(client_url).collect();
-        if others.is_empty() {
-            return None;
-        }
-        world.credentials.etcd(others).and_then(|client| client.members()).ok()
+/// The cluster's id and its members as a quorum of the others lists them; nothing if none answers.
+fn ask_others(world: &World) -> Option<(u64, Vec<Member>)> {
+    let others: Vec<String> = world.others().map(client_url).collect();
+    if others.is_empty() {
+        return None;
     }
+    world.credentials.etcd(others).and_then(|client| client.cluster()).ok()
+}
+
+/// What is told of a document that is not the newest.
+fn out_of_date(place: Place, record: &Record) -> Option<Attention> {
+    let names = record.members.join(", ");
+    let text = match place {
+        Place::Current => return None,
+        Place::Older { generation, newest } => format!(
+            "this node's document is generation {generation}, the newest is {newest} (members {names}): give it that document"
+        ),
+        Place::Unknown => format!(
+            "this node's document is not one that the cluster has seen, and leaves members of etcd out: if it is the newest, \
+             `pgha-node init --changed`; the newest so far is generation {} (members {names})",
+            record.generation
+        ),
+    };
+    Some(Attention::notice("members/older-document", text))
 }
 
 /// A member as it is seen.
@@ -241,9 +258,7 @@ fn leaving(seen: &Seen) -> Option<Attention> {
 /// What a node whose own etcd does not answer knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Outside {
-    /// Whether the own etcd answers, if only by a refusal.
-    running: bool,
-    /// Whether a quorum of the others lists this node; nothing if there is none.
+    /// Whether a quorum of the others lists this node; nothing if none answers, or it is not this node's cluster.
     listed: Option<bool>,
     /// Whether it was not listed at the look before either.
     twice: bool,
@@ -254,7 +269,7 @@ struct Outside {
 impl Outside {
     /// Whether the node must run `init` again to become a member again.
     fn comes_back(self) -> bool {
-        !self.running && self.listed == Some(false) && self.twice && !self.lately
+        self.listed == Some(false) && self.twice && !self.lately
     }
 }
 
@@ -263,13 +278,19 @@ fn own<'a>(listed: &'a [Member], url: &str) -> Option<&'a Member> {
     listed.iter().find(|member| member.peer_urls.iter().any(|known| known == url))
 }
 
-/// Whether this node is a member: by the id that it had, if that is known. One with its address and another id was added
-/// after it was removed.
-fn is_listed(listed: &[Member], url: &str, id: Option<u64>) -> bool {
-    match id {
-        Some(id) => listed.iter().any(|member| member.id == id),
-        None => own(listed, url).is_some(),
+/// Whether this node is a member of the cluster `cluster`, by the ids in its etcd's data: one with its address and another id
+/// was added after it was removed. Nothing if the data are another cluster's, or cannot be read.
+fn is_listed(cluster: u64, listed: &[Member], url: &str, own: &EtcdData) -> Option<bool> {
+    match own {
+        EtcdData::Data(ids) if ids.cluster == cluster => Some(listed.iter().any(|member| member.id == ids.member)),
+        EtcdData::Data(_) | EtcdData::Unknown(_) => None,
+        EtcdData::Absent | EtcdData::Unborn => Some(self::own(listed, url).is_some()),
     }
+}
+
+/// Whether this node's etcd data are another cluster's.
+fn is_other(cluster: u64, own: &EtcdData) -> bool {
+    matches!(own, EtcdData::Data(ids) if ids.cluster != cluster)
 }
 
 /// Whether a member is there: one that refuses is.
@@ -288,6 +309,7 @@ fn label(listed: &[Member], id: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::etcd_data::Ids;
 
     fn member(id: u64) -> Member {
         Member { id, peer_urls: vec![format!("https://10.0.0.1{id}:2380")], ..Member::default() }
@@ -295,7 +317,7 @@ mod tests {
 
     #[test]
     fn only_the_newest_document_removes_and_only_whom_it_does_not_name_after_long_silence() {
-        let places = [Place::Current, Place::Newer, Place::Older { generation: 1, newest: 2 }];
+        let places = [Place::Current, Place::Unknown, Place::Older { generation: 1, newest: 2 }];
         let times = [None, Some(0), Some(299), Some(300), Some(1199), Some(1200)];
         for place in places {
             for named in [true, false] {
@@ -332,14 +354,12 @@ mod tests {
 
     #[test]
     fn a_node_comes_back_only_when_it_is_known_to_be_removed() {
-        for running in [true, false] {
-            for listed in [None, Some(true), Some(false)] {
-                for twice in [true, false] {
-                    for lately in [true, false] {
-                        let outside = Outside { running, listed, twice, lately };
-                        let expected = !running && listed == Some(false) && twice && !lately;
-                        assert_eq!(outside.comes_back(), expected, "{outside:?}");
-                    }
+        for listed in [None, Some(true), Some(false)] {
+            for twice in [true, false] {
+                for lately in [true, false] {
+                    let outside = Outside { listed, twice, lately };
+                    let expected = listed == Some(false) && twice && !lately;
+                    assert_eq!(outside.comes_back(), expected, "{outside:?}");
                 }
             }
         }
@@ -348,10 +368,16 @@ mod tests {
     #[test]
     fn a_member_is_known_by_its_id_and_else_by_its_address() {
         let listed = [member(1), member(2)];
-        assert!(is_listed(&listed, "https://10.0.0.11:2380", None));
-        assert!(!is_listed(&listed, "https://10.0.0.13:2380", None));
-        assert!(is_listed(&listed, "https://10.0.0.99:2380", Some(2)));
-        assert!(!is_listed(&listed, "https://10.0.0.11:2380", Some(7)), "it was removed and added again");
+        let asked = |url: &str, own: EtcdData| is_listed(9, &listed, url, &own);
+        let data = |cluster, member| EtcdData::Data(Ids { cluster, member });
+        assert_eq!(asked("https://10.0.0.11:2380", EtcdData::Absent), Some(true));
+        assert_eq!(asked("https://10.0.0.13:2380", EtcdData::Unborn), Some(false));
+        assert_eq!(asked("https://10.0.0.99:2380", data(9, 2)), Some(true));
+        assert_eq!(asked("https://10.0.0.11:2380", data(9, 7)), Some(false), "it was removed and added again");
+        // Another cluster at the addresses of the document's members says nothing about this one.
+        assert_eq!(asked("https://10.0.0.11:2380", data(8, 7)), None);
+        assert_eq!(asked("https://10.0.0.13:2380", EtcdData::Unknown("damaged".into())), None);
+        assert!(is_other(9, &data(8, 1)) && !is_other(9, &data(9, 1)) && !is_other(9, &EtcdData::Absent));
     }
 
     #[test]
