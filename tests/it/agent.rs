@@ -3,15 +3,18 @@
 use crate::confd::{etcd::Cluster, free_port, skip, wait_for};
 use pgha_image::{
     etcd::{Client, RangeRequest, Settings},
-    node::agent::{
-        document::{self, Given, Place, count_in},
-        repair::{
-            decide::{self, Own, Primary, Server, Slot, Step, View, Way, Why, next},
-            question, read,
+    node::{
+        agent::{
+            document::{self, Given, Place, count_in},
+            repair::{
+                decide::{self, Own, Primary, Server, Slot, Step, View, Way, Why, next},
+                question, read,
+            },
+            sql::lsn,
+            store::{self, Limits},
+            turn::{Turn, Turns},
         },
-        sql::lsn,
-        store::{Limits, Store},
-        turn::{Turn, Turns},
+        first::Store,
     },
 };
 use std::{
@@ -25,7 +28,7 @@ const QUOTA: u64 = 16 << 20;
 
 /// One agent beside each member.
 struct Agents {
-    agents: Vec<(Store, Client, String)>,
+    agents: Vec<(store::Store, Client, String)>,
     now: Instant,
 }
 
@@ -34,7 +37,7 @@ impl Agents {
         let agent = |number| {
             let endpoint = cluster.url(number);
             let client = Client::new(Settings { endpoints: vec![endpoint.clone()], ..cluster.settings() }).unwrap();
-            (Store::with(Limits { quota: QUOTA, floor: 2 << 20 }), client, endpoint)
+            (store::Store::with(Limits { quota: QUOTA, floor: 2 << 20 }), client, endpoint)
         };
         Agents { agents: (0..cluster.members.len()).map(agent).collect(), now: Instant::now() }
     }
@@ -110,27 +113,48 @@ fn a_store_that_is_mostly_empty_is_made_small_before_it_is_full() {
 }
 
 #[test]
-fn nothing_is_defragmented_while_a_member_is_away() {
+fn a_store_that_is_full_is_writable_again_while_a_member_is_away_and_when_it_is_back() {
     let Some(mut cluster) = small(3) else { return };
     let client = cluster.client();
     let mut agents = Agents::beside(&cluster);
     let page = vec![7; 512 << 10];
     wait_for("the quota to be used up", || client.put("/history", &page, 0).is_err());
-    let away = (cluster.leader() + 1) % 3;
-    let name = cluster.members[away].name.clone();
-    cluster.kill(away);
-    wait_for("an agent that waits", || {
-        agents.look().iter().any(|text| text.ends_with(&format!("when all members answer; not here: {name}")))
-    });
-    for _ in 0..5 {
-        agents.look();
-    }
-    assert!(client.put("/again", "1", 0).is_err());
-    cluster.launch(away);
+    let leader = cluster.leader();
+    cluster.kill((leader + 1) % 3);
     wait_for("the store to take writes", || {
         agents.look();
         client.put("/again", "1", 0).is_ok()
     });
+    cluster.kill((leader + 2) % 3);
+    agents.look();
+    cluster.launch((leader + 1) % 3);
+    cluster.launch((leader + 2) % 3);
+    wait_for("all files to be small and the store to take writes", || {
+        agents.look();
+        agents.sizes().iter().all(|size| *size > 0 && *size < QUOTA / 2) && client.put("/back", "1", 0).is_ok()
+    });
+    assert!(client.alarms().unwrap().is_empty());
+}
+
+#[test]
+fn a_key_that_is_gone_is_written_back_only_while_nobody_leads() {
+    let Some(cluster) = Cluster::start(1) else { return };
+    let client = cluster.client();
+    let store = Store { client: &client, cluster: "demo" };
+    client.put("/pgha/demo/first", r#"{"node": "pg-1", "system": "7"}"#, 0).unwrap();
+    let initialize = || client.get("/service/demo/initialize").unwrap().map(|key| key.value);
+    client.put("/service/demo/leader", "pg-1", 0).unwrap();
+    assert!(store.has_leader().unwrap());
+    assert!(!store.restore(&store.read().unwrap(), "7").unwrap());
+    client.delete(&RangeRequest::key("/service/demo/leader")).unwrap();
+    // Somebody else writes between the look and the act.
+    let before = store.read().unwrap();
+    client.put("/service/demo/initialize", "8", 0).unwrap();
+    assert!(!store.restore(&before, "7").unwrap());
+    assert_eq!(initialize(), Some(b"8".to_vec()));
+    client.delete(&RangeRequest::key("/service/demo/initialize")).unwrap();
+    assert!(store.restore(&store.read().unwrap(), "7").unwrap());
+    assert_eq!(initialize(), Some(b"7".to_vec()));
 }
 
 #[test]

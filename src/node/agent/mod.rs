@@ -9,6 +9,7 @@
 
 pub mod disk;
 pub mod document;
+pub mod keys;
 pub mod members;
 pub mod patroni;
 pub mod repair;
@@ -106,6 +107,7 @@ pub trait Concern {
 fn concerns() -> Vec<Box<dyn Concern>> {
     vec![
         Box::new(disk::Disk::default()),
+        Box::new(keys::Initialize),
         Box::new(members::Members::default()),
         Box::new(repair::Repair::default()),
         Box::new(store::Store::default()),

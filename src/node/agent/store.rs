@@ -5,9 +5,10 @@
 //! never shrinks by itself.
 //!
 //! Only the agent beside etcd's leader acts, so no two do: a lock in etcd would be refused just when it is needed (grants
-//! of leases are writes). It defragments one member at a time, itself last: it then gives the leadership to a member that is done
-//! already, whose agent finds it among the others. A member serves nothing while it is defragmented, so each one waits until
-//! all answer a question that goes through the quorum.
+//! of leases are writes). It defragments one member at a time, itself last: it then gives the leadership to a member that is
+//! done already, whose agent finds it among the others. A member serves nothing while it is defragmented, so each one waits
+//! until all answer a question that goes through the quorum. Only where etcd refuses writes already it does not wait for a
+//! member that is away, as long as more than half answer: nobody can take over until it is done.
 
 use super::{Attention, Concern, World};
 use crate::{
@@ -270,13 +271,17 @@ fn next(view: &View) -> Step {
     }
     let silent: Vec<&str> =
         view.members.iter().filter(|member| member.sizes.is_none()).map(|member| member.name.as_str()).collect();
-    if !silent.is_empty() {
-        return match alarm {
-            true => {
-                Step::Wait(format!("etcd gets space again when all members answer; not here: {}", silent.join(", ")))
-            }
-            false => Step::Nothing,
-        };
+    if !silent.is_empty() && !alarm {
+        return Step::Nothing;
+    }
+    if let Some(busy) = view.members.iter().find(|member| member.sizes.is_none() && member.rests) {
+        return Step::Wait(format!("the etcd of {} is being defragmented", busy.name));
+    }
+    if silent.len() * 2 >= view.members.len() {
+        return Step::Wait(format!(
+            "etcd gets space again when more than half of its members answer; not here: {}",
+            silent.join(", ")
+        ));
     }
     let used = view.members.iter().filter_map(|member| member.sizes).map(|(_, used)| used).max().unwrap_or_default();
     if !view.compacted && (alarm || used >= view.limits.quota / 10 * 7) {
@@ -309,7 +314,7 @@ fn give_back(view: &View, alarm: bool) -> Option<Step> {
         return Some(Step::Defragment(member.clone()));
     }
     let leader = leader.into_iter().find(wants)?;
-    match others.into_iter().max_by_key(|member| member.index) {
+    match others.into_iter().filter(|member| member.sizes.is_some()).max_by_key(|member| member.index) {
         Some(successor) => Some(Step::HandOver(successor.clone())),
         None => Some(Step::Defragment(leader.clone())),
     }
@@ -362,16 +367,28 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_done_while_a_member_is_away() {
+    fn nothing_is_done_while_a_member_is_away_unless_etcd_refuses_writes_and_more_than_half_are_here() {
         let empty = |id| standing(id, 400, 10);
-        for away in 1..=3 {
+        for bits in 0..8_u32 {
+            let away = |id: u64| bits >> (id - 1) & 1 == 1;
             let members = |alarm| {
-                let members = [1, 2, 3].map(|id| if id == away { silent(id) } else { empty(id) });
-                next(&view(alarm, members.into()))
+                let members = [1, 2, 3].map(|id| if away(id) { silent(id) } else { empty(id) });
+                View { compacted: true, ..view(alarm, members.into()) }
             };
-            assert_eq!(members(false), Step::Nothing);
-            assert!(matches!(members(true), Step::Wait(why) if why.ends_with(&format!("not here: pg-{away}"))));
+            if bits > 0 {
+                assert_eq!(next(&members(false)), Step::Nothing, "{bits:b}");
+            }
+            match (bits.count_ones(), next(&members(true))) {
+                (0 | 1, Step::Defragment(member)) => assert!(!away(member.id) && member.id != 1, "{bits:b}"),
+                (2 | 3, Step::Wait(why)) => {
+                    assert!(why.contains("more than half of its members answer; not here: pg-"))
+                }
+                (_, other) => panic!("{bits:b}: {other:?}"),
+            }
         }
+        let mut alarmed = view(true, vec![empty(1), empty(2), Standing { rests: true, ..silent(3) }]);
+        alarmed.compacted = true;
+        assert_eq!(next(&alarmed), Step::Wait("the etcd of pg-3 is being defragmented".into()));
     }
 
     #[test]
