@@ -100,8 +100,8 @@ fn missing_files(resources: &Path, root: &Path) -> Result<Vec<String>> {
     Ok(missing)
 }
 
-/// Whether this node's PostgreSQL does its part: as the primary, or as a replica that streams. A replica that only runs (it
-/// is being cloned, reads an archive, or cannot follow) cannot take over.
+/// Whether this node's PostgreSQL does its part: as the primary, or as a replica that streams. A replica that only runs beside
+/// a primary (it is being cloned, reads an archive, or cannot follow) cannot take over.
 ///
 /// # Errors
 /// When it does not, with how it stands.
@@ -110,7 +110,7 @@ pub fn patroni(state: &State) -> Result<()> {
     let url = format!("https://{}/patroni", host_port(state.address, ports::PATRONI));
     let mut answer = agent.get(&url).call().context("asking Patroni")?;
     let server: Server = answer.body_mut().read_json().context("reading Patroni's answer")?;
-    if server.leads() || server.streams() { Ok(()) } else { Err(UserError::runtime(server.words()).into()) }
+    if server.is_ready() { Ok(()) } else { Err(UserError::runtime(server.words()).into()) }
 }
 
 #[cfg(test)]

@@ -304,6 +304,7 @@ fn a_primary_tells_what_a_replica_has_missed() {
         system: servers.ask("replica", "SELECT system_identifier FROM pg_control_system()"),
         timeline: 1,
         position: lsn(&servers.ask("replica", "SELECT pg_last_wal_receive_lsn()")).unwrap(),
+        history: Some(Vec::new()),
         exact: true,
     };
     let mut replica = servers.children.pop().unwrap();
@@ -325,6 +326,7 @@ fn a_primary_tells_what_a_replica_has_missed() {
         paused: false,
         primary: Ok(primary),
         own: Ok(own.clone()),
+        waits: None,
         rewind_failed: false,
         restarted: false,
         dropped: false,

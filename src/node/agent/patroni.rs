@@ -30,6 +30,8 @@ pub struct Server {
     pub xlog: Positions,
     /// Whether Patroni is paused.
     pub pause: bool,
+    /// Whether the cluster has no leader.
+    pub cluster_unlocked: bool,
 }
 
 /// Positions in the WAL.
@@ -51,6 +53,11 @@ impl Server {
     /// Whether it is a replica that streams.
     pub fn streams(&self) -> bool {
         self.replication_state.as_deref() == Some("streaming")
+    }
+
+    /// Whether it does its part: as a primary, as a replica that streams, or as one that has nobody to stream from.
+    pub fn is_ready(&self) -> bool {
+        self.leads() || self.streams() || (self.state == "running" && self.cluster_unlocked)
     }
 
     /// How far a replica has come, if that is known.
@@ -168,6 +175,8 @@ mod tests {
         assert!(primary.leads() && !primary.streams());
         let stuck: Server = serde_json::from_str(r#"{"state": "running", "role": "replica"}"#).unwrap();
         assert_eq!(stuck.words(), "PostgreSQL runs and does not stream");
+        assert!(replica.is_ready() && primary.is_ready() && !stuck.is_ready());
+        assert!(Server { cluster_unlocked: true, ..stuck }.is_ready(), "nobody can stream from nobody");
         let cloning: Server =
             serde_json::from_str(r#"{"state": "creating replica", "role": "replica", "pause": true}"#).unwrap();
         assert_eq!((cloning.words().as_str(), cloning.pause), ("PostgreSQL is creating replica (replica)", true));

@@ -65,10 +65,16 @@ const BUSY: [&str; 6] = [
 const REWIND_FAILED: &str = "Failed to rewind from healthy primary";
 /// How long a replica may stand still after its clone.
 const CLONED_WITHIN: Duration = Duration::from_secs(600);
+/// The longest timeline history file that is read, in bytes.
+const LONGEST_HISTORY: u64 = 1 << 20;
 /// How long back its journal is looked through, in seconds.
 const JOURNAL: u64 = 7200;
 /// Room that stays free beside a clone, in bytes, on top of a tenth of it.
 const MARGIN: u64 = 512 << 20;
+/// The size of a file of the WAL, unless a server was made with another, in bytes.
+const USUAL_SEGMENT: u64 = 16 << 20;
+/// How many databases are set aside by the agent at most; a person makes room for more.
+const ASIDES: usize = 2;
 
 /// The concern.
 #[derive(Debug, Default)]
@@ -95,7 +101,7 @@ impl Concern for Repair {
         }
         let record = Record::load(Path::new(RECORD_PATH)).known()?;
         if let Some(record) = record.filter(|record| record.phase == Phase::Begun) {
-            return resume(&record);
+            return resume(world, &record);
         }
         let server = match world.server() {
             Ok(server) => server,
@@ -114,7 +120,8 @@ impl Concern for Repair {
 impl Repair {
     fn look_closer(&mut self, world: &World, server: &super::patroni::Server, now: Instant) -> Result<Vec<Attention>> {
         let absent = now.duration_since(*self.absent.get_or_insert(now));
-        let place = place(server, is_rewinding()?);
+        let processes = Processes::look()?;
+        let place = place(server, &processes);
         if !matches!(place, Server::Apart(_)) {
             // Whoever is at work on it has begun anew.
             self.moved = None;
@@ -136,11 +143,12 @@ impl Repair {
         if absent < ASK_AFTER {
             return Ok(Vec::new());
         }
-        let view = self.gather(world, server, place, now, None)?;
+        let seen = Seen { server, processes, place };
+        let view = self.gather(world, seen, now, None)?;
         let step = next(&view);
         let told = match &step {
             Step::Nothing => return Ok(Vec::new()),
-            Step::Tell(why) => format!("this replica does not stream: {why}"),
+            Step::Tell(why) => format!("this replica does not stream: {why}{}", last_error()?),
             Step::DropSlot => format!("this replica does not stream: {}", Why::SlotLost),
             Step::Restart => "this replica does not stream: its server is started anew".to_owned(),
             Step::Repair(why, _) => format!("this replica does not stream, and is cloned anew: {why}"),
@@ -151,6 +159,7 @@ impl Repair {
                 drop_lost_slot(world, &view)?;
             }
             Step::Restart => {
+                ensure_leads(world, &view)?;
                 self.restarted = true;
                 log::warning!("this replica does not move: its server is started anew");
                 units::restart(PATRONI_UNIT)?;
@@ -165,17 +174,17 @@ impl Repair {
     fn gather(
         &mut self,
         world: &World,
-        server: &super::patroni::Server,
-        place: Server,
+        Seen { server, processes, place }: Seen<'_>,
         now: Instant,
         order: Option<Order>,
     ) -> Result<View> {
         let cluster = world.cluster()?;
         let own = own(world, &place);
-        let position = server.position().max(own.as_ref().ok().map(|own| own.position.0)).unwrap_or_default();
-        let still = self.still(position, now);
         let asked = primary(world, &cluster);
-        let size = asked.as_ref().map(|(_, size)| *size).unwrap_or_default();
+        let extent = asked.as_ref().map(|(_, extent)| *extent).unwrap_or_default();
+        let recovers = processes.recovery.as_ref().and_then(|recovery| recovery.start(extent.segment));
+        let reached = own.as_ref().ok().map(|own| own.position.0).max(recovers.map(|start| start.0));
+        let still = self.still(server.position().max(reached).unwrap_or_default(), now);
         let exact = own.as_ref().is_ok_and(|own| own.exact);
         let last = Record::load(Path::new(RECORD_PATH)).known()?;
         Ok(View {
@@ -185,10 +194,11 @@ impl Repair {
             primary: asked.map(|(primary, _)| primary),
             own,
             rewind_failed: matches!(place, Server::Apart(_)) && !exact && rewind_failed(last.as_ref())?,
+            waits: recovers.filter(|_| processes.recovery.is_some_and(|recovery| recovery.waits)),
             server: place,
             restarted: self.restarted,
             dropped: self.dropped,
-            room: room(&folder(world)?, size)?,
+            room: room(&folder(world)?, extent.size)?,
             turn: match Turns::of(world, "repair").look()? {
                 turn::Turn::Taken(by) => Turn::Taken(by),
                 turn::Turn::Free | turn::Turn::Ours(_) => Turn::Ours,
@@ -209,6 +219,13 @@ impl Repair {
             }
         }
     }
+}
+
+/// What a look at this node gave.
+struct Seen<'a> {
+    server: &'a super::patroni::Server,
+    processes: Processes,
+    place: Server,
 }
 
 /// What was begun, or when this node was repaired last.
@@ -271,8 +288,11 @@ impl Record {
 }
 
 /// What a repair that was cut off has stopped is started again, whatever it had come to: `init` finds out.
-fn resume(record: &Record) -> Result<Vec<Attention>> {
-    units::run_again(NODE_UNIT).with_context(|| format!("starting {NODE_UNIT} anew"))?;
+fn resume(world: &World, record: &Record) -> Result<Vec<Attention>> {
+    // After a boot it is at work anyway.
+    if world.settled() {
+        units::run_again(NODE_UNIT).with_context(|| format!("starting {NODE_UNIT} anew"))?;
+    }
     let main_is_aside = record.aside.is_some();
     let phase = if main_is_aside { Phase::Cloning } else { Phase::Failed };
     let error = (!main_is_aside).then(|| "it was cut off".to_owned());
@@ -293,36 +313,93 @@ fn finish(world: &World) -> Result<Vec<Attention>> {
     Ok(Vec::new())
 }
 
+/// Why the last repair failed, to be told with what is the matter now.
+fn last_error() -> Result<String> {
+    let record = Record::load(Path::new(RECORD_PATH)).known()?;
+    let error = record.filter(|record| record.phase == Phase::Failed).and_then(|record| record.error);
+    Ok(error.map(|error| format!("; the last try failed: {error}")).unwrap_or_default())
+}
+
 fn folder(world: &World) -> Result<PathBuf> {
     let version = world.postgresql.context("the image has no PostgreSQL")?;
     Ok(Path::new(POSTGRESQL_DATA).join(version.to_string()).join("main"))
 }
 
-/// Where this node's server stands.
-fn place(server: &super::patroni::Server, rewinding: bool) -> Server {
-    if server.leads() || matches!(server.role.as_str(), "primary" | "master") {
-        Server::Primary
-    } else if server.streams() {
-        Server::Streaming
-    } else if rewinding {
-        Server::Busy("pg_rewind is at work".to_owned())
-    } else if BUSY.contains(&server.state.as_str()) {
-        Server::Busy(server.words())
-    } else {
-        Server::Apart(server.words())
+/// Where this node's server stands. Only what is known to be a replica that nobody is at work on stands apart.
+fn place(server: &super::patroni::Server, processes: &Processes) -> Server {
+    let role = server.role.as_str();
+    if server.leads() || matches!(role, "primary" | "master" | "promoted" | "standby_leader") {
+        return Server::Primary;
+    }
+    if server.streams() {
+        return Server::Streaming;
+    }
+    if processes.rewinding {
+        return Server::Busy("pg_rewind is at work".to_owned());
+    }
+    if BUSY.contains(&server.state.as_str()) || !matches!(role, "replica" | "demoted") {
+        return Server::Busy(server.words());
+    }
+    Server::Apart(server.words())
+}
+
+/// What the processes of this node tell that Patroni does not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Processes {
+    /// `pg_rewind` is at work.
+    rewinding: bool,
+    /// What the server's recovery is at.
+    recovery: Option<Recovery>,
+}
+
+/// What a server's recovery is at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Recovery {
+    /// The file of the WAL.
+    segment: String,
+    /// Whether it looks for that file; otherwise it reads it.
+    waits: bool,
+}
+
+impl Recovery {
+    /// Where the file begins; `size` is that of each file, if the primary has told it.
+    fn start(&self, size: u64) -> Option<Lsn> {
+        segment_start(self.segment.get(8..)?, if size == 0 { USUAL_SEGMENT } else { size })
     }
 }
 
-/// Whether `pg_rewind` is at work, of which Patroni does not tell.
-fn is_rewinding() -> Result<bool> {
-    for entry in fs::read_dir("/proc").context("reading /proc")? {
-        let comm = entry?.path().join("comm");
-        // Processes end while they are looked at, and not every entry is one.
-        if fs::read_to_string(comm).is_ok_and(|name| name.trim_end() == "pg_rewind") {
-            return Ok(true);
+impl Processes {
+    fn look() -> Result<Processes> {
+        let mut found = Processes::default();
+        for entry in fs::read_dir("/proc").context("reading /proc")? {
+            let folder = entry?.path();
+            // Processes end while they are looked at, and not every entry is one.
+            let Ok(name) = fs::read_to_string(folder.join("comm")) else { continue };
+            match name.trim_end() {
+                "pg_rewind" => found.rewinding = true,
+                "postgres" => {
+                    if let Ok(title) = fs::read(folder.join("cmdline")) {
+                        found.read(&String::from_utf8_lossy(&title));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads a server process's title (PostgreSQL, `XLogFileRead`): `postgres: demo: startup recovering 0000...`.
+    fn read(&mut self, title: &str) {
+        let title = title.trim_end_matches('\0').trim_end();
+        let Some((before, segment)) = title.rsplit_once(' ') else { return };
+        if segment.len() != 24 || !segment.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return;
+        }
+        let waits = before.ends_with(" startup waiting for");
+        if waits || before.ends_with(" startup recovering") {
+            self.recovery = Some(Recovery { segment: segment.to_owned(), waits });
         }
     }
-    Ok(false)
 }
 
 /// Whether Patroni has written that `pg_rewind` failed, since this node was repaired last.
@@ -337,21 +414,51 @@ fn rewind_failed(last: Option<&Record>) -> Result<bool> {
 
 /// Our data: as the server says, or as its control file says.
 fn own(world: &World, place: &Server) -> Result<Own, String> {
+    let folder = folder(world).map_err(|error| format!("{error:#}"))?;
     let answers = matches!(place, Server::Apart(_) | Server::Streaming);
     if answers && let Ok(identity) = world.identify(At::OwnReplication) {
-        let decide =
-            Own { system: identity.system, timeline: identity.timeline, position: identity.position, exact: true };
-        return Ok(decide);
+        return Ok(Own {
+            history: own_history(&folder, identity.timeline)?,
+            system: identity.system,
+            timeline: identity.timeline,
+            position: identity.position,
+            exact: true,
+        });
     }
-    let (folder, version) =
-        (folder(world).map_err(|error| format!("{error:#}"))?, world.postgresql.unwrap_or_default());
+    let version = world.postgresql.unwrap_or_default();
     match database::of_version(version, Database::look(&folder)) {
         Database::Present(facts) => {
             let (timeline, position) = facts.reached();
-            Ok(Own { system: facts.system, timeline, position, exact: false })
+            let history = own_history(&folder, timeline)?;
+            Ok(Own { system: facts.system, timeline, position, history, exact: false })
         }
         other => Err(other.words()),
     }
+}
+
+/// The timelines before `timeline` by our own files; nothing if the file is not there.
+fn own_history(folder: &Path, timeline: u32) -> Result<Option<Vec<(u32, Lsn)>>, String> {
+    if timeline == 1 {
+        return Ok(Some(Vec::new()));
+    }
+    let path = folder.join(format!("pg_wal/{timeline:08X}.history"));
+    match Presence::of_text(&path, LONGEST_HISTORY) {
+        Presence::Absent => Ok(None),
+        Presence::Unknown(doubt) => Err(doubt.to_string()),
+        Presence::Present(text) => match history(&text) {
+            Some(history) => Ok(Some(history)),
+            None => Err(format!("{} is not understood", path.display())),
+        },
+    }
+}
+
+/// How large the primary's data and the files of its WAL are, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// All databases and the WAL.
+    pub size: u64,
+    /// One file of the WAL.
+    pub segment: u64,
 }
 
 /// What the primary answers.
@@ -370,7 +477,7 @@ struct Asked {
 }
 
 /// Asks the primary about itself and about this node; also for the size of its data.
-fn primary(world: &World, cluster: &Cluster) -> Result<(Primary, u64), String> {
+fn primary(world: &World, cluster: &Cluster) -> Result<(Primary, Extent), String> {
     let Some(name) = cluster.primary().map(|member| member.name.clone()) else {
         return Err("there is no running primary".to_owned());
     };
@@ -388,10 +495,10 @@ fn primary(world: &World, cluster: &Cluster) -> Result<(Primary, u64), String> {
 ///
 /// # Errors
 /// When the answer is not that of a primary; what it is then.
-pub fn read(name: &str, me: &str, answer: &str, refuses: Option<String>) -> Result<(Primary, u64), String> {
+pub fn read(name: &str, me: &str, answer: &str, refuses: Option<String>) -> Result<(Primary, Extent), String> {
     let not_understood = || format!("what {name} says of its WAL is not understood");
     let asked: Asked = serde_json::from_str(answer).map_err(|error| format!("{}: {error}", not_understood()))?;
-    let size = asked.size;
+    let extent = Extent { size: asked.size, segment: asked.segment };
     if asked.recovery {
         return Err(format!("{name} is about to become the primary"));
     }
@@ -411,7 +518,7 @@ pub fn read(name: &str, me: &str, answer: &str, refuses: Option<String>) -> Resu
         others: asked.streaming.iter().filter(|streaming| *streaming != me).count(),
         refuses,
     };
-    Ok((primary, size))
+    Ok((primary, extent))
 }
 
 /// The name of a member's slot (Patroni, «Replication slots»): the member's with other characters for those that PostgreSQL
@@ -467,6 +574,12 @@ fn room(folder: &Path, size: u64) -> Result<Result<(), String>> {
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     let wanted = size.saturating_add(size / 10).saturating_add(MARGIN);
     let mib = |bytes: u64| bytes >> 20;
+    let asides = aside::count(folder)?;
+    if asides >= ASIDES {
+        return Ok(Err(format!(
+            "{asides} databases are set aside on this node already: remove what is not needed (`pgha-node aside list`)"
+        )));
+    }
     Ok(if free >= wanted {
         Ok(())
     } else {
@@ -500,7 +613,7 @@ fn repair(world: &World, view: &View, why: Why, way: Way) -> Result<()> {
         turn::Turn::Free | turn::Turn::Taken(_) => bail!("another node is repaired first"),
     }
     let _held = lock::hold_now("reclone")?;
-    ensure_not_leader(world)?;
+    ensure_leads(world, view)?;
     let path = Path::new(RECORD_PATH);
     let mut record = Record {
         phase: Phase::Begun,
@@ -531,14 +644,19 @@ fn repair(world: &World, view: &View, why: Why, way: Way) -> Result<()> {
     done.context("cloning this replica anew")
 }
 
-/// The last look before anything is touched, at what etcd says rather than at what Patroni said.
-fn ensure_not_leader(world: &World) -> Result<()> {
+/// The last look before anything is touched, at what etcd says rather than at what Patroni said: the primary that was asked
+/// is the leader still, and this node is not.
+fn ensure_leads(world: &World, view: &View) -> Result<()> {
+    let primary = view.primary.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
     let key = format!("/service/{}/leader", world.node.spec.cluster);
     let leader = world.etcd.get(&key).context("asking etcd for the leader")?;
     let leader = leader.map(|key| String::from_utf8_lossy(&key.value).into_owned());
     match leader {
-        Some(leader) if leader != world.me().name => Ok(()),
-        Some(_) => Err(UserError::usage("this node is the leader").hint("hand over first").into()),
+        Some(leader) if leader == world.me().name => {
+            Err(UserError::usage("this node is the leader").hint("hand over first").into())
+        }
+        Some(leader) if leader == primary.name => Ok(()),
+        Some(leader) => Err(UserError::runtime(format!("{leader} leads now, no longer {}", primary.name)).into()),
         None => Err(UserError::runtime("the cluster has no leader now").into()),
     }
 }
@@ -596,10 +714,16 @@ impl Plan {
             return Err(UserError::usage("the image of this node has no PostgreSQL").into());
         }
         // Where Patroni does not run, the others know the cluster, and etcd who leads.
-        let stopped = || super::patroni::Server { state: "stopped".to_owned(), ..super::patroni::Server::default() };
+        let stopped = || super::patroni::Server {
+            role: "replica".to_owned(),
+            state: "stopped".to_owned(),
+            ..super::patroni::Server::default()
+        };
         let server = world.server().unwrap_or_else(|_| stopped());
-        let place = place(&server, is_rewinding()?);
-        let view = Repair::default().gather(&world, &server, place, Instant::now(), Some(order))?;
+        let processes = Processes::look()?;
+        let place = place(&server, &processes);
+        let seen = Seen { server: &server, processes, place };
+        let view = Repair::default().gather(&world, seen, Instant::now(), Some(order))?;
         match next(&view) {
             Step::Repair(why, way) => Ok(Plan { world, view, why, way }),
             Step::Tell(why) => Err(UserError::usage(format!("this node is not cloned anew: {why}")).into()),
@@ -648,10 +772,10 @@ mod tests {
         let answer = r#"{"system" : "7712652082925278041", "recovery" : false, "timeline" : 3, "position" : "1/3000148",
             "slot" : "lost", "streaming" : ["pg-3", "pg-2"], "size" : 31222784, "oldest" : "00000001000000FE",
             "segment" : 16777216, "history" : "1\t0/5000000\tno recovery target specified\n\n2\t1/20000A0\tx\n"}"#;
-        let (primary, size) = read("pg-1", "pg-2", answer, None).unwrap();
+        let (primary, extent) = read("pg-1", "pg-2", answer, None).unwrap();
         assert_eq!(primary.history, [(1, Lsn(0x500_0000)), (2, Lsn(0x1_0200_00a0))]);
         assert_eq!((primary.oldest, primary.slot, primary.others), (Lsn(0x1_fe00_0000), Slot::Lost, 1));
-        assert_eq!(size, 31222784);
+        assert_eq!(extent, Extent { size: 31222784, segment: 16 << 20 });
         let empty = r#"{"system": "7", "recovery": true, "timeline": null, "position": null, "slot": null,
             "streaming": [], "size": 1, "oldest": null, "segment": 16777216, "history": null}"#;
         assert_eq!(read("pg-1", "pg-2", empty, None), Err("pg-1 is about to become the primary".to_owned()));
@@ -682,15 +806,60 @@ mod tests {
             replication_state: streaming.map(str::to_owned),
             ..super::super::patroni::Server::default()
         };
-        assert_eq!(place(&server("primary", "running", None), false), Server::Primary);
-        assert_eq!(place(&server("primary", "starting", None), false), Server::Primary);
-        assert_eq!(place(&server("replica", "running", Some("streaming")), false), Server::Streaming);
-        assert!(matches!(place(&server("replica", "running", Some("in archive recovery")), false), Server::Apart(_)));
-        assert!(matches!(place(&server("replica", "stopped", None), true), Server::Busy(_)));
-        assert!(matches!(place(&server("replica", "creating replica", None), false), Server::Busy(_)));
-        for state in ["running", "starting", "start failed", "crashed", "stopped", "unknown"] {
-            assert!(matches!(place(&server("replica", state, None), false), Server::Apart(_)), "{state}");
+        let idle = Processes::default();
+        assert_eq!(place(&server("primary", "running", None), &idle), Server::Primary);
+        for role in ["primary", "master", "promoted", "standby_leader"] {
+            assert_eq!(place(&server(role, "starting", None), &idle), Server::Primary, "{role}");
         }
+        assert_eq!(place(&server("replica", "running", Some("streaming")), &idle), Server::Streaming);
+        assert!(matches!(place(&server("replica", "running", Some("in archive recovery")), &idle), Server::Apart(_)));
+        let rewinding = Processes { rewinding: true, ..Processes::default() };
+        assert!(matches!(place(&server("replica", "stopped", None), &rewinding), Server::Busy(_)));
+        assert!(matches!(place(&server("replica", "creating replica", None), &idle), Server::Busy(_)));
+        for state in ["running", "starting", "start failed", "crashed", "stopped", "unknown"] {
+            for role in ["replica", "demoted"] {
+                assert!(matches!(place(&server(role, state, None), &idle), Server::Apart(_)), "{state}");
+            }
+            // Nothing is done to what is not known.
+            for role in ["uninitialized", "", "something new"] {
+                assert!(matches!(place(&server(role, state, None), &idle), Server::Busy(_)), "{role}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_recovery_is_at_is_read_from_its_title() {
+        let read = |title: &str| {
+            let mut found = Processes::default();
+            found.read(title);
+            found.recovery
+        };
+        let recovery = |waits| Some(Recovery { segment: "00000003000000010000000A".into(), waits });
+        assert_eq!(read("postgres: demo: startup recovering 00000003000000010000000A\0"), recovery(false));
+        assert_eq!(read("postgres: demo: startup waiting for 00000003000000010000000A   "), recovery(true));
+        for other in
+            ["postgres: demo: startup ", "postgres: demo: walsender replicator 10.0.0.1(4) streaming 0/3000148", ""]
+        {
+            assert_eq!(read(other), None, "{other}");
+        }
+        let start = recovery(true).unwrap().start(0);
+        assert_eq!(
+            (start, recovery(true).unwrap().start(1 << 20)),
+            (Some(Lsn(0x1_0a00_0000)), Some(Lsn(0x1_00a0_0000)))
+        );
+    }
+
+    #[test]
+    fn our_own_history_is_read_or_not_known() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("pg_wal")).unwrap();
+        assert_eq!(own_history(folder.path(), 1), Ok(Some(vec![])));
+        assert_eq!(own_history(folder.path(), 2), Ok(None));
+        let path = folder.path().join("pg_wal/00000002.history");
+        fs::write(&path, "1\t0/5000000\tno recovery target specified\n").unwrap();
+        assert_eq!(own_history(folder.path(), 2), Ok(Some(vec![(1, Lsn(0x500_0000))])));
+        fs::write(&path, "1").unwrap();
+        assert!(own_history(folder.path(), 2).is_err());
     }
 
     #[test]

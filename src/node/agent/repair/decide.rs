@@ -6,7 +6,7 @@
 //! replica streams.
 //!
 //! Our data are set aside, not replaced. Only where there is no room for both they are replaced, and only if they hold
-//! nothing that the primary's do not hold (our position is known exactly and lies on the primary's way), and another copy
+//! nothing that the primary's do not hold (position and history are known exactly and lie on the primary's way), and another copy
 //! than the primary's streams, so that one disk that dies during the clone is not the end of all. Otherwise a person decides.
 
 use crate::node::database::Lsn;
@@ -78,6 +78,8 @@ pub struct Own {
     pub timeline: u32,
     /// The position that they are known to have reached.
     pub position: Lsn,
+    /// The timelines before ours, each with the position at which the next one begins; nothing if that is not known.
+    pub history: Option<Vec<(u32, Lsn)>>,
     /// Whether that is exactly where they end: the server said so. The control file alone may be behind.
     pub exact: bool,
 }
@@ -113,6 +115,8 @@ pub struct View {
     pub primary: Result<Primary, String>,
     /// Our data; or why they are not known.
     pub own: Result<Own, String>,
+    /// Where the WAL begins that a server looks for which does not answer.
+    pub waits: Option<Lsn>,
     /// Patroni has tried to rewind and failed.
     pub rewind_failed: bool,
     /// The server was started anew since it last moved.
@@ -210,12 +214,24 @@ enum Kin {
     Stranger,
 }
 
+impl Own {
+    /// Whether it is known to the last byte what they are.
+    fn is_known(&self) -> bool {
+        self.exact && self.history.is_some()
+    }
+}
+
 fn kin(primary: &Primary, own: &Own) -> Kin {
     let end = if own.timeline == primary.timeline {
         Some(primary.position)
     } else {
         primary.history.iter().find(|(timeline, _)| *timeline == own.timeline).map(|(_, end)| *end)
     };
+    // Two servers that were promoted apart from each other give their timelines the same number.
+    let before = primary.history.iter().take_while(|(timeline, _)| *timeline != own.timeline);
+    if own.history.as_ref().is_some_and(|history| !history.iter().eq(before)) {
+        return Kin::Stranger;
+    }
     match end {
         Some(end) if own.position.0 <= end.0 => Kin::Contained,
         Some(_) => Kin::Diverged,
@@ -292,7 +308,7 @@ fn by_itself(view: &View, primary: &Primary) -> Step {
     }
     match &view.room {
         Ok(()) => Step::Repair(why, Way::Aside),
-        Err(_) if own.exact && kin == Kin::Contained && primary.others > 0 => Step::Repair(why, Way::InPlace),
+        Err(_) if own.is_known() && kin == Kin::Contained && primary.others > 0 => Step::Repair(why, Way::InPlace),
         Err(missing) => tell(format!("{why}; {missing}")),
     }
 }
@@ -300,7 +316,8 @@ fn by_itself(view: &View, primary: &Primary) -> Step {
 /// What shows that waiting does not help; else what is done before.
 fn evidence(view: &View, primary: &Primary, own: &Own, kin: Kin) -> Result<Why, Step> {
     let patience = if own.exact { NOTICE } else { STILL };
-    let gone = own.position.0 < primary.oldest.0;
+    let gone =
+        [Some(own.position).filter(|_| own.exact), view.waits].into_iter().flatten().any(|next| next < primary.oldest);
     let hard = if view.rewind_failed {
         Some(Why::RewindFailed)
     } else if kin == Kin::Diverged {

@@ -21,7 +21,9 @@ fn primary() -> Primary {
 }
 
 fn own(timeline: u32, position: u64) -> Own {
-    Own { system: "7".into(), timeline, position: Lsn(position), exact: true }
+    let before = [(1, Lsn(0x2000)), (2, Lsn(0x5000))];
+    let history = before.into_iter().take_while(|(earlier, _)| *earlier != timeline).collect();
+    Own { system: "7".into(), timeline, position: Lsn(position), history: Some(history), exact: true }
 }
 
 /// A replica that has been apart for an hour, and whose server has been started anew.
@@ -33,6 +35,7 @@ fn view() -> View {
         paused: false,
         primary: Ok(primary()),
         own: Ok(own(3, 0x8000)),
+        waits: None,
         rewind_failed: false,
         restarted: true,
         dropped: true,
@@ -54,6 +57,23 @@ const PLACES: [(u32, u64, Kin, bool); 8] = [
     (1, 0x2001, Kin::Diverged, true),
     (4, 0x9000, Kin::Stranger, false),
 ];
+
+#[test]
+fn timelines_of_one_number_are_not_the_same_way() {
+    let with = |timeline, history: Option<Vec<(u32, Lsn)>>| kin(&primary(), &Own { history, ..own(timeline, 0x1000) });
+    let before = vec![(1, Lsn(0x2000)), (2, Lsn(0x5000))];
+    assert_eq!(with(3, Some(before.clone())), Kin::Contained);
+    assert_eq!(with(3, Some(vec![(1, Lsn(0x2000)), (2, Lsn(0x4000))])), Kin::Stranger);
+    assert_eq!(with(3, Some(vec![(1, Lsn(0x2000))])), Kin::Stranger);
+    assert_eq!(with(2, Some(vec![(1, Lsn(0x2001))])), Kin::Stranger);
+    assert_eq!(with(2, Some(before)), Kin::Stranger);
+    assert_eq!(with(3, None), Kin::Contained, "enough to set the data aside");
+    let mut view = view();
+    view.own = Ok(Own { history: None, ..own(3, 0x3000) });
+    assert_eq!(next(&view), Step::Repair(Why::WalGone, Way::Aside));
+    view.room = Err("no room".into());
+    assert!(matches!(next(&view), Step::Tell(_)), "not enough to replace them");
+}
 
 #[test]
 fn a_way_is_known_by_its_timeline_and_position() {
@@ -93,6 +113,8 @@ fn all() -> impl Iterator<Item = (View, Kin, bool)> {
                         for order in orders {
                             for [paused, rewind_failed, fresh, room, exact] in bits.iter().copied() {
                                 for (timeline, position, kin, gone) in PLACES {
+                                    // What a server looks for is asked of one that does not answer.
+                                    let waits = Some(Lsn(0x3000)).filter(|_| !exact && fresh);
                                     let view = View {
                                         server: server.clone(),
                                         absent: still,
@@ -100,6 +122,7 @@ fn all() -> impl Iterator<Item = (View, Kin, bool)> {
                                         paused,
                                         primary: primary.clone(),
                                         own: Ok(Own { exact, ..own(timeline, position) }),
+                                        waits,
                                         rewind_failed,
                                         restarted: !fresh,
                                         dropped: !fresh,
@@ -108,7 +131,7 @@ fn all() -> impl Iterator<Item = (View, Kin, bool)> {
                                         last,
                                         order,
                                     };
-                                    views.push((view, kin, gone));
+                                    views.push((view, kin, gone && exact || waits.is_some()));
                                 }
                             }
                         }
@@ -214,6 +237,14 @@ fn each_reason_is_seen() {
     first.dropped = false;
     assert_eq!(next(&first), Step::DropSlot);
     assert_eq!(step(|view| view.restarted = false), Step::Restart);
+    let waiting = |position| {
+        let mut view = view();
+        view.own = Ok(Own { exact: false, ..own(3, 0x3000) });
+        view.waits = Some(Lsn(position));
+        next(&view)
+    };
+    assert_eq!(waiting(0x3fff), repair(Why::WalGone));
+    assert!(matches!(waiting(0x4000), Step::Tell(_)), "a control file alone says nothing of the WAL");
     let told = step(|view| view.own = Ok(own(4, 0x9000)));
     assert!(matches!(told, Step::Tell(why) if why.starts_with("pg-1 does not know its timeline 4")));
     let told = step(|view| view.own = Err("its control file is damaged".into()));
