@@ -255,6 +255,15 @@ impl Client {
         let body = json!({"revision": revision.to_string()});
         self.call::<Value>("/v3/kv/compaction", &body, Repeat::OnlyUnsent).map(drop)
     }
+
+    /// As [`Client::compact`]; answers when the history is gone from the database of the member that is asked.
+    ///
+    /// # Errors
+    /// As [`Client::range`].
+    pub fn compact_physically(&self, revision: u64) -> Result<()> {
+        let body = json!({"revision": revision.to_string(), "physical": true});
+        self.call::<Value>("/v3/kv/compaction", &body, Repeat::OnlyUnsent).map(drop)
+    }
 }
 
 fn txn_json(compare: &[Compare], then: &[Op], otherwise: &[Op]) -> Value {

@@ -77,6 +77,12 @@ impl Run {
         self
     }
 
+    /// The user and group that the program runs as; it keeps no other groups. Only root can choose.
+    pub fn user(mut self, user: u32, group: u32) -> Run {
+        self.command.uid(user).gid(group);
+        self
+    }
+
     /// Sets what the program reads from standard input.
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Run {
         self.input = bytes.into();

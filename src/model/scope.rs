@@ -48,6 +48,9 @@ pub const TLS_PATH: &str = "/etc/pgha/tls";
 /// The list of the users' passwords that root's psql on a node reads (PostgreSQL, «The Password File»).
 pub const PASSWORDS_PATH: &str = "/etc/pgha/pgpass";
 
+/// The largest database file of a member of etcd, in bytes.
+pub const ETCD_QUOTA: u64 = 1 << 30;
+
 /// What templates need to know about the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Machine {
@@ -193,6 +196,7 @@ impl Scope {
                 "connections": (machine.open_files.min(65_536) / 2).saturating_sub(200).max(100),
             },
             "etcd": {
+                "quota": ETCD_QUOTA,
                 "state": if start.existing { "existing" } else { "new" },
                 "token": if start.token.is_empty() { keys.identity() } else { start.token.clone() },
                 "members": start.members.iter().map(|(name, url)| json!({"name": name, "url": url})).collect::<Vec<_>>(),

@@ -188,6 +188,17 @@ fn slug(why: &str) -> String {
     if words.is_empty() { "unnamed".to_owned() } else { words.join("-") }
 }
 
+/// How many times `folder` was set aside and is kept.
+///
+/// # Errors
+/// When the folder above cannot be read.
+pub fn count(folder: &Path) -> Result<usize> {
+    let above = above(folder);
+    let prefix = format!("{}{MARK}", folder.file_name().unwrap_or_default().to_string_lossy());
+    let names = entries(above)?;
+    Ok(names.iter().filter(|name| name.to_string_lossy().starts_with(&prefix)).count())
+}
+
 /// Everything that was set aside in the folders of data below `root`, oldest first; also what earlier versions
 /// (`default.removed-1`) and Patroni (`main.failed`) left.
 ///
@@ -372,6 +383,7 @@ mod tests {
         assert!(data.join("newer").exists() && paths[0].exists());
         remove(&oldest).unwrap();
         assert_eq!(list(root.path()).unwrap().len(), 2);
+        assert_eq!((count(&data).unwrap(), count(&root.path().join("none/main")).unwrap()), (2, 0));
     }
 
     #[test]

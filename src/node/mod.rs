@@ -6,6 +6,8 @@
 //! cli
 //! claim leave renew status
 //! init
+//! agent
+//! this_node
 //! check form leader
 //! bootstrap machine order peers
 //! join state
@@ -13,6 +15,7 @@
 //! apply begun database etcd_data identity lock metadata progress units
 //! ```
 
+pub mod agent;
 pub mod apply;
 pub mod aside;
 pub mod begun;
@@ -41,4 +44,5 @@ pub mod recover;
 pub mod renew;
 pub mod state;
 pub mod status;
+pub mod this_node;
 pub mod units;

@@ -8,7 +8,7 @@
 
 use super::{
     etcd_data::Ids,
-    join::{self, Cluster, Listed, Peer},
+    join::{Cluster, Listed, Peer},
     pki::AUTHORITY_FILE,
     promise::{Answer, Request},
     recover::look::Told,
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     etcd::{Client, EtcdError, Settings},
     model::{
-        ClusterSpec, Member,
+        Member,
         scope::{TLS_PATH, client_url, peer_url, ports},
     },
     tls::TlsFiles,
@@ -525,18 +525,6 @@ pub fn unsettled(me: &Member, credentials: &TlsCredentials) -> Result<Option<Vec
     } else {
         None
     })
-}
-
-/// The members of etcd that `spec` does not name and that do not answer.
-///
-/// # Errors
-/// When this node's own etcd does not answer.
-pub fn dead_unknown_members(spec: &ClusterSpec, own: usize, credentials: &TlsCredentials) -> Result<Vec<u64>> {
-    let members = credentials.etcd(vec![client_url(&spec.members[own])])?.members()?;
-    let strangers = members.iter().filter(|member| !join::is_named(spec, &member.name, &member.peer_urls));
-    let dead = strangers.filter(|member| !member.client_urls.iter().any(|endpoint| runs(endpoint, credentials)));
-    // One that was added a moment ago has told nothing of itself yet: its document is newer than this one.
-    Ok(dead.filter(|member| !member.client_urls.is_empty()).map(|member| member.id).collect())
 }
 
 fn runs(endpoint: &str, credentials: &TlsCredentials) -> bool {

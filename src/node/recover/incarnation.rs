@@ -251,7 +251,7 @@ mod tests {
     fn etcd(folder: &Path) -> Option<Etcd> {
         let found = crate::exec::Run::new("sh").args(["-c", "command -v etcd"]).text();
         let Ok(program) = found else {
-            println!("skipped: etcd is not installed here");
+            crate::testing::require("etcd", false, "etcd is not installed");
             return None;
         };
         let account = Account::owner_of(folder).unwrap();

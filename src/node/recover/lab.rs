@@ -10,15 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The programs of the newest PostgreSQL here; `None`, and a word of it, where there is none.
+/// The programs of the newest PostgreSQL here; `None` where there is none, and where that is said.
 pub fn programs() -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = versions.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).max();
     let found = newest.map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")));
     let found = found.filter(|programs| programs.join("postgres").is_file());
-    if found.is_none() {
-        println!("skipped: PostgreSQL is not installed here");
-    }
+    crate::testing::require("postgresql", found.is_some(), "PostgreSQL is not installed");
     found
 }
 

@@ -49,7 +49,7 @@ impl Site {
     /// `None`, and a word of it, where etcd or PostgreSQL is not installed.
     fn new() -> Option<Site> {
         if crate::exec::Run::new("etcd").arg("--version").capture().is_err() {
-            println!("skipped: etcd is not installed here");
+            crate::testing::require("etcd", false, "etcd is not installed");
             return None;
         }
         let lab = Lab::new()?;
