@@ -278,7 +278,8 @@ impl Decider {
     }
 
     fn fate_of(&self, place: Place, seen: &[Seen; NODES]) -> Fate {
-        let missing: Vec<u8> = self.others(place.0, place.1).filter(|it| seen[*it as usize] == Seen::NotAsked).collect();
+        let missing: Vec<u8> =
+            self.others(place.0, place.1).filter(|it| seen[*it as usize] == Seen::NotAsked).collect();
         match missing[..] {
             [] => remembered(&self.looks, (place, *seen), || match self.look(place, seen) {
                 Step::Wait(_) => Fate::Nothing,
@@ -321,9 +322,21 @@ impl Decider {
         let mut all = vec![Seen::Silent];
         for doc in docs {
             for promise in &promises {
-                all.push(Seen::Told(Told { doc, fresh: true, promise: *promise, cluster: None, refusal: Refusal::None }));
+                all.push(Seen::Told(Told {
+                    doc,
+                    fresh: true,
+                    promise: *promise,
+                    cluster: None,
+                    refusal: Refusal::None,
+                }));
                 for cluster in std::iter::once(None).chain(incs.iter().copied().map(Some)) {
-                    all.push(Seen::Told(Told { doc, fresh: false, promise: *promise, cluster, refusal: Refusal::None }));
+                    all.push(Seen::Told(Told {
+                        doc,
+                        fresh: false,
+                        promise: *promise,
+                        cluster,
+                        refusal: Refusal::None,
+                    }));
                 }
             }
         }
@@ -353,10 +366,7 @@ impl Decider {
     fn beside_it(&self, place: Place, inc: Inc, members: &Members, started: Set) -> Step {
         remembered(&self.clusters, (place, inc, *members, started), || {
             let (me, doc, has, order) = place;
-            let cluster = join::Cluster {
-                id: self.cluster_id(inc),
-                members: self.listed(inc, members, started),
-            };
+            let cluster = join::Cluster { id: self.cluster_id(inc), members: self.listed(inc, members, started) };
             let decide = |peer: Peer| {
                 self.count();
                 let peers = self.others(me, doc).map(|other| (name(other), peer.clone())).collect();
@@ -461,7 +471,11 @@ impl Decider {
             join::Step::Release(promises) => Step::Release(self.promises(&promises)),
             join::Step::Commit(begun) => Step::Commit(self.begun(&begun, me, has, cluster)),
             join::Step::Start(start) => {
-                assert_eq!(Some(&start), view.own.begun.as_ref().map(|begun| &begun.start), "it starts as it has begun");
+                assert_eq!(
+                    Some(&start),
+                    view.own.begun.as_ref().map(|begun| &begun.start),
+                    "it starts as it has begun"
+                );
                 Step::Start
             }
             join::Step::Resume => Step::Resume,
@@ -584,7 +598,9 @@ impl Decider {
             Seen::Told(it) => Peer::Told(Answer {
                 document: self.real[it.doc as usize].digest.clone(),
                 not_fresh: (!it.fresh).then(|| "it is not fresh".to_owned()),
-                promise: it.promise.map(|(founder, inc)| promise::Told { founder: name(founder), incarnation: token(inc) }),
+                promise: it
+                    .promise
+                    .map(|(founder, inc)| promise::Told { founder: name(founder), incarnation: token(inc) }),
                 cluster: it.cluster.map(told),
                 refusal: match it.refusal {
                     Refusal::None => None,
@@ -693,7 +709,10 @@ impl Has {
             _ => None,
         };
         let begun = self.begun.map(|begun| begun.inc);
-        log.into_iter().chain(begun).chain(self.added.map(|(inc, _)| inc)).chain(self.promises.held.map(|held| held.inc))
+        log.into_iter()
+            .chain(begun)
+            .chain(self.added.map(|(inc, _)| inc))
+            .chain(self.promises.held.map(|held| held.inc))
     }
 }
 

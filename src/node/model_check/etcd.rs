@@ -140,9 +140,7 @@ impl World {
         let it = &self.incs[inc as usize];
         let members = nodes_of(&it.members);
         let started = members.and(it.started).len();
-        let connected = members.iter().all(|node| {
-            self.connected(by, node) && self.quorum_of(node) == Some(inc)
-        });
+        let connected = members.iter().all(|node| self.connected(by, node) && self.quorum_of(node) == Some(inc));
         let alone = started == 1 && members.len() == 1;
         connected && (alone || started >= quorum(members.len() + 1))
     }

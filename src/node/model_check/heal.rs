@@ -218,7 +218,8 @@ impl<'a> Healer<'a> {
         let it = world.node(node);
         let Some(inc) = world.quorum_of(node) else { return false };
         let keys = &world.incs[inc as usize].keys;
-        let used = it.whole().is_some_and(|whole| whole.use_ == Use::Used && Some(whole.system) == keys.initialize.flatten());
+        let used =
+            it.whole().is_some_and(|whole| whole.use_ == Use::Used && Some(whole.system) == keys.initialize.flatten());
         it.patroni() && used && keys.leader.is_none() && !keys.sync.is_empty()
     }
 

@@ -97,7 +97,9 @@ impl fmt::Display for Move {
             Move::Ask(by, to, How::Answered) => write!(f, "{} asks {} and is answered", n(by), n(to)),
             Move::Ask(by, to, How::Unanswered) => write!(f, "{} asks {}, and the answer is lost", n(by), n(to)),
             Move::Ask(by, to, How::Lost) => write!(f, "{} asks {} in vain", n(by), n(to)),
-            Move::Ask(by, to, How::Late) => write!(f, "{} asks {}, whom the question has not reached yet", n(by), n(to)),
+            Move::Ask(by, to, How::Late) => {
+                write!(f, "{} asks {}, whom the question has not reached yet", n(by), n(to))
+            }
             Move::Deliver => write!(f, "a late question arrives"),
             Move::Beside(by, inc) => write!(f, "{} sees the quorum of I{inc}", n(by)),
             Move::Act(by) => write!(f, "{} does what it has decided", n(by)),
@@ -164,7 +166,11 @@ impl Model {
             if serves && keys.leader.is_some_and(|leader| !self.leads(world, leader)) {
                 moves.push(Move::Expire(inc));
             }
-            if serves && world.budget.emptied > 0 && world.budget.total > 0 && keys.initialize.is_some_and(|it| it.is_some()) {
+            if serves
+                && world.budget.emptied > 0
+                && world.budget.total > 0
+                && keys.initialize.is_some_and(|it| it.is_some())
+            {
                 moves.push(Move::Empty(inc));
             }
         }
@@ -418,7 +424,8 @@ impl Model {
             Move::Ask(by, to, how) => self.ask(world, by, to, how),
             Move::Deliver => {
                 if let Some(letter) = world.letter.take() {
-                    let ask = Ask { from: letter.from, doc: letter.doc, inc: Some(letter.inc), without: letter.without };
+                    let ask =
+                        Ask { from: letter.from, doc: letter.doc, inc: Some(letter.inc), without: letter.without };
                     self.hear(world, letter.to, &ask);
                 }
             }
@@ -484,9 +491,13 @@ impl Model {
         };
         let heard = if how == How::Answered { heard } else { Seen::Silent };
         let heard = match (heard, ask.inc) {
-            (Seen::Silent, Some(inc)) if self.bugs.silent_is_fresh => {
-                Seen::Told(Told { doc: ask.doc, fresh: true, promise: Some((by, inc)), cluster: None, refusal: Refusal::None })
-            }
+            (Seen::Silent, Some(inc)) if self.bugs.silent_is_fresh => Seen::Told(Told {
+                doc: ask.doc,
+                fresh: true,
+                promise: Some((by, inc)),
+                cluster: None,
+                refusal: Refusal::None,
+            }),
             (heard, _) => heard,
         };
         let mut seen = match world.node(by).look {
@@ -899,7 +910,14 @@ impl Model {
             Move::LoseState(node) => {
                 spend(budget, |budget| &mut budget.state_lost);
                 let it = world.node_mut(node);
-                let kept = Node { etcd: it.etcd, etcd_mark: it.etcd_mark, db: it.db, side: it.side, on: false, ..Node::new(it.doc) };
+                let kept = Node {
+                    etcd: it.etcd,
+                    etcd_mark: it.etcd_mark,
+                    db: it.db,
+                    side: it.side,
+                    on: false,
+                    ..Node::new(it.doc)
+                };
                 *it = kept;
             }
             Move::CutStarting(node) => {

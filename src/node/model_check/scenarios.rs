@@ -2,8 +2,8 @@ use super::decide::Decider;
 use super::heal::Healer;
 use super::moves::{Bugs, Model};
 use super::search::{Limits, explore};
-use std::time::Duration;
 use super::world::{Budget, World};
+use std::time::Duration;
 
 pub fn main(arguments: &[String]) {
     let number = |at: usize| arguments.get(at).and_then(|it| it.parse::<u8>().ok()).unwrap_or(0);
@@ -53,15 +53,24 @@ pub fn main(arguments: &[String]) {
         start
     };
     if arguments.iter().any(|it| it == "show") {
-        for node in start.all() { println!("{}", super::words::node(start.node(node))); }
-        for inc in &start.incs { println!("{}", super::words::etcd(inc)); }
+        for node in start.all() {
+            println!("{}", super::words::node(start.node(node)));
+        }
+        for inc in &start.incs {
+            println!("{}", super::words::etcd(inc));
+        }
     }
     let healer = Healer::new(&model);
     let heals = arguments.iter().any(|it| it == "heal");
     let report = explore(&model, &start, limits, |world| if heals { healer.wrong_with(world) } else { None });
     println!(
         "{arguments:?}: {} states, {} transitions, depth {}, {:?}, complete {}, {} questions",
-        report.states, report.transitions, report.depth, report.took, report.complete, model.decider.questions()
+        report.states,
+        report.transitions,
+        report.depth,
+        report.took,
+        report.complete,
+        model.decider.questions()
     );
     if let Some(trace) = report.broken {
         println!("{}", trace.text);

@@ -122,15 +122,8 @@ pub(super) fn explore(
     // For each state the one before it, and what happened then.
     let mut parents: Vec<(u32, Move)> = vec![(0, Move::Deliver)];
     let mut waiting: VecDeque<(u32, u32, World)> = VecDeque::from([(0, 0, start.clone())]);
-    let mut report = Report {
-        states: 1,
-        transitions: 0,
-        depth: 0,
-        took: Duration::ZERO,
-        complete: true,
-        broken: None,
-        healed: 0,
-    };
+    let mut report =
+        Report { states: 1, transitions: 0, depth: 0, took: Duration::ZERO, complete: true, broken: None, healed: 0 };
     while let Some((at, depth, world)) = waiting.pop_front() {
         report.depth = report.depth.max(depth as usize);
         if report.states > limits.states || began.elapsed() > limits.time {

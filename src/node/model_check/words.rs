@@ -77,7 +77,8 @@ fn database(whole: &Whole) -> String {
 /// The truth about an etcd.
 pub(super) fn etcd(etcd: &Etcds) -> String {
     let keys = &etcd.keys;
-    let mut words = vec![format!("version {}, members {:?}, started {:?}", etcd.version, nodes_of(&etcd.members), etcd.started)];
+    let mut words =
+        vec![format!("version {}, members {:?}, started {:?}", etcd.version, nodes_of(&etcd.members), etcd.started)];
     if !etcd.born {
         words.push("never had a quorum".to_owned());
     }
