@@ -4,27 +4,26 @@
 //! decision is asked, and its answer is put into small numbers again. Whatever is not the same after the way there and
 //! back ends the run. As the decisions are pure, each is asked once and remembered.
 
-use super::{search::Mix, world::*};
-use crate::{
-    etcd,
-    files::{Doubt, Presence},
-    model::scope::EtcdStart,
-    node::{
-        begun, claim,
-        database::{Database, Facts, Lsn, ServerState},
-        etcd_data::{self, EtcdData, Ids},
-        first,
-        join::{self, Document, Found, Listed, Own, Peer, View},
-        promise::{self, Answer, Request},
-    },
+use super::{
+    mutations::Mutation,
+    search::Mix,
+    translate::{self, *},
+    world::*,
 };
-use std::{cell::RefCell, collections::BTreeSet, collections::HashMap, hash::BuildHasherDefault};
+use crate::node::{
+    claim,
+    etcd_data::Ids,
+    first,
+    join::{self, Document, Peer},
+    promise::{self, Request},
+};
+use std::{cell::RefCell, collections::HashMap, hash::BuildHasherDefault};
 
 /// Some incarnation that the node knows nothing of.
 const OTHER: u8 = 14;
 
 /// The words of a refusal that only a person's documents can end.
-const GIVE_DOCUMENT: &str = "give the nodes that document again";
+pub(super) const GIVE_DOCUMENT: &str = "give the nodes that document again";
 
 /// A step of [`join::next`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -40,6 +39,25 @@ pub(super) enum Step {
     Abandon(Promises, Begun),
     Forget(Promises),
     Wait(Way),
+}
+
+/// A [`join::Write`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Write {
+    Promises(Promises),
+    Mark(Begun),
+    Begun(Begun),
+    NotBegun,
+    Ordered,
+    Stop,
+    Aside,
+}
+
+/// A [`first::Completion`] that is not waiting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Done {
+    Pin(u8),
+    Done,
 }
 
 /// The way on that a waiting node names.
@@ -142,7 +160,7 @@ pub(super) struct GateView {
     pub(super) mark: Option<Mark>,
 }
 
-type Memory<K, V> = RefCell<HashMap<K, V, BuildHasherDefault<Mix>>>;
+pub(super) type Memory<K, V> = RefCell<HashMap<K, V, BuildHasherDefault<Mix>>>;
 
 /// Where one looks from: the node, its document, what it has, its order.
 type Place = (u8, u8, Has, Option<Order>);
@@ -151,19 +169,22 @@ type Place = (u8, u8, Has, Option<Order>);
 pub(super) struct Decider {
     /// The members of each document, in its order.
     pub(super) documents: Vec<Vec<u8>>,
-    real: Vec<Document>,
+    pub(super) real: Vec<Document>,
     answers: Memory<(u8, u8, Has, Ask), (Told, Option<Promises>)>,
     requests: Memory<(u8, u8, Has), Ask>,
     looks: Memory<(Place, [Seen; NODES]), Fate>,
     clusters: Memory<(Place, Inc, Members, Set), Step>,
     gates: Memory<GateView, GateStep>,
-    ids: Memory<(Inc, u8, u8), Ids>,
-    cluster_ids: Memory<Inc, u64>,
+    pub(super) ids: Memory<(Inc, u8, u8), Ids>,
+    pub(super) cluster_ids: Memory<Inc, u64>,
     asked: std::cell::Cell<u64>,
+    /// Whether a node may not use its data, by what it has of etcd's, of a database, and of a state.
+    refused: HashMap<(Three, Three, bool), bool>,
+    pub(super) mutation: Option<Mutation>,
 }
 
 impl Decider {
-    pub(super) fn new(documents: &[&[u8]]) -> Decider {
+    pub(super) fn new(documents: &[&[u8]], mutation: Option<Mutation>) -> Decider {
         let place = |node: &u8| (name(*node), format!("https://10.0.0.1{}:2380", node + 1));
         let real = documents.iter().enumerate().map(|(number, members)| Document {
             digest: format!("document {number}"),
@@ -181,6 +202,8 @@ impl Decider {
             ids: Memory::default(),
             cluster_ids: Memory::default(),
             asked: std::cell::Cell::new(0),
+            refused: refused(),
+            mutation,
         }
     }
 
@@ -244,7 +267,10 @@ impl Decider {
                 incarnation: ask.inc.map(token),
                 without: names(ask.without),
             };
-            let own = self.own(has, me);
+            let mut own = self.own(has, me);
+            if ask.inc.is_some() && self.mutation == Some(Mutation::PromisesTwice) {
+                own.promises = promise::Promises::default();
+            }
             let reply = promise::answer(&self.real[doc as usize], &name(me), &own, &request);
             // The incarnations that can be in it, with their documents.
             let known = |text: &str| known_incarnation(text, has, ask.inc);
@@ -378,23 +404,84 @@ impl Decider {
         })
     }
 
-    /// The members that are let go while a cluster forms.
+    /// Whether a node may not use the data that it has, as nothing says whose they are.
+    pub(super) fn is_refused(&self, node: &Node) -> bool {
+        // A disk that cannot be read any more was read when the node began, unless there was nothing to compare it with.
+        let three = |unread: bool, present: bool| match (unread && node.begun.is_none(), present) {
+            (true, _) => Three::Unknown,
+            (_, true) => Three::Present,
+            (_, false) => Three::Absent,
+        };
+        let etcd = three(node.etcd_unread, node.etcd != Etcd::Absent);
+        let database = three(node.db_unread, node.db != Db::Absent);
+        self.refused[&(etcd, database, node.begun.is_some())]
+    }
+
+    /// What a step writes, in order.
+    pub(super) fn writes(&self, me: u8, step: &Step) -> Vec<Write> {
+        let begun_of = |begun: &Begun| self.real_begun(begun, me);
+        let (real, promised, begun) = match step {
+            Step::Promise(promises) => (join::Step::Promise(self.real_promises(promises)), Some(promises), None),
+            Step::Release(promises) => (join::Step::Release(self.real_promises(promises)), Some(promises), None),
+            Step::Commit(begun) => (join::Step::Commit(begun_of(begun)), None, Some(begun)),
+            Step::Abandon(promises, begun) => {
+                (join::Step::Abandon(self.real_promises(promises), begun_of(begun)), Some(promises), Some(begun))
+            }
+            Step::Forget(promises) => (join::Step::Forget(self.real_promises(promises)), Some(promises), None),
+            Step::SetAside(why) => (join::Step::SetAside(*why), None, None),
+            Step::Start | Step::Resume | Step::Remove(..) | Step::Add(_) | Step::Wait(_) => return Vec::new(),
+        };
+        let writes = join::writes(&real).into_iter().map(|write| {
+            let same = |begun: Option<&Begun>, real: &join::Begun| {
+                *begun.filter(|begun| begun_of(begun) == *real).expect("the beginning of the step")
+            };
+            match write {
+                join::Write::Promises(real) => Write::Promises(
+                    *promised.filter(|it| self.real_promises(it) == real).expect("the promises of the step"),
+                ),
+                join::Write::Mark(real) => Write::Mark(same(begun, &real)),
+                join::Write::Begun(real) => Write::Begun(same(begun, &real)),
+                join::Write::NotBegun => Write::NotBegun,
+                join::Write::Ordered => Write::Ordered,
+                join::Write::Stop => Write::Stop,
+                join::Write::Aside(_) => Write::Aside,
+            }
+        });
+        writes.collect()
+    }
+
+    /// Whether the keys say which database is the cluster's.
+    pub(super) fn has_database(&self, keys: &Keys) -> bool {
+        translate::keys(keys).system() != first::System::Unknown
+    }
+
+    /// What is to be done where Patroni runs before what was begun is done; `None` as long as it is not.
+    pub(super) fn completion(&self, keys: &Keys, db: Db, unread: bool) -> Option<Done> {
+        match first::completion(&translate::keys(keys), &database(db, unread)) {
+            first::Completion::Pin(system) => Some(Done::Pin(number(&system))),
+            first::Completion::Done => Some(Done::Done),
+            first::Completion::Wait(_) => None,
+        }
+    }
+
+    /// The members that are let go while a cluster forms, sooner or later.
     pub(super) fn absent(&self, inc: Inc, members: &Members, started: Set) -> Set {
         let listed = self.listed(inc, members, started);
-        Set::of(join::absent(&listed).into_iter().map(|id| self.member_of(inc, members, id).0))
+        let going = join::going(&listed, &promise::Promises::default(), true);
+        Set::of(going.into_iter().map(|id| self.member_of(inc, members, id).0))
     }
 
     /// What the gate before Patroni decides.
     pub(super) fn gate(&self, view: GateView) -> GateStep {
         remembered(&self.gates, view, || {
             self.count();
-            gate_step(first::may_start(&gate_view(&view)))
+            gate_step(first::may_start(&self.gate_view(&view)))
         })
     }
 
     /// The way on that the gate names.
     pub(super) fn gate_way(&self, view: GateView) -> Way {
-        let text = match first::may_start(&gate_view(&view)) {
+        let text = match first::may_start(&self.gate_view(&view)) {
             first::Step::Wait(why) => why,
             first::Step::Refuse(what, way_out) => format!("{what}: {way_out}"),
             _ => String::new(),
@@ -434,241 +521,6 @@ impl Decider {
     fn count(&self) {
         self.asked.set(self.asked.get() + 1);
     }
-
-    fn view(
-        &self,
-        me: u8,
-        doc: u8,
-        has: &Has,
-        order: Option<Order>,
-        peers: Vec<(String, Peer)>,
-        cluster: Option<join::Cluster>,
-    ) -> View {
-        View {
-            document: self.real[doc as usize].clone(),
-            me: name(me),
-            own: self.own(has, me),
-            order: order.map(|order| join::Order {
-                document: self.real[order.doc as usize].digest.clone(),
-                without: names(order.without),
-            }),
-            cluster,
-            peers,
-            added: has.added.map(|(inc, gen_)| self.ids(inc, me, gen_).member),
-            draw: token(Inc { no: DRAW, doc }),
-        }
-    }
-
-    fn step(&self, view: &View, has: &Has, cluster: Option<(Inc, &Members)>) -> Step {
-        let me = node(&view.me);
-        let removed = |id: u64| {
-            let (inc, members) = cluster.expect("a member is removed from a cluster");
-            let (node, gen_) = self.member_of(inc, members, id);
-            Step::Remove(inc, node, gen_)
-        };
-        match join::next(view) {
-            join::Step::Promise(promises) => Step::Promise(self.promises(&promises)),
-            join::Step::Release(promises) => Step::Release(self.promises(&promises)),
-            join::Step::Commit(begun) => Step::Commit(self.begun(&begun, me, has, cluster)),
-            join::Step::Start(start) => {
-                assert_eq!(
-                    Some(&start),
-                    view.own.begun.as_ref().map(|begun| &begun.start),
-                    "it starts as it has begun"
-                );
-                Step::Start
-            }
-            join::Step::Resume => Step::Resume,
-            join::Step::Remove(id) => removed(id),
-            join::Step::Add => Step::Add(cluster.expect("a member is added to a cluster").0),
-            join::Step::Readdress(_) => panic!("no address changes"),
-            join::Step::SetAside(why) => Step::SetAside(why),
-            join::Step::Abandon(promises, begun) => {
-                Step::Abandon(self.promises(&promises), self.begun(&begun, me, has, cluster))
-            }
-            join::Step::Forget(promises) => Step::Forget(self.promises(&promises)),
-            join::Step::Wait { why, order } => Step::Wait(Way {
-                form: order.map(|order| (node(&order.on), set(&order.without))),
-                recover: why.contains("pgha-node recover"),
-                document: why.contains(GIVE_DOCUMENT),
-                ..Way::default()
-            }),
-        }
-    }
-
-    fn own(&self, has: &Has, me: u8) -> Own {
-        let unreadable = || "Input/output error".to_owned();
-        Own {
-            etcd: match has.etcd {
-                Log::Absent => EtcdData::Absent,
-                Log::Unborn => EtcdData::Unborn,
-                Log::Data(inc, gen_) => EtcdData::Data(self.ids(inc, me, gen_)),
-                Log::Unknown => EtcdData::Unknown(unreadable()),
-            },
-            idle: has.idle,
-            database: match has.db {
-                Three::Present => Found::Present,
-                Three::Absent => Found::Absent,
-                Three::Unknown => Found::Unknown(unreadable()),
-            },
-            begun: has.begun.map(|begun| join::Begun {
-                start: self.start(&begun),
-                ids: (begun.inc.no != CLAIMED).then(|| self.ids(begun.inc, me, begun.gen_)),
-                seen: begun.seen,
-            }),
-            marked: has.marked,
-            complete: has.complete,
-            promises: promise::Promises {
-                held: has.promises.held.map(|held| self.promise(&held)),
-                outlived: has.promises.outlived.iter().map(|doc| self.real[doc as usize].members.clone()).collect(),
-            },
-        }
-    }
-
-    fn promise(&self, held: &Promise) -> promise::Promise {
-        let document = &self.real[held.inc.doc as usize];
-        promise::Promise::new(document, &name(held.founder), &token(held.inc), &names(held.without))
-    }
-
-    fn promises(&self, real: &promise::Promises) -> Promises {
-        let same_members = |members: &Vec<join::Place>| {
-            let found = self.real.iter().position(|document| document.members == *members);
-            found.expect("members of a document") as u8
-        };
-        let promises = Promises {
-            held: real.held.as_ref().map(|held| Promise {
-                founder: node(&held.founder),
-                inc: incarnation(&held.incarnation, self.doc(&held.document)),
-                without: set(&held.without),
-            }),
-            outlived: Set::of(real.outlived.iter().map(same_members)),
-        };
-        assert_eq!(promises.held.map(|held| self.promise(&held)), real.held, "a promise is as promises are");
-        promises
-    }
-
-    fn start(&self, begun: &Begun) -> EtcdStart {
-        match begun.joins {
-            None => self.promise(&Promise { founder: 0, inc: begun.inc, without: Set(0) }).start(),
-            Some(_) if begun.inc.no == CLAIMED => EtcdStart {
-                existing: true,
-                token: "feed".to_owned(),
-                members: self.real[begun.inc.doc as usize].members.clone(),
-            },
-            Some(list) => {
-                let mut members: Vec<_> = (0..NODES as u8)
-                    .filter(|node| list[*node as usize] != 0)
-                    .map(|node| match list[node as usize] {
-                        1 => (name(node), url(node)),
-                        odd => (format!("member-{:x}", self.ids(begun.inc, node, odd - 2).member), url(node)),
-                    })
-                    .collect();
-                members.sort();
-                EtcdStart { existing: true, token: "feed".to_owned(), members }
-            }
-        }
-    }
-
-    fn begun(&self, real: &join::Begun, me: u8, has: &Has, cluster: Option<(Inc, &Members)>) -> Begun {
-        let ids = real.ids.expect("this version of the program keeps ids");
-        let known = cluster.map(|(inc, _)| inc).into_iter().chain(has.incs());
-        let inc = known.into_iter().find(|inc| self.cluster_id(*inc) == ids.cluster).expect("a known cluster");
-        let gen_ = (0..8).find(|gen_| self.ids(inc, me, *gen_) == ids).expect("a known member");
-        let joins = real.start.existing.then(|| {
-            let mut list = [0; NODES];
-            for (name, url) in &real.start.members {
-                let node = node_at(url);
-                list[node as usize] = match name.strip_prefix("member-") {
-                    None => 1,
-                    Some(_) => 2 + cluster.map_or(0, |(_, members)| members[node as usize] - 1),
-                };
-            }
-            list
-        });
-        let begun = Begun { inc, gen_, joins, seen: real.seen };
-        assert_eq!(self.start(&begun), real.start, "a beginning is as beginnings are");
-        begun
-    }
-
-    fn peer(&self, seen: &Seen) -> Peer {
-        let told = |inc: Inc| self.cluster_id(inc);
-        match seen {
-            Seen::NotAsked | Seen::Silent => Peer::Silent("no answer".to_owned()),
-            Seen::Etcd { inc, ever } => Peer::Etcd { cluster: Some(told(*inc)), ever: *ever },
-            Seen::Told(it) => Peer::Told(Answer {
-                document: self.real[it.doc as usize].digest.clone(),
-                not_fresh: (!it.fresh).then(|| "it is not fresh".to_owned()),
-                promise: it
-                    .promise
-                    .map(|(founder, inc)| promise::Told { founder: name(founder), incarnation: token(inc) }),
-                cluster: it.cluster.map(told),
-                refusal: match it.refusal {
-                    Refusal::None => None,
-                    Refusal::Plain => Some("it does not promise".to_owned()),
-                    Refusal::Document => Some(GIVE_DOCUMENT.to_owned()),
-                },
-            }),
-        }
-    }
-
-    fn listed(&self, inc: Inc, members: &Members, started: Set) -> Vec<Listed> {
-        let member = |node: u8| {
-            let gen_ = members[node as usize].checked_sub(1)?;
-            let started = started.has(node);
-            Some(Listed {
-                id: self.ids(inc, node, gen_).member,
-                // A member that forms the cluster has a name from the beginning.
-                name: if started || gen_ == 0 { name(node) } else { String::new() },
-                peer_urls: vec![url(node)],
-                started,
-                answers: false,
-            })
-        };
-        (0..NODES as u8).filter_map(member).collect()
-    }
-
-    fn member_of(&self, inc: Inc, members: &Members, id: u64) -> (u8, u8) {
-        let listed = (0..NODES as u8).filter(|node| members[*node as usize] != 0);
-        let mut known = listed.map(|node| (node, members[node as usize] - 1));
-        known.find(|(node, gen_)| self.ids(inc, *node, *gen_).member == id).expect("a listed member")
-    }
-
-    fn ids(&self, inc: Inc, node: u8, gen_: u8) -> Ids {
-        remembered(&self.ids, (inc, node, gen_), || self.derive_ids(inc, node, gen_))
-    }
-
-    fn derive_ids(&self, inc: Inc, node: u8, gen_: u8) -> Ids {
-        match gen_ {
-            0 => {
-                let formed = self.promise(&Promise { founder: 0, inc, without: Set(0) }).ids(&name(node));
-                // A node that is not one of those that formed it was never member number 0 of it.
-                formed.unwrap_or(Ids { cluster: self.cluster_id(inc), member: 0xdead })
-            }
-            later => Ids {
-                cluster: self.cluster_id(inc),
-                member: u64::from(inc.no) << 16 | u64::from(node) << 8 | u64::from(later),
-            },
-        }
-    }
-
-    fn cluster_id(&self, inc: Inc) -> u64 {
-        remembered(&self.cluster_ids, inc, || self.derive_cluster_id(inc))
-    }
-
-    fn derive_cluster_id(&self, inc: Inc) -> u64 {
-        let first = self.documents[inc.doc as usize][0];
-        let document = &self.real[inc.doc as usize];
-        let token = format!("{}-{}", document.identity, token(inc));
-        etcd_data::ids(&token, &document.members, &name(first)).expect("a member").cluster
-    }
-
-    fn known_cluster(&self, id: u64, has: &Has) -> Inc {
-        has.incs().find(|inc| self.cluster_id(*inc) == id).expect("a cluster that the node has")
-    }
-
-    fn doc(&self, digest: &str) -> u8 {
-        self.real.iter().position(|document| document.digest == digest).expect("a document") as u8
-    }
 }
 
 /// Incarnations have no meaning but to be the same or not: a question is asked about those that occur in it.
@@ -694,7 +546,7 @@ impl Local {
 }
 
 impl Has {
-    fn each_inc(&mut self, with: &mut dyn FnMut(&mut Inc)) {
+    pub(super) fn each_inc(&mut self, with: &mut dyn FnMut(&mut Inc)) {
         if let Log::Data(inc, _) = &mut self.etcd {
             with(inc);
         }
@@ -703,7 +555,7 @@ impl Has {
         each_inc_promised(&mut self.promises, with);
     }
 
-    fn incs(&self) -> impl Iterator<Item = Inc> {
+    pub(super) fn incs(&self) -> impl Iterator<Item = Inc> {
         let log = match self.etcd {
             Log::Data(inc, _) => Some(inc),
             _ => None,
@@ -716,127 +568,15 @@ impl Has {
     }
 }
 
-fn remembered<K: std::hash::Hash + Eq, V: Copy>(memory: &Memory<K, V>, key: K, ask: impl FnOnce() -> V) -> V {
+pub(super) fn remembered<K: std::hash::Hash + Eq, V: Copy>(
+    memory: &Memory<K, V>,
+    key: K,
+    ask: impl FnOnce() -> V,
+) -> V {
     if let Some(known) = memory.borrow().get(&key) {
         return *known;
     }
     let value = ask();
     memory.borrow_mut().insert(key, value);
     value
-}
-
-fn known_incarnation(text: &str, has: &Has, asked: Option<Inc>) -> Inc {
-    let mut known = has.incs().chain(asked);
-    known.find(|inc| token(*inc) == text).expect("an incarnation that the node knows of")
-}
-
-fn url(node: u8) -> String {
-    format!("https://10.0.0.1{}:2380", node + 1)
-}
-
-fn node_at(found: &str) -> u8 {
-    (0..NODES as u8).find(|node| url(*node) == found).expect("a node's address")
-}
-
-/// The text of an incarnation.
-fn token(inc: Inc) -> String {
-    format!("{:032x}", inc.no)
-}
-
-fn incarnation(text: &str, doc: u8) -> Inc {
-    Inc { no: u8::from_str_radix(text, 16).expect("an incarnation"), doc }
-}
-
-fn node(text: &str) -> u8 {
-    text.strip_prefix("pg-").and_then(|number| number.parse::<u8>().ok()).expect("a node") - 1
-}
-
-fn names(nodes: Set) -> BTreeSet<String> {
-    nodes.iter().map(name).collect()
-}
-
-fn set(names: &BTreeSet<String>) -> Set {
-    Set::of(names.iter().map(|name| node(name)))
-}
-
-/// The version of PostgreSQL.
-const VERSION: u32 = 17;
-
-fn system(number: u8) -> String {
-    format!("76000000000000000{number:02}")
-}
-
-fn number(system: &str) -> u8 {
-    system[system.len() - 2..].parse().expect("a system identifier")
-}
-
-fn gate_view(view: &GateView) -> first::View {
-    first::View {
-        me: name(view.me),
-        forms: view.forms,
-        version: VERSION,
-        keys: keys(&view.keys),
-        database: database(view.db, view.unread),
-        begun: match view.mark {
-            None => Presence::Absent,
-            Some(mark) => Presence::Present(begun::Begun {
-                what: match mark {
-                    Mark::Bootstrap => begun::What::Bootstrap,
-                    Mark::Clone => begun::What::Clone,
-                },
-                version: VERSION,
-                revision: 1,
-                time: 0,
-            }),
-        },
-        room: true,
-    }
-}
-
-fn keys(keys: &Keys) -> first::Keys {
-    let (first_at, initialize_at) = if keys.initialize_older { (3, 2) } else { (2, 3) };
-    let first = keys.first.map(|(node, made)| first::First { node: name(node), system: made.map(system) });
-    let initialize = keys.initialize.map(|made| made.map(system).unwrap_or_default());
-    first::Keys {
-        cluster: 0,
-        revision: 9,
-        first: first.map(|value| first::Key { value, created: first_at, changed: first_at }),
-        initialize: initialize.map(|value| first::Key { value, created: initialize_at, changed: initialize_at }),
-    }
-}
-
-fn member(listed: Listed) -> etcd::Member {
-    etcd::Member { id: listed.id, name: listed.name, peer_urls: listed.peer_urls, ..etcd::Member::default() }
-}
-
-fn database(db: Db, unread: bool) -> Database {
-    match db {
-        _ if unread => Database::Unknown(Doubt::new("Input/output error")),
-        Db::Absent => Database::Absent,
-        Db::Half(_) => Database::Damaged("it has no global/pg_control".to_owned()),
-        Db::Damaged(_) => Database::Damaged("the checksum of its global/pg_control is wrong".to_owned()),
-        Db::Whole(whole) => Database::Present(Facts {
-            version: VERSION,
-            system: system(whole.system),
-            timeline: 1,
-            state: ServerState::InProduction,
-            checkpoint: Lsn(u64::from(whole.commits)),
-            checkpoint_time: 0,
-            recovery_end: Lsn(0),
-            recovery_timeline: 0,
-            unstarted_copy: whole.use_ == Use::Copied,
-        }),
-    }
-}
-
-fn gate_step(step: first::Step) -> GateStep {
-    match step {
-        first::Step::Start(what) => GateStep::Start(what.map(Mark::from)),
-        first::Step::Open => GateStep::Open,
-        first::Step::Pin(made) => GateStep::Pin(number(&made)),
-        first::Step::SetAsideThenLookAgain(_) => GateStep::SetAside,
-        first::Step::GiveUpOwnBeginning(_) => GateStep::GiveUp,
-        first::Step::Wait(_) => GateStep::Wait,
-        first::Step::Refuse(..) => GateStep::Refuse,
-    }
 }

@@ -7,6 +7,7 @@
 
 use super::{
     decide::{Has, Step, Way},
+    happen::set_database_aside,
     moves::{Model, Move},
     search::{Prints, fingerprint},
     world::*,
@@ -171,8 +172,7 @@ impl<'a> Healer<'a> {
 
     /// Whether no disk has the cluster's database any more.
     fn is_lost(&self, world: &World) -> bool {
-        let is_known =
-            |inc: &Etcds| inc.keys.initialize.flatten().is_some() || inc.keys.first.is_some_and(|(_, it)| it.is_some());
+        let is_known = |inc: &Etcds| self.model.decider.has_database(&inc.keys);
         world.incs.iter().any(is_known) && world.nodes.iter().all(|node| node.whole().is_none())
     }
 
@@ -200,7 +200,7 @@ impl<'a> Healer<'a> {
                 order(&|world| self.model.take(world, node));
             }
             if way.aside && !world.node(node).patroni() {
-                order(&|world| world.node_mut(node).db = Db::Absent);
+                order(&|world| set_database_aside(world.node_mut(node)));
             }
             // Patroni names it when the primary is lost for good while it had no synchronous standby, so that nobody can
             // know whether commits would be lost.
@@ -226,7 +226,7 @@ impl<'a> Healer<'a> {
     /// What a node says that waits, by the way on that it names.
     fn way(&self, world: &World, node: u8) -> Option<Way> {
         let it = world.node(node);
-        if it.is_refused() {
+        if self.model.decider.is_refused(it) {
             return Some(Way { claim: true, aside: true, ..Way::default() });
         }
         if it.runs && world.is_in_quorum(node) {

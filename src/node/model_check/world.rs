@@ -348,12 +348,6 @@ impl Node {
         }
     }
 
-    /// Whether it is refused, because nothing says whose its data are (`state::claim`).
-    pub(super) fn is_refused(&self) -> bool {
-        let data = self.etcd != Etcd::Absent || self.db != Db::Absent;
-        data && self.begun.is_none() && !self.complete
-    }
-
     pub(super) fn patroni(&self) -> bool {
         self.gate == Gate::Patroni
     }
@@ -423,6 +417,7 @@ pub(super) struct Budget {
     pub(super) emptied: u8,
     pub(super) claims: u8,
     pub(super) takes: u8,
+    pub(super) asides: u8,
 }
 
 /// What a person has ordered that takes a guarantee away.
