@@ -8,7 +8,7 @@ use super::{
     aside::{self, Size},
     begun::{self, BEGUN_PATH, Begun, What},
     database::{self, Database},
-    first::{self, Step, Store, System, View},
+    first::{self, Completion, Step, Store, View},
     state::POSTGRESQL_DATA,
 };
 use crate::{error::UserError, etcd::Client, log};
@@ -170,17 +170,13 @@ impl Gate<'_> {
             Ok(keys) => keys,
             Err(error) => return Ok(Some(format!("etcd does not say whose the first database is: {error}"))),
         };
-        let System::Known(system) = keys.system() else {
-            return Ok(Some("the cluster's first database gets its roles and databases".to_owned()));
-        };
         let database = database::of_version(self.version, Database::look(&self.folder()));
-        match &database {
-            Database::Present(facts) if facts.system == system && !facts.unstarted_copy => {}
-            other => return Ok(Some(format!("the database of this node is not whole yet: {}", other.words()))),
-        }
-        let pinned = keys.first.as_ref().is_some_and(|first| first.value.system.is_some());
-        if !pinned && !self.store().pin(&keys, self.me, system).unwrap_or(false) {
-            return Ok(Some("etcd is told which database is the cluster's".to_owned()));
+        match first::completion(&keys, &database) {
+            Completion::Wait(why) => return Ok(Some(why)),
+            Completion::Pin(system) if !self.store().pin(&keys, self.me, &system).unwrap_or(false) => {
+                return Ok(Some("etcd is told which database is the cluster's".to_owned()));
+            }
+            Completion::Pin(_) | Completion::Done => {}
         }
         begun::forget(&self.mark())?;
         Ok(None)

@@ -8,7 +8,9 @@ use super::{
     aside::set_aside,
     database::{self, Database},
     etcd_data::{EtcdData, Ids},
-    join::{self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, RECOVER, Step, Suggestion, View},
+    join::{
+        self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, RECOVER, Step, Suggestion, View, Write,
+    },
     lock,
     peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
     progress::{Phase, Reporter},
@@ -176,25 +178,27 @@ impl Desk {
         state.begin(begun).named(&self.spec, self.own).store(&self.path(STATE_PATH))
     }
 
-    fn promise(&self, before: &Own, promises: &Promises) -> Result<bool> {
-        self.act(before, || self.write_promises(promises))
-    }
-
-    fn commit(&self, before: &Own, begun: &Begun) -> Result<bool> {
+    /// Does what a step does to the disks, if this node still is as it was when the step was decided. `stop` stops etcd, if
+    /// it runs. Returns whether it was.
+    fn carry_out(&self, before: &Own, step: &Step, stop: impl FnOnce() -> Result<()>) -> Result<bool> {
+        let mut stop = Some(stop);
         self.act(before, || {
-            if let Some(mark) = self.mark(begun) {
-                write_private(&mark, &begun.start.token)?;
+            for write in join::writes(step) {
+                match write {
+                    Write::Promises(promises) => self.write_promises(&promises)?,
+                    Write::Mark(begun) => {
+                        if let Some(mark) = self.mark(&begun) {
+                            write_private(&mark, &begun.start.token)?;
+                        }
+                    }
+                    Write::Begun(begun) => self.write_begun(begun)?,
+                    Write::NotBegun => remove_file(&self.path(STATE_PATH))?,
+                    Write::Ordered => remove_file(&self.path(ORDER_PATH))?,
+                    Write::Stop => stop.take().map_or(Ok(()), |stop| stop())?,
+                    Write::Aside(why) => set_aside(&self.path(ETCD_DATA), why).map(drop)?,
+                }
             }
-            self.write_begun(begun.clone())?;
-            // The order is carried out; a cluster that has formed takes no other.
-            remove_file(&self.path(ORDER_PATH))
-        })
-    }
-
-    fn forget(&self, before: &Own, promises: &Promises) -> Result<bool> {
-        self.act(before, || {
-            self.write_promises(promises)?;
-            remove_file(&self.path(STATE_PATH))
+            Ok(())
         })
     }
 
@@ -396,59 +400,38 @@ impl Forming {
     /// # Errors
     /// When a disk or systemd fails.
     pub fn act(&mut self, view: &View, step: Step, stop: impl FnOnce() -> Result<()>) -> Result<Acted> {
+        if let Step::SetAside(Aside::OtherCluster) = step
+            && let Some(text) = self.stays(view)?
+        {
+            return Ok(Acted::Later(text));
+        }
         let (desk, before) = (&self.desk, &view.own);
         if !matches!(step, Step::Wait { .. }) {
             self.waits = None;
         }
         match step {
-            Step::Promise(promises) | Step::Release(promises) => {
-                desk.promise(before, &promises)?;
-            }
-            Step::Commit(begun) => {
-                if desk.commit(before, &begun)? {
-                    log::info!("this node's etcd member begins: {}", words_of(&begun));
-                    // Nothing else has changed, so that there is nothing to look at.
-                    let view = View { own: desk.look()?, ..view.clone() };
-                    if let Step::Start(start) = join::next(&view) {
-                        return Ok(Acted::Start(start));
-                    }
-                }
-            }
             Step::Start(start) => return Ok(Acted::Start(start)),
             Step::Resume => {
                 let state = desk.state()?.context("etcd has data, and nothing says how it started")?;
                 return Ok(Acted::Start(state.etcd));
-            }
-            Step::SetAside(why) => {
-                if let (Aside::OtherCluster, Some(text)) = (why, self.stays(view)?) {
-                    return Ok(Acted::Later(text));
-                }
-                let why = match why {
-                    Aside::Removed => "removed",
-                    Aside::OtherCluster => "other-cluster",
-                    Aside::Unfinished => "unfinished",
-                };
-                desk.act(before, || {
-                    stop()?;
-                    set_aside(&desk.path(ETCD_DATA), why).map(drop)
-                })?;
-            }
-            Step::Abandon(promises, begun) => {
-                desk.act(before, || {
-                    desk.write_promises(&promises)?;
-                    desk.write_begun(begun)?;
-                    stop()?;
-                    set_aside(&desk.path(ETCD_DATA), "unformed").map(drop)
-                })?;
-            }
-            Step::Forget(promises) => {
-                desk.forget(before, &promises)?;
             }
             Step::Wait { why, order } => return Ok(Acted::Later(self.waiting(&why, order.as_ref()))),
             change @ (Step::Remove(_) | Step::Add | Step::Readdress(_)) => {
                 // etcd refuses changes while a member has not been connected for five seconds: it is asked again.
                 if let Err(error) = self.ask_cluster(&change) {
                     return Ok(Acted::Later(format!("{}: {error:#}", words(&change))));
+                }
+            }
+            step => {
+                if desk.carry_out(before, &step, stop)?
+                    && let Step::Commit(begun) = &step
+                {
+                    log::info!("this node's etcd member begins: {}", words_of(begun));
+                    // Nothing else has changed, so that there is nothing to look at.
+                    let view = View { own: desk.look()?, ..view.clone() };
+                    if let Step::Start(start) = join::next(&view) {
+                        return Ok(Acted::Start(start));
+                    }
                 }
             }
         }
@@ -731,7 +714,7 @@ pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result
                 Err(error) => reporter.report(Phase::Waiting, SETTLING, &format!("{error:#}")),
             },
             Ok(Some(cluster)) => {
-                let gone = going(&cluster, &promises, Instant::now() >= deadline);
+                let gone = join::going(&cluster, &promises, Instant::now() >= deadline);
                 if gone.is_empty() {
                     reporter.report(Phase::Waiting, SETTLING, "not every member has come yet");
                 } else {
@@ -788,13 +771,4 @@ impl Attention {
         self.paid = Instant::now();
         if self.forming.is_left_behind()? { Err(UserError::runtime(LEFT_BEHIND).into()) } else { Ok(()) }
     }
-}
-
-/// Who is let go of those that have not come: at once whom the order left out, the others when it is time.
-fn going(cluster: &[Listed], promises: &Promises, late: bool) -> Vec<u64> {
-    let absent = join::absent(cluster);
-    let left_out: BTreeSet<&str> =
-        promises.held.iter().flat_map(|held| held.without.iter().map(String::as_str)).collect();
-    let members = cluster.iter().filter(|member| absent.contains(&member.id));
-    members.filter(|member| late || left_out.contains(member.name.as_str())).map(|member| member.id).collect()
 }

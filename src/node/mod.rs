@@ -3,7 +3,7 @@
 //! A module imports from rows below its own only; `tests/it/layers.rs` reads this table and proves it.
 //!
 //! ```text
-//! cli
+//! cli model_check
 //! claim leave renew status
 //! init
 //! agent
@@ -35,6 +35,8 @@ pub mod leave;
 pub mod lock;
 pub mod machine;
 pub mod metadata;
+#[cfg(test)]
+mod model_check;
 pub mod order;
 pub mod peers;
 pub mod pki;
