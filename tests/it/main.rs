@@ -22,6 +22,8 @@ mod gate;
 mod layers;
 #[cfg(feature = "builder")]
 mod machine;
+#[cfg(feature = "builder")]
+mod stability;
 mod style;
 #[cfg(feature = "builder")]
 mod support;
