@@ -284,3 +284,16 @@ impl Line<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<ExpandedDeb>(
+            r#"{"original":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","expanded":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","size":20480,"control":{"Architecture":"amd64","Package":"apt"},"newest":1750000000}"#,
+        );
+    }
+}

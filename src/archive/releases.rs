@@ -371,3 +371,20 @@ fn unpack<'a>(name: &str, packed: impl Read + 'a) -> Result<Box<dyn Read + 'a>> 
         _ => Box::new(packed),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<Kept>(
+            r#"{"text":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","fetched":1750000000}"#,
+        );
+        assert_still_read::<Seen>(r#"{"date":1750000000}"#);
+        assert_still_read::<Expanded>(
+            r#"{"text":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee"}"#,
+        );
+    }
+}

@@ -143,3 +143,17 @@ fn clusters_key(key: &Digest, compression: Compression) -> Digest {
     let (program, zstd) = (env!("CARGO_PKG_VERSION"), zstd::zstd_safe::version_number());
     Digest::of(format!("{key} {compression:?} {program} {zstd}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<Clusters>(
+            r#"{"blob":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee"}"#,
+        );
+        assert_still_read::<Checked>(r#"{"xxh3":[9728847511198614021,1]}"#);
+    }
+}

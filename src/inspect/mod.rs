@@ -9,7 +9,8 @@ pub use difference::{Change, Difference};
 use crate::{
     debian::deb822,
     error::UserError,
-    model::{Digest, MANIFEST_PATH},
+    model::{Digest, GuestPath, MANIFEST_PATH},
+    rootfs::{Entry, Kind, Tree},
 };
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -79,33 +80,33 @@ pub struct Boot {
     pub mounts: Vec<String>,
 }
 
-/// What is at one path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Node {
-    /// `file`, `directory`, `link`, `pipe` or `other`.
-    pub kind: &'static str,
-    /// The permission bits.
-    pub mode: u32,
-    /// The owner's number.
-    pub uid: u32,
-    /// The group's number.
-    pub gid: u32,
-    /// A file's size in bytes.
-    pub size: u64,
-    /// A file's SHA-256, where it was requested.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<Digest>,
-    /// A link's target.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub target: Option<String>,
+/// What is known of a file's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundContent {
+    /// A regular file's.
+    Bytes {
+        /// Their number.
+        size: u64,
+        /// Their SHA-256, where it was requested.
+        sha256: Option<Digest>,
+    },
+    /// A device node or socket has none.
+    Special,
 }
+
+/// The root file system of an image. A hard link is a file like its other names; times and extended attributes are not
+/// read.
+pub type FoundTree = Tree<FoundContent>;
+
+/// The entry of a path in an image.
+pub type FoundEntry = Entry<FoundContent>;
 
 /// An image that was read.
 #[derive(Debug)]
 pub struct Image {
     pub summary: Summary,
-    /// Every path of its root file system.
-    pub nodes: BTreeMap<String, Node>,
+    /// Its root file system; without a path if it has none.
+    pub tree: FoundTree,
 }
 
 /// What a reader of one format finds.
@@ -114,9 +115,17 @@ struct Found {
     disk_size: Option<u64>,
     partitions: Vec<Partition>,
     layers: Vec<Digest>,
-    nodes: BTreeMap<String, Node>,
-    /// The bytes of the [`TELLING`] files.
-    telling: BTreeMap<String, Vec<u8>>,
+    tree: FoundTree,
+    /// The bytes of the [`TELLING`] files, by their digest.
+    telling: BTreeMap<Digest, Vec<u8>>,
+}
+
+impl Found {
+    /// The text of one of the [`TELLING`] files.
+    fn text(&self, path: &str) -> Option<String> {
+        let FoundContent::Bytes { sha256: Some(digest), .. } = self.tree.content(path)? else { return None };
+        self.telling.get(digest).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    }
 }
 
 impl Image {
@@ -143,28 +152,35 @@ impl Image {
             file.rewind().with_context(reading)?;
             (format, found, Digest::of_reader(file).with_context(reading)?, size)
         };
-        let Found { disk_size, partitions, layers, nodes, telling } = found;
-        let text = |path: &str| telling.get(path).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
         let summary = Summary {
             format,
             file_size,
             sha256,
-            disk_size,
-            partitions,
-            layers,
-            boot: boot(&nodes, text(GRUB), text(FSTAB)),
-            packages: text(STATUS).map(|text| packages(&text)).unwrap_or_default(),
-            overlays: text(MANIFEST_PATH).map(|text| overlays(&text)).transpose()?.unwrap_or_default(),
-            paths: nodes.len(),
-            bytes: nodes.values().map(|node| node.size).sum(),
+            disk_size: found.disk_size,
+            boot: boot(&found),
+            packages: found.text(STATUS).map(|text| packages(&text)).unwrap_or_default(),
+            overlays: found.text(MANIFEST_PATH).map(|text| overlays(&text)).transpose()?.unwrap_or_default(),
+            paths: found.tree.below(&GuestPath::root()).count(),
+            bytes: found.tree.entries.values().map(bytes).sum(),
+            partitions: found.partitions,
+            layers: found.layers,
         };
-        Ok(Image { summary, nodes })
+        Ok(Image { summary, tree: found.tree })
     }
 }
 
-fn boot(nodes: &BTreeMap<String, Node>, grub: Option<String>, fstab: Option<String>) -> Option<Boot> {
+/// The number of bytes of a regular file, else 0.
+fn bytes(entry: &FoundEntry) -> u64 {
+    match entry.kind {
+        Kind::File(FoundContent::Bytes { size, .. }) => size,
+        _ => 0,
+    }
+}
+
+fn boot(found: &Found) -> Option<Boot> {
+    let paths = found.tree.entries.keys();
     let kernels: Vec<String> =
-        nodes.keys().filter_map(|path| Some(path.strip_prefix("/boot/vmlinuz-")?.to_owned())).collect();
+        paths.filter_map(|path| Some(path.as_str().strip_prefix("/boot/vmlinuz-")?.to_owned())).collect();
     if kernels.is_empty() {
         return None;
     }
@@ -177,7 +193,8 @@ fn boot(nodes: &BTreeMap<String, Node>, grub: Option<String>, fstab: Option<Stri
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         lines.map(str::to_owned).collect()
     };
-    Some(Boot { kernels, command: grub.and_then(first), mounts: fstab.map(lines).unwrap_or_default() })
+    let (command, mounts) = (found.text(GRUB).and_then(first), found.text(FSTAB).map(lines).unwrap_or_default());
+    Some(Boot { kernels, command, mounts })
 }
 
 /// The installed packages of dpkg's database, by name.

@@ -4,11 +4,11 @@
 //!
 //! ```text
 //! cli model_check
-//! claim leave renew status
+//! check claim leave renew status
 //! init
 //! agent
 //! this_node
-//! check form leader
+//! form leader
 //! bootstrap machine order peers
 //! join state
 //! aside first pki promise

@@ -384,3 +384,16 @@ pub fn owner_in_base(plan: &Plan, store: &Store, path: &GuestPath) -> Result<Opt
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<Base>(
+            r#"{"layer":{"tar":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","size":7680,"index":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee"},"epoch":1750000000}"#,
+        );
+    }
+}

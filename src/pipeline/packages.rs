@@ -163,3 +163,16 @@ fn package(choice: solve::Choice, source: impl Fn(usize) -> String) -> Package {
         reason,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<Selection>(
+            r#"{"packages":[{"name":"apt","version":"3.0","architecture":"amd64","sha256":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","size":3,"path":"pool/main/a/apt/apt_3.0_amd64.deb","source":"debian","source_package":"apt-source","reason":"requested"}]}"#,
+        );
+    }
+}

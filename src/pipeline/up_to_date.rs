@@ -108,3 +108,16 @@ impl FileStamp {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<Record>(
+            r#"{"artifacts":[{"kind":"qcow2","path":"/out/demo-amd64.qcow2","sha256":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","size":196640,"stamp":{"inode":12,"length":196640,"modified":[1750000000,5],"changed":[1750000001,0]}}]}"#,
+        );
+    }
+}

@@ -219,6 +219,26 @@ fn a_lock_fits_its_own_recipe_only() {
     insta::assert_snapshot!("lock_truncated", error::report(&truncated.into()));
 }
 
+/// Lock files are kept under version control for years. A shape that changes needs another `schema`, and this one is
+/// still read.
+#[test]
+fn locks_of_an_earlier_version_are_read() {
+    let text = include_str!("testdata/lock-1.json");
+    let lock = Lock::parse("demo.lock.json", text).unwrap();
+    assert_eq!(lock.to_json().unwrap(), text);
+    let right = project(&WITH_DISK);
+    draft(right.path(), &[]).unwrap().with_lock(lock, "demo.lock.json").unwrap();
+}
+
+/// Finished builds are known by the plan's digest. If it changes, each is made once more, so raise `SCHEMA` in
+/// `plan/mod.rs` and accept the new digest; if what is built changes and the plan does not, raise `VERSION` in
+/// `pipeline/up_to_date.rs`.
+#[test]
+fn plans_stay_what_they_are() {
+    let plan = draft(project(&WITH_DISK).path(), &[]).unwrap().with_packages(Vec::new(), Vec::new());
+    insta::assert_snapshot!(plan.digest().unwrap(), @"sha256:a491d18fcb0d09cb029f800ebcbb93382b83e9095f5b8fc072ba839589a4dcbd");
+}
+
 #[test]
 fn a_template_that_would_fail_on_a_node_fails_here() {
     let project = project(&[("overlays/front/rootfs/etc/front.cfg.hbs", "a\n{{cluster.nam}}\n")]);

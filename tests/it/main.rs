@@ -26,6 +26,8 @@ mod layers;
 mod machine;
 #[cfg(feature = "node")]
 mod recovering;
+#[cfg(feature = "builder")]
+mod stability;
 mod style;
 #[cfg(feature = "builder")]
 mod support;
