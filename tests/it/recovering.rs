@@ -45,8 +45,9 @@ fn here(machine: &Machine) -> Here<'_> {
 fn recover(machine: &Machine) -> Order {
     let here = here(machine);
     let (view, contents) = here.view();
-    let plan = plan::plan(&view, false).unwrap();
-    let order = act::order(&here, &view, &plan, &contents, false).unwrap();
+    // A machine that is off here still refuses connections, as one does that is on and has nothing to say.
+    let plan = plan::plan(&view, true).unwrap();
+    let order = act::order(&here, &view, &plan, &contents, true).unwrap();
     order.store(&here.below(order::PATH)).unwrap();
     match act::carry_out(&here, order, || Ok(()), |_| {}).unwrap() {
         Outcome::Done(order) => *order,
