@@ -6,7 +6,8 @@
 //! cli
 //! check claim leader leave renew status
 //! init
-//! bootstrap form machine
+//! form
+//! bootstrap machine recover
 //! first peers
 //! order
 //! identity join pki state

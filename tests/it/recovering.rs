@@ -33,6 +33,8 @@ fn cluster(spec: &ClusterSpec) -> Vec<Machine> {
     for (key, value) in KEYS {
         machines[0].client().put(key, value, 0).unwrap();
     }
+    // A member that is cut off too early lacks what the others have acknowledged.
+    machines.iter().for_each(has_the_keys);
     machines
 }
 
