@@ -9,7 +9,8 @@
 //! agent
 //! this_node
 //! form leader
-//! bootstrap machine order peers
+//! bootstrap machine recover
+//! order peers
 //! join state
 //! aside first pki promise
 //! apply begun database etcd_data identity lock metadata progress units

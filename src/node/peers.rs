@@ -11,7 +11,6 @@ use super::{
     join::{Cluster, Listed, Peer},
     pki::AUTHORITY_FILE,
     promise::{Answer, Request},
-    recover::look::Told,
 };
 use crate::{
     etcd::{Client, EtcdError, Settings},
@@ -95,9 +94,9 @@ pub struct Facts {
     pub complete: bool,
     /// Its databases, one for each major version.
     pub databases: Vec<DatabaseFacts>,
-    /// What a person wants to know who looks for the node to go on from.
+    /// What a person wants to know who looks for the node to go on from, as `recover` understands it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recover: Option<Told>,
+    pub recover: Option<serde_json::Value>,
 }
 
 /// What a node knows of its database of one major version.

@@ -65,12 +65,14 @@ pub enum Outcome {
 /// When the system has no random numbers.
 pub fn order(here: &Here<'_>, view: &View, plan: &Plan, contents: &Contents, force: bool) -> Result<Order> {
     let names = Names(&here.spec.cluster);
-    let mut replaces = contents.recovered(names).map(|recovered| recovered.replaces).unwrap_or_default();
+    let lineages = view.nodes.iter().filter_map(|node| node.lineage.as_ref());
+    let lineages = lineages.flat_map(|known| known.recovered.replaces.iter().chain([&known.cluster]).cloned());
     let clusters = view.nodes.iter().filter_map(|node| match &node.etcd {
         Etcd::Present { cluster, .. } => cluster.clone(),
         Etcd::Absent | Etcd::Unknown { .. } => None,
     });
-    for cluster in clusters {
+    let mut replaces = contents.recovered(names).map(|recovered| recovered.replaces).unwrap_or_default();
+    for cluster in lineages.chain(clusters) {
         if !replaces.contains(&cluster) {
             replaces.push(cluster);
         }

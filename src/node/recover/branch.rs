@@ -19,10 +19,7 @@ use crate::{
     error::UserError,
     files::{NewFile, Presence, sync_folder},
     log,
-    node::{
-        bootstrap,
-        database::{Database, Facts, ServerState},
-    },
+    node::database::{self, Database, Facts, ServerState},
 };
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
@@ -109,7 +106,7 @@ impl Ground {
     /// # Errors
     /// When the database does not come up; nothing of it is lost then.
     pub fn branch(&self, number: u32) -> Result<Branch> {
-        bootstrap::stop_server(&self.data)?;
+        database::stop_server(&self.data)?;
         let waldump = self.programs.join("pg_waldump");
         let wal = Wal { folder: self.wal(), pg_waldump: &waldump };
         let facts = self.facts()?;

@@ -84,8 +84,8 @@ pub fn stays(path: &Path, own: u64, theirs: Option<&Recovered>) -> Result<Option
     let known = Lineage::load(path).known()?.filter(|known| known.cluster == format!("{own:x}"));
     Ok(known.filter(|known| !may_follow(Some(known), theirs)).map(|known| {
         format!(
-            "a quorum of a cluster of etcd answers of which this node's data do not know: this node is part of {}. Two \
-             clusters of one name: stop one of them, see pgha-node recover --help",
+            "a quorum of another cluster of etcd answers, and this node is part of {}: two clusters of one name. Stop one of \
+             them: pgha-node recover --help",
             known.words()
         )
     }))

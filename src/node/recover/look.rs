@@ -386,7 +386,8 @@ impl<'a> Here<'a> {
         if facts.schema != 1 || facts.node != member.name {
             bail!("{} answers at the address of {}", facts.node, member.name);
         }
-        facts.recover.with_context(|| format!("{} does not tell what it has", member.name))
+        let told = facts.recover.with_context(|| format!("{} does not tell what it has", member.name))?;
+        serde_json::from_value(told).with_context(|| format!("reading what {} has", member.name))
     }
 
     /// Patroni's status.

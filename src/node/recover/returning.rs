@@ -169,7 +169,7 @@ fn is_primary(text: &str, origin: &Origin) -> Result<(), String> {
 /// When its history cannot be read.
 fn has_timeline(here: &Here<'_>, facts: &database::Facts, origin: &Origin) -> Result<bool> {
     let (timeline, _) = facts.reached();
-    if timeline < origin.timeline {
+    if facts.system != origin.system || timeline < origin.timeline {
         return Ok(false);
     }
     let pg_waldump = here.programs().join("pg_waldump");

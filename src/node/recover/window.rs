@@ -102,7 +102,7 @@ impl Host for Window {
             etcd: None,
             complete: false,
             databases: Vec::new(),
-            recover: Some(self.told()),
+            recover: Some(serde_json::to_value(self.told())?),
         })
     }
 }
