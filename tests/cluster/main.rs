@@ -15,6 +15,7 @@
 #[allow(dead_code, reason = "shared with tests that use more of it")]
 mod support;
 
+mod agent;
 mod hosts;
 mod safety;
 mod scenarios;
@@ -53,7 +54,8 @@ fn main() -> ExitCode {
             |filter: &&String| if exact { scenario.name == **filter } else { scenario.name.contains(filter.as_str()) };
         chosen && (filters.is_empty() || filters.iter().any(named))
     };
-    let scenarios: Vec<Scenario> = scenarios::all().into_iter().chain(safety::all()).filter(wanted).collect();
+    let scenarios: Vec<Scenario> =
+        scenarios::all().into_iter().chain(safety::all()).chain(agent::all()).filter(wanted).collect();
     if flag("--list") {
         scenarios.iter().for_each(|scenario| println!("{}: test", scenario.name));
         return ExitCode::SUCCESS;

@@ -29,14 +29,14 @@ pub fn all() -> Vec<Scenario> {
 }
 
 /// Rows that were acknowledged.
-struct Ledger {
+pub struct Ledger {
     rows: u64,
     system: String,
 }
 
 impl Ledger {
     /// Writes rows through the front door and remembers whose database has them.
-    fn write(cluster: &TestCluster) -> Ledger {
+    pub fn write(cluster: &TestCluster) -> Ledger {
         let rows = 1000;
         cluster
             .door(5000)
@@ -48,7 +48,7 @@ impl Ledger {
     }
 
     /// Every row is there, and the database is the same one on every node.
-    fn assert_kept(&self, cluster: &TestCluster) {
+    pub fn assert_kept(&self, cluster: &TestCluster) {
         let door = cluster.door(5000);
         let seen = wait("the ledger to be read", cluster.patience(Duration::from_secs(60)), || {
             door.ask("select count(*), coalesce(sum(id), 0) from ledger")
@@ -68,12 +68,12 @@ fn system(cluster: &TestCluster, node: &str) -> String {
 }
 
 /// How a node says that it stands: phase, step and reason in a line each.
-fn says(cluster: &TestCluster, node: &str) -> String {
+pub fn says(cluster: &TestCluster, node: &str) -> String {
     cluster.try_on(node, "pgha-node status").stdout
 }
 
 /// Waits until a node says something.
-fn wait_says(cluster: &TestCluster, node: &str, words: &str, within: Duration) {
+pub fn wait_says(cluster: &TestCluster, node: &str, words: &str, within: Duration) {
     wait(&format!("{node} to say `{words}`"), cluster.patience(within), || {
         let said = says(cluster, node);
         if said.contains(words) { Ok(()) } else { Err(said) }
@@ -129,13 +129,15 @@ fn two_replaced(cluster: &mut TestCluster) {
 }
 
 /// etcdctl on a node, as the cluster's own programs speak to etcd.
-fn etcdctl(cluster: &TestCluster, node: &str, arguments: &str) -> Ran {
-    cluster.try_on(
-        node,
-        &format!(
-            "ETCDCTL_API=3 etcdctl --cacert /etc/pgha/tls/ca.crt --cert /etc/pgha/tls/client.pem \
-             --key /etc/pgha/tls/client.pem --endpoints https://$(hostname -I | cut -d' ' -f1):2379 {arguments}"
-        ),
+pub fn etcdctl(cluster: &TestCluster, node: &str, arguments: &str) -> Ran {
+    cluster.try_on(node, &etcdctl_command(arguments))
+}
+
+/// The same as a part of a longer command.
+pub fn etcdctl_command(arguments: &str) -> String {
+    format!(
+        "ETCDCTL_API=3 etcdctl --cacert /etc/pgha/tls/ca.crt --cert /etc/pgha/tls/client.pem \
+         --key /etc/pgha/tls/client.pem --endpoints https://$(hostname -I | cut -d' ' -f1):2379 {arguments}"
     )
 }
 
