@@ -22,6 +22,7 @@ pub fn all() -> Vec<Scenario> {
         asked("etcd_that_is_out_of_space_takes_writes_again_by_itself", out_of_space),
         asked("a_member_that_was_removed_from_etcd_comes_back_by_itself", removed_member),
         asked("an_older_document_removes_nobody", older_document),
+        asked("a_full_disk_closes_the_database_and_opens_it_again", full_disk),
     ]
 }
 
@@ -233,4 +234,92 @@ fn older_document(cluster: &mut TestCluster) {
     ledger.assert_kept(cluster);
     let key = etcdctl(cluster, "pg-2", &format!("get --print-value-only /pgha/{NAME}/document"));
     println!("    {}", key.stdout.trim());
+}
+
+/// How large the databases' volumes are where they are to be filled, in MiB.
+const SMALL_DISK: u64 = 1200;
+
+/// Moves a node's databases to a small volume of their own. It is gone when the node is off.
+fn make_small(cluster: &TestCluster, node: &str) {
+    cluster.on(
+        node,
+        &format!(
+            "systemctl stop patroni && mkdir -p /mnt/small && mount -t tmpfs -o size={SMALL_DISK}m,mode=0755 small /mnt/small && \
+             cp -a /var/lib/postgresql/. /mnt/small/ && chown --reference /var/lib/postgresql /mnt/small && \
+             mount --move /mnt/small /var/lib/postgresql && systemctl start patroni"
+        ),
+    );
+    cluster.wait_healthy();
+}
+
+/// Fills a node's volume to `percent` of it.
+fn fill(cluster: &TestCluster, node: &str, percent: u64) {
+    cluster.on(
+        node,
+        &format!(
+            "cd /var/lib/postgresql && rm -f filler && used=$(df -m --output=used . | tail -n 1) && \
+             fallocate -l $(({SMALL_DISK} * {percent} / 100 - used))M filler && df -h ."
+        ),
+    );
+}
+
+fn full_disk(cluster: &mut TestCluster) {
+    if !cluster.is_fast() {
+        println!("    skipped: the volumes of machines are not changed here");
+        return;
+    }
+    cluster.healthy();
+    let ledger = Ledger::write(cluster);
+    for node in NODES {
+        make_small(cluster, node);
+    }
+
+    // A replica has room: it takes over.
+    let first = cluster.primary();
+    fill(cluster, &first, 92);
+    let began = Instant::now();
+    wait("a replica with room to take over", cluster.patience(Duration::from_secs(90)), || {
+        let primary = cluster.status().nodes.into_iter().find(|node| node.role == "primary").map(|node| node.name);
+        if primary.as_ref().is_some_and(|name| *name != first) { Ok(()) } else { Err(says(cluster, &first)) }
+    });
+    println!("    handed over after {:.0} s", began.elapsed().as_secs_f64());
+    println!("{}", says(cluster, &first));
+    cluster.on(&first, "rm /var/lib/postgresql/filler");
+    cluster.wait_healthy();
+    ledger.assert_kept(cluster);
+
+    // Nobody has room: the database is read-only, and says why.
+    let primary = cluster.primary();
+    for node in NODES.into_iter().filter(|node| *node != primary) {
+        fill(cluster, node, 85);
+        wait_says(cluster, node, "% full", Duration::from_secs(30));
+    }
+    let door = cluster.door(5000);
+    fill(cluster, &primary, 96);
+    let began = Instant::now();
+    let insert = "insert into ledger values (-1)";
+    let refused =
+        wait("the database to be read-only", cluster.patience(Duration::from_secs(90)), || match door.ask(insert) {
+            Err(error) if error.contains("read-only transaction") => Ok(error),
+            other => Err(format!("{other:?}: {}", says(cluster, &primary))),
+        });
+    println!("    read-only after {:.0} s: {refused}", began.elapsed().as_secs_f64());
+    assert_eq!(cluster.primary(), primary);
+    assert!(door.ask("select count(*) from ledger").is_ok(), "it is read all the same");
+    wait_says(cluster, &primary, "the database is read-only", Duration::from_secs(30));
+    let status = cluster.try_on(&primary, "pgha-node status");
+    assert_eq!(status.status, Some(1), "{}", status.stdout);
+    println!("{}", status.stdout);
+    sql(cluster, &primary, "create table mended (); drop table mended");
+    cluster.on(&primary, "rm /var/lib/postgresql/filler");
+    let began = Instant::now();
+    wait("the database to be open", cluster.patience(Duration::from_secs(90)), || door.ask(insert));
+    println!("    open again after {:.0} s", began.elapsed().as_secs_f64());
+    door.ask("delete from ledger where id = -1").unwrap();
+    for node in NODES {
+        cluster.on(node, "rm -f /var/lib/postgresql/filler");
+    }
+    cluster.wait_healthy();
+    ledger.assert_kept(cluster);
+    cluster.start_afresh();
 }
