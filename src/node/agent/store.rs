@@ -19,10 +19,15 @@ use crate::{
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeMap,
+    fs,
     time::{Duration, Instant},
 };
 
 const INTERVAL: Duration = Duration::from_secs(30);
+/// The same while etcd refuses writes: nobody can take over until it does not.
+const HASTE: Duration = Duration::from_secs(5);
+/// etcd's configuration, which has its quota.
+const CONFIG_PATH: &str = "/etc/etcd/etcd.yaml";
 /// How often the leader asks all members how they stand while nothing is wrong.
 const ROUND: Duration = Duration::from_secs(300);
 /// How long a member may take to give its space back.
@@ -50,6 +55,7 @@ impl Default for Limits {
 #[derive(Debug, Default)]
 pub struct Store {
     limits: Limits,
+    alarmed: bool,
     defragmented: BTreeMap<u64, Instant>,
     compacted: Option<Instant>,
     round: Option<Instant>,
@@ -61,11 +67,13 @@ impl Concern for Store {
     }
 
     fn interval(&self) -> Duration {
-        INTERVAL
+        if self.alarmed { HASTE } else { INTERVAL }
     }
 
     fn tick(&mut self, world: &World, now: Instant) -> Result<Vec<Attention>> {
         let endpoint = world.etcd.endpoint().to_owned();
+        let config = fs::read_to_string(CONFIG_PATH).unwrap_or_default();
+        self.limits.quota = quota(&config).unwrap_or(ETCD_QUOTA);
         self.look(&world.etcd, &endpoint, now)
     }
 }
@@ -86,6 +94,7 @@ impl Store {
         let leads = own.leader != 0 && own.leader == own.header.member_id;
         let due = self.round.is_none_or(|round| now.duration_since(round) >= ROUND);
         let alarms = if alarmed { client.alarms().context("asking etcd for its alarms")? } else { Vec::new() };
+        self.alarmed = !alarms.is_empty();
         let mut told = tell(&own, &alarms, self.limits);
         if leads && (alarmed || due || self.limits.wants_space(own.db_size, own.db_size_in_use, false)) {
             self.round = Some(now);
@@ -193,6 +202,12 @@ fn tell(own: &Status, alarms: &[Alarm], limits: Limits) -> Vec<Attention> {
         told.push(Attention::notice("etcd/space", format!("etcd's space is nearly used up: {used}")));
     }
     told
+}
+
+/// The quota that etcd's configuration names.
+fn quota(config: &str) -> Option<u64> {
+    let value = config.lines().find_map(|line| line.strip_prefix("quota-backend-bytes:"))?;
+    value.trim().parse().ok().filter(|quota| *quota > 0)
 }
 
 fn mib(bytes: u64) -> u64 {
@@ -452,6 +467,15 @@ mod tests {
             ["etcd/alarm-nospace", "etcd/alarm-corrupt"]
         );
         assert!(told.iter().all(|told| told.serious));
+    }
+
+    #[test]
+    fn the_quota_is_etcds_own() {
+        assert_eq!(quota("name: x\nquota-backend-bytes: 16777216\nlogger: zap\n"), Some(16 << 20));
+        assert_eq!(
+            (quota(""), quota("quota-backend-bytes: 0"), quota("quota-backend-bytes: much")),
+            (None, None, None)
+        );
     }
 
     #[test]
