@@ -173,7 +173,7 @@ fn the_newest_document_is_known_to_all() {
     assert_eq!((place, record.members), (Place::Older { generation: 1, newest: 2 }, vec!["b".to_owned()]));
     assert_eq!(count("a", Given::OnPurpose).1.generation, 3);
     assert_eq!(count("b", Given::NamesAll).0, Place::Older { generation: 2, newest: 3 });
-    // A value that is not understood is no reason to write another.
+    // A value that is not understood does not let another be written.
     client.put("/pgha/demo/document", "{", 0).unwrap();
     assert!(count_in(&client, "/pgha/demo/document", &document("c"), Given::OnPurpose).is_err());
     assert_eq!(client.get("/pgha/demo/document").unwrap().unwrap().value, b"{");

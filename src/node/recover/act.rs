@@ -5,7 +5,7 @@
 //! one exchange of names, so that there is no moment between. From then on it is the cluster.
 
 use super::{
-    branch::Ground,
+    branch::StoppedDatabase,
     keys::{Beginning, Contents, Names},
     lineage::{self, Lineage},
     look::{Here, READ_WITHIN},
@@ -279,18 +279,18 @@ fn read(here: &Here<'_>, order: &Order, contents: &Contents) -> Result<()> {
 }
 
 fn branch(here: &Here<'_>, order: &mut Order, path: &Path) -> Result<()> {
-    let ground = Ground { data: here.data(), programs: here.programs(), sockets: here.below(SOCKETS) };
+    let stopped = StoppedDatabase { data: here.data(), programs: here.programs(), sockets: here.below(SOCKETS) };
     let number = match order.number {
         Some(number) => number,
         None => {
-            let number = ground.number(order.newest, here.own)?;
+            let number = stopped.number(order.newest, here.own)?;
             order.number = Some(number);
             order.since = Some(since(here)?.unwrap_or(number));
             order.store(path)?;
             number
         }
     };
-    order.branch = Some(ground.branch(number)?);
+    order.branch = Some(stopped.branch(number)?);
     Ok(())
 }
 

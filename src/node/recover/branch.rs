@@ -50,7 +50,7 @@ const SKIPPED: &str = "skipped by pgha-node recover";
 
 /// A database whose server does not run, and the programs for it.
 #[derive(Debug)]
-pub struct Ground {
+pub struct StoppedDatabase {
     /// The folder of the data.
     pub data: PathBuf,
     /// The folder of PostgreSQL's programs.
@@ -69,7 +69,7 @@ pub struct Branch {
     pub history: History,
 }
 
-impl Ground {
+impl StoppedDatabase {
     /// The facts of the database.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Real servers for tests: PostgreSQL, as a user who may run it.
 
-use super::{account::Account, branch::Ground};
+use super::{account::Account, branch::StoppedDatabase};
 use crate::exec::{Run, Running};
 use rustix::process::Signal;
 use std::{
@@ -41,8 +41,12 @@ impl Lab {
         Some(Lab { programs, account, folder })
     }
 
-    pub fn ground(&self, name: &str) -> Ground {
-        Ground { data: self.data(name), programs: self.programs.clone(), sockets: self.folder.path().join("private") }
+    pub fn stopped(&self, name: &str) -> StoppedDatabase {
+        StoppedDatabase {
+            data: self.data(name),
+            programs: self.programs.clone(),
+            sockets: self.folder.path().join("private"),
+        }
     }
 
     pub fn data(&self, name: &str) -> PathBuf {

@@ -72,7 +72,7 @@ pub struct Order {
     pub newest: u32,
     /// The clusters of etcd that end, in hexadecimal digits, oldest first.
     pub replaces: Vec<String>,
-    /// The number that the new timeline shall have, once it is drawn.
+    /// The number that the new timeline gets, once it is drawn.
     #[serde(default)]
     pub number: Option<u32>,
     /// The oldest timeline that the database got by orders of which none has been carried out.

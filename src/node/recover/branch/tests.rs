@@ -2,10 +2,10 @@ use super::*;
 use crate::node::recover::lab::{Lab, names, position};
 
 fn end(lab: &Lab, name: &str) -> crate::node::recover::wal::End {
-    let ground = lab.ground(name);
-    let waldump = ground.programs.join("pg_waldump");
-    let wal = Wal { folder: ground.wal(), pg_waldump: &waldump };
-    wal.end(&ground.facts().unwrap(), Duration::from_secs(60)).unwrap()
+    let stopped = lab.stopped(name);
+    let waldump = stopped.programs.join("pg_waldump");
+    let wal = Wal { folder: stopped.wal(), pg_waldump: &waldump };
+    wal.end(&stopped.facts().unwrap(), Duration::from_secs(60)).unwrap()
 }
 
 /// A table of `rows` rows that was acknowledged, and a little more.
@@ -31,20 +31,20 @@ fn the_end_of_wal_is_found_and_the_database_gets_a_timeline_of_its_own() {
         - found.commit.unwrap();
     assert!((0..600).contains(&ago), "{ago}");
 
-    let ground = lab.ground("a");
-    let number = ground.number(3, 2).unwrap();
+    let stopped = lab.stopped("a");
+    let number = stopped.number(3, 2).unwrap();
     assert!(number >= 3 + GAP);
-    let branch = ground.branch(number).unwrap();
+    let branch = stopped.branch(number).unwrap();
     assert_eq!((branch.end.timeline, &branch.history), (number, &History(vec![found.at])));
     assert!(branch.end.position > found.at.position, "{branch:?}");
     // Again, nothing changes.
-    let before = ground.facts().unwrap();
-    assert_eq!(ground.branch(number).unwrap(), branch);
-    assert_eq!(ground.facts().unwrap(), before);
+    let before = stopped.facts().unwrap();
+    assert_eq!(stopped.branch(number).unwrap(), branch);
+    assert_eq!(stopped.facts().unwrap(), before);
     let server = lab.start("a", 54321);
     assert_eq!(server.sql("select count(*) from t"), "1002");
     server.stop();
-    let histories = names(&ground.wal()).into_iter().filter(|name| name.ends_with(".history")).count();
+    let histories = names(&stopped.wal()).into_iter().filter(|name| name.ends_with(".history")).count();
     assert_eq!(histories as u32, number - 1);
 }
 
@@ -77,8 +77,8 @@ fn a_replica_follows_what_was_branched_and_one_with_more_is_seen() {
     assert!(b.at < c.at && c.at < a.at && a.exact && b.exact && c.exact, "{a:?} {b:?} {c:?}");
 
     // The cluster goes on from the replica.
-    let ground = lab.ground("c");
-    let branch = ground.branch(ground.number(1, 0).unwrap()).unwrap();
+    let stopped = lab.stopped("c");
+    let branch = stopped.branch(stopped.number(1, 0).unwrap()).unwrap();
     assert_eq!(branch.history.0.len(), 1);
     let new = lab.start("c", 54331);
     assert_eq!(new.sql("select count(*) from t"), "20");
@@ -108,24 +108,24 @@ fn a_promotion_that_was_cut_off_is_finished() {
     let server = lab.start("a", 54341);
     fill(&server, 100);
     server.kill();
-    let ground = lab.ground("a");
-    let number = ground.number(1, 1).unwrap();
+    let stopped = lab.stopped("a");
+    let number = stopped.number(1, 1).unwrap();
     // Cut off when half of the files are there.
     let found = end(&lab, "a");
-    ground.skip(&History(vec![found.at]), number / 2).unwrap();
+    stopped.skip(&History(vec![found.at]), number / 2).unwrap();
     // And when the server was promoted, but not stopped.
     lab.copy("a", "b");
-    ground.ask_for_promotion().unwrap();
-    let branch = ground.branch(number).unwrap();
+    stopped.ask_for_promotion().unwrap();
+    let branch = stopped.branch(number).unwrap();
     assert_eq!(branch.end.timeline, number);
     let server = lab.start("a", 54341);
     server.kill();
-    assert_ne!(ground.facts().unwrap().state, ServerState::ShutDown);
-    let again = ground.branch(number).unwrap();
+    assert_ne!(stopped.facts().unwrap().state, ServerState::ShutDown);
+    let again = stopped.branch(number).unwrap();
     assert_eq!((again.end.timeline, &again.history), (number, &branch.history));
-    assert_eq!(ground.facts().unwrap().state, ServerState::ShutDown);
+    assert_eq!(stopped.facts().unwrap().state, ServerState::ShutDown);
     // A number that is taken meanwhile is passed over.
-    let other = lab.ground("b");
+    let other = lab.stopped("b");
     fs::write(other.history_file(number), format!("1\t{}\tpromoted\n", found.at.position)).unwrap();
     lab.account.own(&other.history_file(number)).unwrap();
     assert_eq!(other.branch(number).unwrap().end.timeline, number + 1);
@@ -139,15 +139,15 @@ fn a_database_that_does_not_come_up_says_why() {
     let conf = lab.data("a").join("postgresql.conf");
     let text = fs::read_to_string(&conf).unwrap();
     fs::write(&conf, format!("{text}shared_preload_libraries = 'no_such_library'\n")).unwrap();
-    let ground = lab.ground("a");
-    let error = crate::error::report(&ground.branch(90).unwrap_err());
+    let stopped = lab.stopped("a");
+    let error = crate::error::report(&stopped.branch(90).unwrap_err());
     assert!(error.contains("no_such_library") && error.contains("hint:"), "{error}");
-    assert_eq!(ground.facts().unwrap().timeline, 1);
+    assert_eq!(stopped.facts().unwrap().timeline, 1);
     // The WAL is gone.
-    for name in names(&ground.wal()).iter().filter(|name| name.len() == 24) {
-        fs::remove_file(ground.wal().join(name)).unwrap();
+    for name in names(&stopped.wal()).iter().filter(|name| name.len() == 24) {
+        fs::remove_file(stopped.wal().join(name)).unwrap();
     }
-    let error = crate::error::report(&ground.branch(90).unwrap_err());
+    let error = crate::error::report(&stopped.branch(90).unwrap_err());
     assert!(error.contains("does not have the last checkpoint"), "{error}");
 }
 

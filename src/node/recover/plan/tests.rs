@@ -312,7 +312,7 @@ fn a_database_that_etcd_does_not_name_needs_insisting() {
     let refusal = plan(&view(nodes.clone()), false).unwrap_err();
     let Refusal::Doubtful(_, doubts) = &refusal else { panic!("{refusal:?}") };
     assert!(doubts.contains(&Remark::OtherDatabase { own: "8".into(), kept: "7".into() }));
-    // On the node with the cluster's own, the stranger's is no reason to hesitate; without etcd's word it is.
+    // On the node with the cluster's own, the stranger's does not make it hesitate; without etcd's word it does.
     assert!(plan(&seen_by(&view(nodes.clone()), "pg-2"), false).is_ok());
     let lost = View { keys: Keys::Absent, ..seen_by(&view(nodes), "pg-2") };
     assert!(matches!(plan(&lost, false), Err(Refusal::Doubtful(..))));
