@@ -199,7 +199,7 @@ pub enum Refusal {
     /// Another node has such an order.
     Pending(String),
     /// The cluster went on from elsewhere, and that node is part of it.
-    Elsewhere(String, Lineage),
+    Elsewhere(String, Box<Lineage>),
     /// What this node has cannot be read.
     Unreadable(String),
     /// This node's database cannot be used as it is.
@@ -291,7 +291,7 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
     }
     let Some(own) = view.own() else { return Err(Refusal::Nothing) };
     if let Some((node, lineage)) = elsewhere(view, own) {
-        return Err(Refusal::Elsewhere(node.name.clone(), lineage.clone()));
+        return Err(Refusal::Elsewhere(node.name.clone(), Box::new(lineage.clone())));
     }
     if let Some(node) = view.others(&view.me).find(|node| node.primary) {
         return Err(Refusal::Primary(node.name.clone()));
