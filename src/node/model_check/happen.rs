@@ -387,6 +387,7 @@ impl Model {
             Move::AsideEtcd(node) => {
                 spend(budget, |budget| &mut budget.asides);
                 let it = world.node_mut(node);
+                it.begun.iter_mut().for_each(|begun| begun.seen = true);
                 (it.etcd, it.look) = (Etcd::Absent, Look::Idle);
             }
             Move::Empty(inc) => {

@@ -190,7 +190,9 @@ fn by_hand() {
     ];
     let mutation = mutation.into_iter().find(|it| has(&format!("{it:?}")));
     let report = scenario.explore(mutation, scenario.states);
-    if let Some(trace) = &report.broken { println!("{} after {} moves", trace.rule, trace.moves.len()); }
+    if let Some(trace) = &report.broken {
+        println!("{} after {} moves", trace.rule, trace.moves.len());
+    }
     if let Some(trace) = report.broken {
         println!("{}", trace.text);
     }
