@@ -25,7 +25,6 @@ impl Model {
         match it.gate {
             Gate::Closed if self.gate_view(world, node).is_some() => moves.push(Move::GateLook(node)),
             Gate::Ready(..) => moves.push(Move::GateAct(node)),
-            Gate::Open => moves.push(Move::PatroniStart(node)),
             Gate::Patroni => self.patroni_moves(world, node, moves),
             Gate::Closed => {}
         }
@@ -156,7 +155,7 @@ impl Model {
             (GateStep::Start(mark), _) => {
                 let it = world.node_mut(node);
                 it.mark = mark.or(it.mark);
-                it.gate = Gate::Open;
+                it.gate = Gate::Patroni;
             }
             (GateStep::SetAside, _) => {
                 self.set_database_aside(world, node);
@@ -190,6 +189,12 @@ impl Model {
             _ => {}
         }
         world.node_mut(node).db = Db::Absent;
+    }
+
+    /// Whether what is to be written down next concerns nobody else.
+    pub(super) fn finishes_alone(&self, world: &World, node: u8) -> bool {
+        let it = world.node(node);
+        it.on && it.patroni() && matches!(self.unfinished(world, node), Some(Finish::Unmark | Finish::Complete))
     }
 
     pub(super) fn finish(&self, world: &mut World, node: u8) {
