@@ -3,6 +3,7 @@
 use super::{
     aside::{self, Aside},
     init::Node,
+    join::RECOVER,
     machine,
     peers::TlsCredentials,
     progress::{PROGRESS_PATH, Phase, Progress},
@@ -75,7 +76,7 @@ pub struct Postgresql {
 pub struct Etcd {
     /// The leader's name.
     pub leader: Option<String>,
-    /// Members that have started, and all.
+    /// Members that have started, and all; without a leader how many there were when it began.
     pub members: (usize, usize),
 }
 
@@ -120,9 +121,11 @@ impl Status {
         })
     }
 
-    /// Whether the node is ready, and all its services run.
+    /// Whether the node is ready, and all its services run, with a quorum of etcd.
     pub fn good(&self) -> bool {
-        self.progress.phase == Phase::Ready && self.services.iter().all(|service| service.settled)
+        self.progress.phase == Phase::Ready
+            && self.services.iter().all(|service| service.settled)
+            && self.etcd.as_ref().is_none_or(|etcd| etcd.leader.is_some())
     }
 }
 
@@ -159,6 +162,9 @@ fn ask_etcd(state: &State) -> Result<Etcd> {
     let endpoint = format!("https://{}", host_port(state.address, ports::ETCD_CLIENT));
     let client = TlsCredentials::of_the_node().etcd(vec![endpoint.clone()])?;
     let leader = client.status(&endpoint)?.leader;
+    if leader == 0 {
+        return Ok(Etcd { leader: None, members: (0, state.etcd.members.len()) });
+    }
     let members = client.members()?;
     Ok(Etcd {
         leader: members.iter().find(|member| member.id == leader).map(|member| member.name.clone()),
@@ -190,8 +196,20 @@ impl fmt::Display for Status {
             writeln!(f, "postgresql  {synchronous}{}, {}{timeline}{restart}", postgresql.role, postgresql.state)?;
         }
         if let Some(etcd) = &self.etcd {
-            let leader = etcd.leader.as_deref().unwrap_or("nobody");
-            writeln!(f, "etcd        {} of {} members started, {leader} leads", etcd.members.0, etcd.members.1)?;
+            match &etcd.leader {
+                Some(leader) => {
+                    writeln!(
+                        f,
+                        "etcd        {} of {} members started, {leader} leads",
+                        etcd.members.0, etcd.members.1
+                    )?;
+                }
+                None => writeln!(
+                    f,
+                    "etcd        no leader: there is no quorum of its members, and the database takes no writes\n            \
+                     If those that are missing cannot come back: {RECOVER}"
+                )?,
+            }
         }
         if let Some(holds) = self.vip {
             writeln!(f, "vip         {}", if holds { "here" } else { "elsewhere" })?;
@@ -248,5 +266,23 @@ mod tests {
         insta::assert_snapshot!(status);
         insta::assert_snapshot!(serde_json::to_string_pretty(&status).unwrap());
         assert!(!status.good());
+    }
+
+    #[test]
+    fn a_node_without_a_quorum_is_not_ready_and_says_so() {
+        let with_leader = |leader: Option<&str>| Status {
+            progress: Progress { phase: Phase::Ready, ..Progress::default() },
+            complete: true,
+            services: Vec::new(),
+            postgresql: None,
+            etcd: Some(Etcd { leader: leader.map(ToOwned::to_owned), members: (3, 3) }),
+            vip: None,
+            asides: Vec::new(),
+        };
+        assert!(with_leader(Some("pg-2")).good());
+        let alone = with_leader(None);
+        assert!(!alone.good());
+        let text = alone.to_string();
+        assert!(text.contains("no quorum") && text.contains("pgha-node recover"), "{text}");
     }
 }
