@@ -7,6 +7,7 @@ use super::{
     },
     aside::{self, Aside},
     init::Node,
+    join::RECOVER,
     machine,
     peers::TlsCredentials,
     progress::{PROGRESS_PATH, Phase, Progress},
@@ -82,7 +83,7 @@ pub struct Postgresql {
 pub struct Etcd {
     /// The leader's name.
     pub leader: Option<String>,
-    /// Members that have started, and all.
+    /// Members that have started, and all; without a leader how many there were when it began.
     pub members: (usize, usize),
     /// The alarms that are raised, such as `NOSPACE`.
     pub alarms: Vec<String>,
@@ -140,11 +141,11 @@ impl Status {
         })
     }
 
-    /// Whether the node is ready, all its services run, and nothing serious is told of it.
+    /// Whether the node is ready, all its services run with a quorum of etcd, and nothing serious is told of it.
     pub fn good(&self) -> bool {
         self.progress.phase == Phase::Ready
             && self.services.iter().all(|service| service.settled)
-            && self.etcd.as_ref().is_none_or(|etcd| etcd.alarms.is_empty())
+            && self.etcd.as_ref().is_none_or(|etcd| etcd.leader.is_some() && etcd.alarms.is_empty())
             && !self.attention.iter().any(|attention| attention.serious)
     }
 }
@@ -191,6 +192,9 @@ fn ask_etcd(state: &State) -> Result<Etcd> {
     let endpoint = format!("https://{}", host_port(state.address, ports::ETCD_CLIENT));
     let client = TlsCredentials::of_the_node().etcd(vec![endpoint.clone()])?;
     let leader = client.status(&endpoint)?.leader;
+    if leader == 0 {
+        return Ok(Etcd { leader: None, members: (0, state.etcd.members.len()), alarms: Vec::new() });
+    }
     let members = client.members()?;
     Ok(Etcd {
         leader: members.iter().find(|member| member.id == leader).map(|member| member.name.clone()),
@@ -223,9 +227,18 @@ impl fmt::Display for Status {
             writeln!(f, "postgresql  {synchronous}{}, {}{timeline}{restart}", postgresql.role, postgresql.state)?;
         }
         if let Some(etcd) = &self.etcd {
-            let leader = etcd.leader.as_deref().unwrap_or("nobody");
-            write!(f, "etcd        {} of {} members started, {leader} leads", etcd.members.0, etcd.members.1)?;
-            writeln!(f, "{}", etcd.alarms.iter().map(|alarm| format!(", alarm {alarm}")).collect::<String>())?;
+            match &etcd.leader {
+                Some(leader) => {
+                    let (started, all) = etcd.members;
+                    let alarms: String = etcd.alarms.iter().map(|alarm| format!(", alarm {alarm}")).collect();
+                    writeln!(f, "etcd        {started} of {all} members started, {leader} leads{alarms}")?;
+                }
+                None => writeln!(
+                    f,
+                    "etcd        no leader: there is no quorum of its members, and the database takes no writes\n            \
+                     If those that are missing cannot come back: {RECOVER}"
+                )?,
+            }
         }
         if let Some(holds) = self.vip {
             writeln!(f, "vip         {}", if holds { "here" } else { "elsewhere" })?;
@@ -306,7 +319,7 @@ mod tests {
             asides: Vec::new(),
         };
         assert!(good.good());
-        let alarm = Etcd { leader: None, members: (3, 3), alarms: vec!["NOSPACE".into()] };
+        let alarm = Etcd { leader: Some("pg-1".into()), members: (3, 3), alarms: vec!["NOSPACE".into()] };
         assert!(!Status { etcd: Some(alarm), ..good.clone() }.good());
         assert!(!Status { attention: vec![Attention::serious("disk/full", "full")], ..good }.good());
     }
@@ -318,5 +331,24 @@ mod tests {
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].text, "nobody looks after this node: pgha-agent.service is failed (failed)");
         assert!(!told[0].serious, "everything else works without it");
+    }
+
+    #[test]
+    fn a_node_without_a_quorum_is_not_ready_and_says_so() {
+        let with_leader = |leader: Option<&str>| Status {
+            progress: Progress { phase: Phase::Ready, ..Progress::default() },
+            complete: true,
+            services: Vec::new(),
+            postgresql: None,
+            etcd: Some(Etcd { leader: leader.map(ToOwned::to_owned), members: (3, 3), alarms: Vec::new() }),
+            vip: None,
+            attention: Vec::new(),
+            asides: Vec::new(),
+        };
+        assert!(with_leader(Some("pg-2")).good());
+        let alone = with_leader(None);
+        assert!(!alone.good());
+        let text = alone.to_string();
+        assert!(text.contains("no quorum") && text.contains("pgha-node recover"), "{text}");
     }
 }
