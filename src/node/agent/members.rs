@@ -32,7 +32,7 @@ const LATE: Duration = Duration::from_secs(60);
 /// How long etcd may be away before a person is told.
 const AWAY: Duration = Duration::from_secs(60);
 /// How long after a node was made to run `init` again it is not made to do so once more.
-const AGAIN: Duration = Duration::from_secs(300);
+const AGAIN: Duration = Duration::from_secs(60);
 const ETCD_UNIT: &str = "etcd.service";
 const NODE_UNIT: &str = "pgha-node.service";
 
