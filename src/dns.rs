@@ -1,7 +1,7 @@
-//! SRV records (RFC 2782), which the C library's resolver does not give.
+//! SRV records (RFC 2782), which the C library's resolver does not return.
 //!
-//! A stub resolver asks the name servers of `/etc/resolv.conf` over UDP, and over TCP when the answer was cut. Addresses
-//! are looked up with the system's own resolver instead.
+//! A stub resolver: it queries the name servers of `/etc/resolv.conf` over UDP, and over TCP when an answer was
+//! truncated. Addresses are looked up with the system's own resolver instead.
 
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -16,9 +16,8 @@ use std::{
 pub struct Srv {
     /// The host, ending in a dot.
     pub target: String,
-    /// Its port.
     pub port: u16,
-    /// The lowest is asked first.
+    /// The record with the lowest number is used first.
     pub priority: u16,
     /// The share among records of one priority.
     pub weight: u16,
@@ -31,13 +30,13 @@ const WAIT: Duration = Duration::from_secs(2);
 /// target.
 ///
 /// # Errors
-/// When no name server answers, or the answer is that there is no such name.
+/// When no name server answers, or the name does not exist.
 pub fn lookup_srv(name: &str) -> Result<Vec<Srv>> {
     let config = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     lookup_srv_at(&servers(&config), name)
 }
 
-/// As [`lookup_srv`], asking the given name servers in their order.
+/// As [`lookup_srv`], with the given name servers, in order.
 ///
 /// # Errors
 /// As [`lookup_srv`].
@@ -115,7 +114,7 @@ fn question(id: u16, name: &str) -> Result<Vec<u8>> {
     message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in name.trim_end_matches('.').split('.') {
         if label.is_empty() || label.len() > 63 {
-            bail!("`{name}` is no domain name");
+            bail!("`{name}` is not a domain name");
         }
         message.push(label.len() as u8);
         message.extend(label.bytes());
@@ -162,7 +161,7 @@ fn read_answer(id: u16, message: &[u8]) -> Result<Answer> {
 fn read_name(message: &[u8], mut at: usize) -> Result<(String, usize)> {
     let mut name = String::new();
     let mut end = None;
-    // Each pointer goes backwards in an honest message; the count ends the loops of a dishonest one.
+    // In a valid message each pointer goes backwards; the count ends loops in an invalid one.
     for _ in 0..128 {
         let length = usize::from(*message.get(at).context("the answer is cut")?);
         match length {

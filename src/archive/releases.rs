@@ -31,7 +31,7 @@ pub struct Policy {
     pub offline: bool,
     /// Even if what the store has is fresh.
     pub refresh: bool,
-    /// How long a release that was fetched is believed to be the newest.
+    /// How long a fetched release counts as the newest.
     pub fresh_for: Duration,
 }
 
@@ -93,7 +93,7 @@ impl CachedResult for Expanded {
 /// Makes sure of the releases of all `sources`, fetching in parallel what is not fresh.
 ///
 /// # Errors
-/// When a release cannot be had, is not signed by a known key, is outdated, or goes back in time.
+/// When a release cannot be fetched, is not signed by a known key, is outdated, or goes back in time.
 pub fn releases(
     store: &Store,
     http: &Client,
@@ -135,7 +135,7 @@ pub(super) fn releases_at(
                 text
             }
         };
-        let release = std::str::from_utf8(&text).context("it is no UTF-8").and_then(Release::parse)?;
+        let release = std::str::from_utf8(&text).context("it is not UTF-8").and_then(Release::parse)?;
         Ok((Digest::of(&text), release))
     };
     let results: Vec<Result<(Digest, Release)>> = thread::scope(|scope| {
@@ -178,13 +178,13 @@ fn kept_key(source: &Source) -> Digest {
     Digest::of(format!("{}\n{}\n{}", seen_key(source), source.check_valid_until, keys.join("\n")))
 }
 
-/// Stands for an archive, whatever is believed of it.
+/// The key of an archive in the store, whatever its releases say.
 fn seen_key(source: &Source) -> Digest {
     let mirrors: BTreeSet<&str> = source.mirrors.iter().map(|mirror| mirror.trim_end_matches('/')).collect();
     Digest::of(format!("{}\n{}", source.suite, mirrors.into_iter().collect::<Vec<_>>().join("\n")))
 }
 
-/// Fetches a release from the first mirror whose release is good, and keeps what it says.
+/// Fetches a release from the first mirror that has a good one, and keeps it.
 fn fetch_release(store: &Store, http: &Client, source: &Source, now: i64) -> Result<Vec<u8>> {
     let keyring = Keyring::read(source.keys.iter().map(Vec::as_slice)).context("reading the keys of the archive")?;
     let path = format!("dists/{}/InRelease", source.suite.trim_matches('/'));
@@ -236,7 +236,7 @@ impl Releases {
     /// The package indices of all sources, in their order; each index's origin is the number of its source.
     ///
     /// # Errors
-    /// When an index is missing, cannot be had, or is wrong.
+    /// When an index is missing, cannot be fetched, or is wrong.
     pub fn indices(&self, store: &Store, http: &Client, progress: &Progress) -> Result<Vec<Index>> {
         let files = self.files()?;
         let missing: u64 =
@@ -305,7 +305,7 @@ impl Releases {
         for _ in 0..2 {
             let (expanded, _) = store.memoise(&file.digest, || self.fetch_index(store, http, source, file, step))?;
             if let Some(text) = store.get_blob(&expanded.text)? {
-                let text = String::from_utf8(text).map_err(|_| UserError::runtime("it is no UTF-8"))?;
+                let text = String::from_utf8(text).map_err(|_| UserError::runtime("it is not UTF-8"))?;
                 return Index::parse(text, source.arch, file.source);
             }
         }
@@ -370,4 +370,21 @@ fn unpack<'a>(name: &str, packed: impl Read + 'a) -> Result<Box<dyn Read + 'a>> 
         Some((_, "gz")) => Box::new(flate2::read::MultiGzDecoder::new(packed)),
         _ => Box::new(packed),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<Kept>(
+            r#"{"text":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","fetched":1750000000}"#,
+        );
+        assert_still_read::<Seen>(r#"{"date":1750000000}"#);
+        assert_still_read::<Expanded>(
+            r#"{"text":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee"}"#,
+        );
+    }
 }

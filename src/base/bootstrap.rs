@@ -55,7 +55,7 @@ pub fn unpack(store: &Store, root: &Root, package: &Digest, patterns: Patterns<'
 
 /// A path of a package, which begins with `./`.
 fn guest_path(bytes: &[u8]) -> Result<GuestPath> {
-    let text = std::str::from_utf8(bytes).context("a package's path is no UTF-8")?;
+    let text = std::str::from_utf8(bytes).context("a package's path is not UTF-8")?;
     Ok(format!("/{}", text.trim_start_matches("./").trim_start_matches('/')).parse()?)
 }
 
@@ -63,7 +63,7 @@ fn guest_path(bytes: &[u8]) -> Result<GuestPath> {
 fn data(mut blob: BlobReader) -> Result<io::Take<BlobReader>> {
     let mut magic = [0; 8];
     blob.read_exact(&mut magic)?;
-    ensure!(&magic == b"!<arch>\n", "the store's expanded package is no archive");
+    ensure!(&magic == b"!<arch>\n", "the store's expanded package is not an archive");
     loop {
         let mut header = [0; 60];
         blob.read_exact(&mut header).context("an expanded package has no data.tar")?;

@@ -137,7 +137,7 @@ impl Args {
     }
 }
 
-/// Prints what was built: paths for pipes, a table of where the time went for people, an event for programs.
+/// Prints what was built: paths for pipes, a table of timings for people, an event for programs.
 fn tell(built: &Built, progress: &Progress) -> Result<()> {
     if progress.style() == Style::Json {
         let seconds = progress.elapsed().as_secs_f64();

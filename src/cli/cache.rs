@@ -23,12 +23,12 @@ pub struct Args {
 enum Verb {
     /// Show where the store is and what it holds.
     Info,
-    /// Take away what was not used for long.
+    /// Remove what was not used for long.
     Gc {
-        /// Take away what was not used for this long.
+        /// Remove what was not used for this long.
         #[arg(long, value_name = "TIME", default_value = "30d")]
         max_age: Time,
-        /// Then take away the least recently used until this much is left, such as 4GiB.
+        /// Then remove the least recently used until this much is left, such as 4GiB.
         #[arg(long, value_name = "SIZE")]
         max_size: Option<Size>,
     },

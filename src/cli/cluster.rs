@@ -29,9 +29,9 @@ use std::{
     time::Duration,
 };
 
-/// How many nodes a cluster has where nobody says.
+/// The number of nodes of a cluster by default.
 const NODES: usize = 3;
-/// What nodes are made of where nobody says.
+/// The image of nodes by default.
 const IMAGE: &str = "ha-postgres";
 
 /// Run clusters on this machine: start nodes, look at them, break them, remove them.
@@ -50,7 +50,7 @@ pub struct Args {
 enum Verb {
     /// Make a cluster, start it, and wait until it is ready; or start the nodes of one that is there.
     Up(Up),
-    /// Print how a cluster's nodes stand and where they are reached; the names of all clusters without one.
+    /// Print the state of a cluster's nodes and their addresses; without a name, the names of all clusters.
     Status {
         /// The cluster.
         name: Option<String>,

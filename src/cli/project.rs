@@ -32,7 +32,7 @@ impl ProjectArgs {
     /// Everything about the recipe `wanted` that can be decided without a package index.
     ///
     /// # Errors
-    /// A wrong request when recipe, overlays or settings are not as they must be.
+    /// A wrong request when recipe, overlays or settings are wrong.
     pub fn draft(&self, wanted: &str) -> Result<Draft> {
         let recipe = recipe::load(&self.project, wanted, &self.settings)?;
         let programs = match &self.programs {
@@ -67,7 +67,7 @@ impl ArchiveArgs {
     /// How the archive is reached.
     ///
     /// # Errors
-    /// A wrong request when a mirror is no URI.
+    /// A wrong request when a mirror is not a URI.
     pub fn access(&self) -> Result<Access> {
         let mirrors = Mirrors::find(&self.mirrors, Path::new("/etc/apt"))?;
         Ok(Access { mirrors, offline: self.offline, refresh: self.refresh })
@@ -120,7 +120,7 @@ fn source_date_epoch() -> Result<Option<i64>> {
     match text.parse::<i64>() {
         Ok(seconds) if seconds >= 0 => Ok(Some(seconds)),
         _ => {
-            Err(UserError::usage(format!("SOURCE_DATE_EPOCH is `{text}`, which is no number of seconds since 1970"))
+            Err(UserError::usage(format!("SOURCE_DATE_EPOCH is `{text}`, which is not a number of seconds since 1970"))
                 .into())
         }
     }

@@ -116,11 +116,11 @@ impl FromStr for PortArg {
 
     fn from_str(text: &str) -> Result<PortArg, String> {
         let parts: Vec<&str> = text.split(':').collect();
-        let port = |text: &str| text.parse::<u16>().map_err(|_| format!("`{text}` is no port, 0 to 65535"));
+        let port = |text: &str| text.parse::<u16>().map_err(|_| format!("`{text}` is not a port, 0 to 65535"));
         let (address, host, guest) = match parts[..] {
             [host, guest] => (IpAddr::V4(Ipv4Addr::LOCALHOST), host, guest),
             [address, host, guest] => {
-                let address: Ipv4Addr = address.parse().map_err(|_| format!("`{address}` is no IPv4 address"))?;
+                let address: Ipv4Addr = address.parse().map_err(|_| format!("`{address}` is not an IPv4 address"))?;
                 (IpAddr::V4(address), host, guest)
             }
             _ => return Err("this is not HOST:GUEST, such as 2222:22".to_owned()),
@@ -164,7 +164,7 @@ impl Args {
             progress.warn(warning);
         }
         config.prepare(probed.accel, folder.path())?;
-        progress.note("booting; Ctrl-A x ends the machine, Ctrl-A h tells more");
+        progress.note("booting; Ctrl-A x ends the machine, Ctrl-A h shows help");
         let machine = Machine::start(&qemu, folder.path(), Lifetime::Tied, &Launcher::new())?;
         while !machine.wait(Duration::from_secs(3600))? {}
         terminal.restore();
@@ -189,7 +189,7 @@ impl Terminal {
     }
 }
 
-/// The image's path, by itself or by the name of its recipe.
+/// The image's path: itself, or the image of the recipe of that name.
 fn find_image(wanted: &Path) -> Result<PathBuf> {
     if wanted.exists() || wanted.components().count() != 1 || wanted.extension().is_some() {
         return Ok(wanted.to_owned());
@@ -205,7 +205,7 @@ fn find_image(wanted: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Refuses a port of the host that is taken, before QEMU does in its own words.
+/// Refuses a port of the host that is taken; QEMU's own message would not name it.
 fn require_free(port: &PortForward) -> Result<()> {
     match TcpListener::bind(port.host) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(port("2222:22"), Ok(("127.0.0.1:2222".to_owned(), 22)));
         assert_eq!(port("0.0.0.0:80:8080"), Ok(("0.0.0.0:80".to_owned(), 8080)));
         assert_eq!(port("22"), Err("this is not HOST:GUEST, such as 2222:22".to_owned()));
-        assert_eq!(port("22:70000"), Err("`70000` is no port, 0 to 65535".to_owned()));
-        assert_eq!(port("here:1:2"), Err("`here` is no IPv4 address".to_owned()));
+        assert_eq!(port("22:70000"), Err("`70000` is not a port, 0 to 65535".to_owned()));
+        assert_eq!(port("here:1:2"), Err("`here` is not an IPv4 address".to_owned()));
     }
 }

@@ -164,7 +164,7 @@ impl Args {
             (None, false) => 64,
         };
         let groups = ControlGroups::of_this_host();
-        let text = Compose { image: self.image.clone(), prefix, groups }.text(seeds);
+        let text = Compose { image: self.image.clone(), prefix, groups }.text(seeds)?;
         let mut file = NewFile::beside(path)?;
         file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
         file.publish(path)

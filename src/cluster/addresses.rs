@@ -60,7 +60,7 @@ pub fn overlap(one: &str, other: &str) -> bool {
     one.contains(other.address) || other.contains(one.address)
 }
 
-/// A document for a cluster `name` of `nodes` nodes, in a network that is none of `taken`.
+/// A document for a cluster `name` of `nodes` nodes, in a network that is not one of `taken`.
 ///
 /// # Errors
 /// A wrong request when the number of nodes is none that a network has room for; failed work when no network is free.

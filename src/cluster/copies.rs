@@ -1,4 +1,4 @@
-//! Whether nodes may be taken away with their disks: never with the last good copy of the data.
+//! Whether nodes may be removed with their disks: never with the last good copy of the data.
 //!
 //! [`next`] is a pure function over what all nodes say: it names one step, which the caller carries out before it looks
 //! and asks again. A copy is good if its server is the primary, or streams from the primary on the same timeline. A node
@@ -35,7 +35,7 @@ pub enum Step {
     Done,
 }
 
-/// The next step to take `going` away from the nodes that `views` show, so that the data of all of them stay with the
+/// The next step to remove `going` from the nodes that `views` show, so that the data of all of them stay with the
 /// others, and the others can go on. `synchronous` is how commits wait for replicas when they are gone.
 pub fn next(going: &[&str], views: &[View], synchronous: &Synchronous) -> Step {
     let present = |view: &&View| view.power != PowerState::Absent;
@@ -146,7 +146,7 @@ fn majority(leaving: &[&View], staying: &[&View]) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "etcd would have {left} of {members} members that answer, which is no majority: {}",
+        "etcd would have {left} of {members} members that answer, which is not a majority: {}",
         words(staying.iter().copied())
     ))
 }

@@ -1,7 +1,7 @@
 //! Nodes as virtual machines: QEMU, joined by a switch of this program, without root.
 //!
 //! Everything is in the folder `qemu` of the cluster's own: a folder for each machine, and the switch's socket. What the
-//! switch shall be is kept in `network.json`, so that one that was lost (the host was switched off) comes back with the
+//! switch is like is kept in `network.json`, so that one that was lost (the host was switched off) comes back with the
 //! same ports of the host.
 
 use super::{

@@ -136,7 +136,7 @@ impl StateDir {
     /// # Errors
     /// When that cannot be told: then there may be one.
     pub fn has(&self, name: &str) -> Result<bool> {
-        // Other names are no cluster's, and may lead out of the folder.
+        // Other names do not belong to clusters, and may lead out of the folder.
         Ok(is_plain(name) && is_there(&self.folder(name).join(RECORD))?)
     }
 

@@ -32,7 +32,7 @@ struct Key {
     created: i64,
     /// In seconds since 1970.
     expires: Option<i64>,
-    /// Why it must not be believed, whatever the date.
+    /// Why it must not be trusted, whatever the date.
     refused: Option<&'static str>,
 }
 
@@ -65,7 +65,7 @@ impl Keyring {
     /// was signed, with line feeds alone as line ends and none after the last line.
     ///
     /// # Errors
-    /// When it is not signed, no known key signed it, the key may not be believed, or the text was changed.
+    /// When it is not signed, no known key signed it, the key is not trusted, or the text was changed.
     pub fn verify(&self, document: &[u8], now: i64) -> Result<String> {
         let text = std::str::from_utf8(document).ok().filter(|text| text.starts_with("-----BEGIN PGP SIGNED MESSAGE"));
         let Some(text) = text else {
@@ -134,7 +134,7 @@ impl Keyring {
     }
 }
 
-/// What came of one signature, from what says least to what says most about a failure.
+/// The result of one signature, ordered by how much it says about a failure, least first.
 enum Verdict {
     Unknown,
     Refused(String, String),
@@ -213,7 +213,7 @@ fn read_certificates(file: &[u8]) -> Result<Vec<SignedPublicKey>> {
         }
     };
     read()
-        .map_err(|error| UserError::runtime(format!("it is no OpenPGP keyring: {error}")))
+        .map_err(|error| UserError::runtime(format!("it is not an OpenPGP keyring: {error}")))
         .context("reading a key file")
 }
 
@@ -310,7 +310,7 @@ fn may_sign(signature: &Signature, unsaid: bool) -> bool {
     if said { signature.key_flags().sign() } else { unsaid }
 }
 
-/// Whether a signature rests on a hash function that nobody can find collisions of.
+/// Whether a signature uses a hash function without known collisions.
 fn strong(signature: &Signature) -> bool {
     use HashAlgorithm::*;
     matches!(signature.hash_alg(), Some(Sha256 | Sha384 | Sha512 | Sha3_256 | Sha3_512))

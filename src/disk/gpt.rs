@@ -37,7 +37,6 @@ pub mod kinds {
     pub const ROOT_ARM64: Uuid = Uuid::of(0xb921b045_1df0_41c3_af44_4c6f280d3fae);
 }
 
-/// One partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
     /// Its number, from 1: the slot of the table that it fills.

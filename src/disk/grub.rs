@@ -86,7 +86,10 @@ impl BiosImages {
     /// # Errors
     /// When the images are not what they should be, or the partition is too small.
     pub(super) fn embed(&self, mbr: &mut [u8], first: u64, sectors: u64) -> Result<Vec<u8>> {
-        ensure!(self.boot.len() == SECTOR as usize && self.boot.ends_with(&[0x55, 0xaa]), "boot.img is no boot sector");
+        ensure!(
+            self.boot.len() == SECTOR as usize && self.boot.ends_with(&[0x55, 0xaa]),
+            "boot.img is not a boot sector"
+        );
         let mut core = self.core.clone();
         core.resize(core.len().next_multiple_of(SECTOR as usize), 0);
         let count = core.len() as u64 / SECTOR;

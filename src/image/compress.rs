@@ -2,7 +2,7 @@
 //!
 //! The stream is cut into blocks of fixed size, each compressed by itself: gzip blocks end in a sync flush, so that
 //! together they are one member (RFC 1951, 3.2.4; RFC 1952), zstd blocks are frames (RFC 8878, 3.1). Neither the number
-//! of threads nor their speed shows in the result. A layer is compressed once: the store remembers what came of it.
+//! of threads nor their speed shows in the result. A layer is compressed once: the store keeps the result.
 
 use crate::{
     error::UserError,
@@ -99,7 +99,7 @@ impl FromStr for Compression {
     /// Reads `none`, `gzip`, `zstd`, `gzip:LEVEL` or `zstd:LEVEL`.
     fn from_str(text: &str) -> Result<Compression, UserError> {
         let wrong = || {
-            UserError::usage(format!("`{text}` is no compression"))
+            UserError::usage(format!("`{text}` is not a compression"))
                 .hint("one of: none, gzip, gzip:1 to gzip:9, zstd, zstd:1 to zstd:19")
         };
         let (codec, level) = match text.split_once(':') {
@@ -221,7 +221,7 @@ fn gzip(input: &mut dyn Read, output: &mut dyn Write, level: u8, threads: usize)
 
 /// Compresses single blocks, as one thread does.
 trait Blocks {
-    /// What is learnt of a block besides its compressed bytes.
+    /// The result for a block besides its compressed bytes.
     type Note: Send;
 
     fn pack(&mut self, block: &[u8]) -> io::Result<(Vec<u8>, Self::Note)>;
@@ -278,7 +278,7 @@ impl Blocks for ZstdBlocks {
 }
 
 type Packed<N> = io::Result<(Vec<u8>, N)>;
-/// A block, and where to send what comes of it.
+/// A block, and where to send its result.
 type Job<N> = (Vec<u8>, SyncSender<Packed<N>>);
 
 /// Cuts `input` into blocks of `size` bytes, has them compressed by `threads` threads, writes them in order, and hands
@@ -303,7 +303,7 @@ fn in_blocks<B: Blocks>(
         for _ in 0..threads {
             scope.spawn(|| work(&queue, &blocks));
         }
-        // Dropped on every way out, which ends the threads.
+        // Dropped on every return, which ends the threads.
         let jobs = jobs;
         let mut pending = VecDeque::new();
         for first in std::iter::once(true).chain(std::iter::repeat(false)) {

@@ -1,5 +1,7 @@
 //! Words that both programs share: pure values, no input or output.
 
+#![deny(missing_docs)]
+
 mod account;
 mod arch;
 mod check;

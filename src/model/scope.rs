@@ -24,7 +24,7 @@ pub mod ports {
     pub const PATRONI: u16 = 8008;
     /// etcd, for clients.
     pub const ETCD_CLIENT: u16 = 2379;
-    /// etcd, among its members; before etcd runs, the nodes' first words to each other.
+    /// etcd, among its members; before etcd runs, nodes discover each other there.
     pub const ETCD_PEER: u16 = 2380;
 
     /// Every port, in the order in which people ask for them.
@@ -47,6 +47,9 @@ pub const TLS_PATH: &str = "/etc/pgha/tls";
 
 /// The list of the users' passwords that root's psql on a node reads (PostgreSQL, «The Password File»).
 pub const PASSWORDS_PATH: &str = "/etc/pgha/pgpass";
+
+/// The largest database file of a member of etcd, in bytes.
+pub const ETCD_QUOTA: u64 = 1 << 30;
 
 /// What templates need to know about the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -193,6 +196,7 @@ impl Scope {
                 "connections": (machine.open_files.min(65_536) / 2).saturating_sub(200).max(100),
             },
             "etcd": {
+                "quota": ETCD_QUOTA,
                 "state": if start.existing { "existing" } else { "new" },
                 "token": if start.token.is_empty() { keys.identity() } else { start.token.clone() },
                 "members": start.members.iter().map(|(name, url)| json!({"name": name, "url": url})).collect::<Vec<_>>(),

@@ -12,18 +12,14 @@ use super::{
     state::POSTGRESQL_DATA,
 };
 use crate::{error::UserError, etcd::Client, log};
-use anyhow::{Context as _, Result};
-use rustix::process::{Signal, kill_process};
+use anyhow::Result;
 use std::{
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// How often it is looked again while Patroni may not start.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a server may take to shut down, of each kind of shutdown.
-const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// How many files are counted to learn how large a copy is.
 const COUNTED: u64 = 1_000_000;
 
@@ -145,7 +141,7 @@ impl Gate<'_> {
             }
             Step::SetAsideThenLookAgain(why) => {
                 let folder = self.folder();
-                stop_server(&folder)?;
+                database::stop_server(&folder)?;
                 aside::set_aside(&folder, why)?;
                 begun::forget(&self.mark())?;
             }
@@ -187,21 +183,4 @@ impl Gate<'_> {
 fn has_room(folder: &Path) -> bool {
     let size = Size::of(folder, COUNTED);
     rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > size.bytes)
-}
-
-/// Shuts down the server that runs with the data in `folder`, if one does: Patroni can end without it.
-fn stop_server(folder: &Path) -> Result<()> {
-    for signal in [Signal::INT, Signal::QUIT] {
-        let Some(server) = database::server(folder)? else { return Ok(()) };
-        log::warning!("stopping the server of the unfinished database in {}", folder.display());
-        kill_process(server, signal).with_context(|| format!("stopping the server in {}", folder.display()))?;
-        let deadline = Instant::now() + STOP_WITHIN;
-        while Instant::now() < deadline {
-            if database::server(folder)?.is_none() {
-                return Ok(());
-            }
-            thread::sleep(PAUSE / 5);
-        }
-    }
-    Err(UserError::runtime(format!("the server in {} does not stop", folder.display())).into())
 }

@@ -330,6 +330,10 @@ impl Store<'_> {
         format!("/pgha/{}/first", self.cluster)
     }
 
+    fn leader_key(&self) -> String {
+        format!("/service/{}/leader", self.cluster)
+    }
+
     fn initialize_key(&self) -> String {
         format!("/service/{}/initialize", self.cluster)
     }
@@ -394,6 +398,26 @@ impl Store<'_> {
             return Ok(false);
         }
         self.put(&Keys::default(), &first)
+    }
+
+    /// Whether there is a leader.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub fn has_leader(&self) -> Result<bool, StoreError> {
+        Ok(self.client.get(&self.leader_key())?.is_some())
+    }
+
+    /// Makes `initialize` say which database the cluster's is, as long as the keys are as they were read and there is no
+    /// leader; whether it was so.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub fn restore(&self, keys: &Keys, system: &str) -> Result<bool, StoreError> {
+        let [first, initialize] = self.unchanged(keys);
+        let leaderless = Compare::Missing(self.leader_key().into_bytes());
+        let put = Op::Put(self.initialize_key().into_bytes(), system.as_bytes().to_vec(), 0);
+        Ok(self.client.txn(&[first, initialize, leaderless], &[put], &[])?.succeeded)
     }
 
     fn put(&self, keys: &Keys, first: &First) -> Result<bool, StoreError> {

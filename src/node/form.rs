@@ -15,6 +15,10 @@ use super::{
     peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
     progress::{Phase, Reporter},
     promise::{self, Answer, Promises, Request},
+    recover::{
+        keys::{Names, Recovered},
+        lineage::{self, Lineage},
+    },
     state::{ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
     units,
 };
@@ -46,6 +50,8 @@ pub const ORDER_PATH: &str = "/var/lib/pgha/order.json";
 
 /// etcd's unit.
 const UNIT: &str = "etcd.service";
+/// Patroni's unit.
+const PATRONI: &str = "patroni.service";
 /// How often a node looks again while it waits.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest file of this program's own that is read, in bytes.
@@ -64,6 +70,7 @@ const DOUBT: Duration = Duration::from_secs(3);
 const ENTERING: &str = "entering the cluster's etcd";
 const STARTING: &str = "starting etcd";
 const SETTLING: &str = "forming the cluster's etcd";
+const LEFT_BEHIND: &str = "the cluster went on in another etcd than this node's, which has no quorum";
 
 /// What this node has on its disks, and where it is decided about.
 #[derive(Debug)]
@@ -232,11 +239,12 @@ impl Host for Desk {
             },
             complete: own.complete,
             databases: databases(&self.path(POSTGRESQL_DATA))?,
+            recover: None,
         })
     }
 }
 
-/// Reads JSON; `None` if there certainly is no such file.
+/// Reads JSON; `None` if there certainly is not a such file.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(text) = Presence::of_text(path, LONGEST).known()? else { return Ok(None) };
     serde_json::from_str(&text).map(Some).with_context(|| format!("reading {}", path.display()))
@@ -369,7 +377,7 @@ impl Forming {
         write_private(&self.desk.path(ORDER_PATH), &serde_json::to_string_pretty(order)?)
     }
 
-    /// The same view, in which a namesake of this node has answered if it did a short time ago: one slow answer is no death.
+    /// The same view, in which a namesake of this node has answered if it did a short time ago: one slow answer is not a death.
     fn patient(&mut self, mut view: View) -> View {
         let url = peer_url(self.desk.me());
         let is_elsewhere = |member: &Listed| member.name == view.me && !member.peer_urls.contains(&url);
@@ -392,6 +400,11 @@ impl Forming {
     /// # Errors
     /// When a disk or systemd fails.
     pub fn act(&mut self, view: &View, step: Step, stop: impl FnOnce() -> Result<()>) -> Result<Acted> {
+        if let Step::SetAside(Aside::OtherCluster) = step
+            && let Some(text) = self.stays(view)?
+        {
+            return Ok(Acted::Later(text));
+        }
         let (desk, before) = (&self.desk, &view.own);
         if !matches!(step, Step::Wait { .. }) {
             self.waits = None;
@@ -423,6 +436,53 @@ impl Forming {
             }
         }
         Ok(Acted::Again)
+    }
+
+    /// Why this node keeps its etcd's data beside the cluster that is seen: a person had them replace that one.
+    fn stays(&self, view: &View) -> Result<Option<String>> {
+        let (EtcdData::Data(ids), Some(other)) = (&view.own.etcd, &view.cluster) else { return Ok(None) };
+        let path = self.desk.path(lineage::PATH);
+        if Lineage::load(&path).known()?.is_none() {
+            return Ok(None);
+        }
+        // Another cluster's member would say something else.
+        let is_its =
+            |found: &Peer| matches!(found, Peer::Etcd { cluster, .. } if cluster.is_none_or(|id| id == other.id));
+        let its: BTreeSet<&String> =
+            view.peers.iter().filter(|(_, found)| is_its(found)).map(|(name, _)| name).collect();
+        let members = self.desk.spec.members.iter().filter(|member| its.contains(&member.name));
+        let client = self.credentials.etcd(members.map(client_url).collect())?;
+        match Recovered::ask(&client, Names(&self.desk.spec.cluster)) {
+            Ok(theirs) => lineage::stays(&path, ids.cluster, theirs.as_ref()),
+            Err(error) => {
+                Ok(Some(format!("whether the cluster that answers has replaced this node's is not known: {error:#}")))
+            }
+        }
+    }
+
+    /// Whether this node's etcd, which runs, has no quorum while another cluster's answers: that one went on from another
+    /// node by a person's order.
+    fn is_left_behind(&mut self) -> Result<bool> {
+        let own = self.credentials.etcd(vec![client_url(self.desk.me())]);
+        if own.and_then(|client| client.cluster()).is_ok() {
+            return Ok(false);
+        }
+        let view = self.look(false)?;
+        let is_another = matches!(
+            (&view.own.etcd, &view.cluster),
+            (EtcdData::Data(ids), Some(other)) if ids.cluster != other.id
+        );
+        Ok(is_another && self.stays(&view)?.is_none())
+    }
+
+    /// Remembers from where the cluster went on, as this node's etcd says.
+    fn remember_recovery(&self) -> Result<()> {
+        let client = self.credentials.etcd(vec![client_url(self.desk.me())])?;
+        let theirs = Recovered::ask(&client, Names(&self.desk.spec.cluster))?;
+        match EtcdData::look(&self.desk.path(ETCD_DATA)) {
+            EtcdData::Data(ids) => lineage::learn(&self.desk.path(lineage::PATH), ids.cluster, theirs),
+            other => anyhow::bail!("etcd serves, and its data are not found: {other:?}"),
+        }
     }
 
     /// Changes the cluster's members.
@@ -511,7 +571,12 @@ pub fn enter(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<
     if runs()?
         && let Some(state) = forming.desk.state()?
     {
-        return Ok(Entered { start: state.etcd, discovery: None });
+        if !forming.is_left_behind()? {
+            return Ok(Entered { start: state.etcd, discovery: None });
+        }
+        reporter.report(Phase::Working, ENTERING, LEFT_BEHIND);
+        stop_patroni()?;
+        stop()?;
     }
     let discovery = forming.receive()?;
     let mut acts = 0;
@@ -522,7 +587,7 @@ pub fn enter(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<
         if !text.is_empty() {
             reporter.report(Phase::Working, ENTERING, &text);
         }
-        match forming.act(&view, step, stop)? {
+        match forming.act(&view, step.clone(), || leave(&step))? {
             Acted::Start(start) => return Ok(Entered { start, discovery: Some(discovery) }),
             Acted::Again if acts < HASTE => acts += 1,
             Acted::Again => {
@@ -544,6 +609,22 @@ fn runs() -> Result<bool> {
 
 fn stop() -> Result<()> {
     if runs()? { Ok(units::stop(UNIT)?) } else { Ok(()) }
+}
+
+/// Stops etcd before its data are set aside.
+fn leave(step: &Step) -> Result<()> {
+    if matches!(step, Step::SetAside(Aside::OtherCluster)) {
+        stop_patroni()?;
+    }
+    stop()
+}
+
+/// Stops Patroni before this node enters another cluster: what its database has more is looked at before it starts there.
+fn stop_patroni() -> Result<()> {
+    if matches!(units::show(PATRONI)?.active.as_str(), "inactive" | "failed" | "") {
+        return Ok(());
+    }
+    Ok(units::stop(PATRONI)?)
 }
 
 /// Starts etcd and waits until it serves, for the quorum as long as it takes. Returns whether it does: it does not when its
@@ -581,8 +662,10 @@ pub fn serve(spec: &ClusterSpec, own: usize, service: &Service, reporter: &mut R
             match join::next(&view) {
                 step @ (Step::SetAside(_) | Step::Abandon(..)) => {
                     reporter.report(Phase::Working, STARTING, &words(&step));
-                    forming.act(&view, step, stop)?;
-                    return Ok(false);
+                    match forming.act(&view, step.clone(), || leave(&step))? {
+                        Acted::Later(why) => waits = Some(why),
+                        _ => return Ok(false),
+                    }
                 }
                 Step::Resume | Step::Start(_) if matches!(own, Peer::Etcd { .. }) => {
                     let lost =
@@ -613,25 +696,30 @@ fn takes_clients(me: &Member) -> bool {
 }
 
 /// Waits until etcd's cluster knows its version, without which Patroni cannot speak to it; members that do not come for
-/// ten seconds are let go, see [`join::absent`], and those that an order leaves out at once.
+/// ten seconds are let go, see [`join::absent`], and those that an order leaves out at once. Then this node remembers from
+/// where the cluster went on last. Returns whether it is so: it is not when the cluster has gone on in another etcd
+/// meanwhile, so that the node must enter again.
 ///
 /// # Errors
 /// When a disk fails.
-pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<()> {
-    let forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<bool> {
+    let mut forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
     let promises = forming.desk.promises()?;
-    let me = forming.desk.me();
-    let deadline = Instant::now() + LATECOMERS;
+    let me = forming.desk.me().clone();
+    let (deadline, mut doubted) = (Instant::now() + LATECOMERS, Instant::now());
     loop {
-        match peers::unsettled(me, &forming.credentials) {
-            Ok(None) => return Ok(()),
+        match peers::unsettled(&me, &forming.credentials) {
+            Ok(None) => match forming.remember_recovery() {
+                Ok(()) => return Ok(true),
+                Err(error) => reporter.report(Phase::Waiting, SETTLING, &format!("{error:#}")),
+            },
             Ok(Some(cluster)) => {
                 let gone = join::going(&cluster, &promises, Instant::now() >= deadline);
                 if gone.is_empty() {
                     reporter.report(Phase::Waiting, SETTLING, "not every member has come yet");
                 } else {
                     reporter.report(Phase::Working, SETTLING, "going on without the members that have not come");
-                    let client = forming.credentials.etcd(vec![client_url(me)])?;
+                    let client = forming.credentials.etcd(vec![client_url(&me)])?;
                     for id in gone {
                         // Another node may have done it, or etcd wants all connections to be five seconds old: looked at again.
                         if let Err(error) = client.member_remove(id) {
@@ -641,8 +729,46 @@ pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result
                 }
             }
             // An etcd that is busy answers later.
-            Err(error) => reporter.report(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {error:#}")),
+            Err(error) => {
+                reporter.report(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {error:#}"));
+                if doubted.elapsed() >= DOUBT {
+                    doubted = Instant::now();
+                    if forming.is_left_behind()? {
+                        return Ok(false);
+                    }
+                }
+            }
         }
         lock::rest(PAUSE)?;
+    }
+}
+
+/// Looks from time to time whether the cluster has gone on in another etcd, while this node waits for something else.
+#[derive(Debug)]
+pub struct Attention {
+    forming: Forming,
+    paid: Instant,
+}
+
+impl Attention {
+    /// That of the member `own` of `spec`.
+    ///
+    /// # Errors
+    /// As [`Desk::new`].
+    pub fn new(spec: &ClusterSpec, own: usize) -> Result<Attention> {
+        let forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+        Ok(Attention { forming, paid: Instant::now() })
+    }
+
+    /// Looks, if it is time.
+    ///
+    /// # Errors
+    /// When it has: this node must enter it. Also when its own disks or certificates cannot be read.
+    pub fn pay(&mut self) -> Result<()> {
+        if self.paid.elapsed() < DOUBT {
+            return Ok(());
+        }
+        self.paid = Instant::now();
+        if self.forming.is_left_behind()? { Err(UserError::runtime(LEFT_BEHIND).into()) } else { Ok(()) }
     }
 }

@@ -352,7 +352,7 @@ fn begin_again(view: &View, begun: &Begun) -> Step {
 }
 
 /// Whether a beginning has not become a cluster and never can: so many of its members say that they have not begun the
-/// same and cannot any more that the rest is no quorum, and nobody is silent.
+/// same and cannot any more that the rest is not a quorum, and nobody is silent.
 fn is_hopeless(view: &View, begun: &Begun, cluster: u64) -> bool {
     let Some((_, incarnation)) = begun.start.token.rsplit_once('-') else { return false };
     if begun.start.existing || view.own.complete || view.own.database != Found::Absent {

@@ -4,16 +4,19 @@
 //!
 //! ```text
 //! cli model_check
-//! check claim leader leave renew status
+//! check claim leave renew status
 //! init
-//! bootstrap form machine
-//! first peers
-//! order
-//! identity join pki state
-//! aside begun promise
-//! apply database etcd_data lock metadata progress units
+//! agent
+//! this_node
+//! form leader
+//! bootstrap machine recover
+//! order peers
+//! join state
+//! aside first pki promise
+//! apply begun database etcd_data identity lock metadata progress units
 //! ```
 
+pub mod agent;
 pub mod apply;
 pub mod aside;
 pub mod begun;
@@ -40,7 +43,9 @@ pub mod peers;
 pub mod pki;
 pub mod progress;
 pub mod promise;
+pub mod recover;
 pub mod renew;
 pub mod state;
 pub mod status;
+pub mod this_node;
 pub mod units;

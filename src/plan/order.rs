@@ -1,4 +1,4 @@
-//! The order of overlays: each after those that it wants started before it.
+//! The order of overlays: each after those whose services start before its own.
 
 use crate::{document::suggest, error::UserError, overlay::Overlay};
 use std::collections::{BTreeMap, BTreeSet};

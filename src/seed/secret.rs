@@ -22,10 +22,10 @@ pub fn fresh_secret() -> Result<Secret> {
 
 /// The document with a secret: its own, or else that of `earlier`, or else a new one. Says whether it has a new one.
 ///
-/// Lines keep their numbers: what is added stands last.
+/// Lines keep their numbers: what is added comes last.
 ///
 /// # Errors
-/// A wrong request when the document is no mapping; failed work when there is no randomness.
+/// A wrong request when the document is not a mapping; failed work when there is no randomness.
 pub fn with_secret(document: Document, earlier: Option<&Document>) -> Result<(Document, bool)> {
     let value = shape(&document)?;
     if value.contains_key("secret") {

@@ -1,7 +1,8 @@
 //! The cluster that scenarios run on, and what they ask of it.
 
 use crate::{
-    support::{Ran, builder, has, has_mirror, shared_store, wait},
+    support::{Ran, builder, require_mirror, shared_store, wait},
+    testing::{require, require_program},
     writer::Connection,
 };
 use serde_json::Value;
@@ -72,21 +73,18 @@ impl Drop for TestCluster {
 }
 
 impl TestCluster {
-    /// Whether this machine can run them; says so if not.
+    /// Requires what scenarios need of this machine.
     pub fn is_possible() -> bool {
         let runner = Runner::wanted();
         let program = if runner == Runner::Docker { "docker" } else { "qemu-system-x86_64" };
-        if !has_mirror() || ![program, "psql", "curl", "openssl"].into_iter().all(has) {
+        if !require_mirror() || ![program, "psql", "curl", "openssl"].into_iter().all(require_program) {
             return false;
         }
         if runner == Runner::Qemu {
             return true;
         }
         let answers = Ran::of(Command::new("docker").arg("info")).status == Some(0);
-        if !answers {
-            println!("skipped: no Docker engine answers");
-        }
-        answers
+        require("docker", answers, "no Docker engine answers")
     }
 
     pub fn new() -> TestCluster {

@@ -27,7 +27,7 @@ struct Name {
 impl Name {
     fn parse(text: &str) -> Result<Name, UserError> {
         let wrong = || {
-            UserError::usage(format!("`{text}` is no unit name"))
+            UserError::usage(format!("`{text}` is not a unit name"))
                 .hint("a unit name ends in its type, such as haproxy.service or postgresql@17-main.service")
         };
         let (stem, kind) = text.rsplit_once('.').ok_or_else(wrong)?;
@@ -116,8 +116,8 @@ pub fn enable(view: &mut OverlayView<'_>, unit: &str) -> Result<BTreeMap<GuestPa
     Ok(links)
 }
 
-/// The links of `/etc/systemd/system` that `systemctl disable UNIT` takes away, in order. Links below `/usr` are the
-/// distribution's, and stay.
+/// The links of `/etc/systemd/system` that `systemctl disable UNIT` removes, in order. Links below `/usr` belong to the
+/// distribution, and stay.
 ///
 /// # Errors
 /// When there is no such unit.

@@ -141,7 +141,7 @@ fn restore(root: &Path, name: &str) -> Result<()> {
     said(&format!("put back: it is {} again. Then: systemctl restart pgha-node", aside.was.display()))
 }
 
-/// A database that a person has put in its place or taken away is not half of what this node has begun.
+/// A database that a person has put in its place or removed is not half of what this node has begun.
 fn forget(folder: &Path) -> Result<()> {
     if folder.starts_with(POSTGRESQL_DATA) { begun::forget(Path::new(BEGUN_PATH)) } else { Ok(()) }
 }

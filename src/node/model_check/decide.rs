@@ -165,12 +165,15 @@ pub(super) type Memory<K, V> = RefCell<HashMap<K, V, BuildHasherDefault<Mix>>>;
 /// Where one looks from: the node, its document, what it has, its order.
 type Place = (u8, u8, Has, Option<Order>);
 
+/// Who answers, by which document, what it has, and what it is asked.
+type Asked = (u8, u8, Has, Ask);
+
 /// Asks the decisions.
 pub(super) struct Decider {
     /// The members of each document, in its order.
     pub(super) documents: Vec<Vec<u8>>,
     pub(super) real: Vec<Document>,
-    answers: Memory<(u8, u8, Has, Ask), (Told, Option<Promises>)>,
+    answers: Memory<Asked, (Told, Option<Promises>)>,
     requests: Memory<(u8, u8, Has), Ask>,
     looks: Memory<(Place, [Seen; NODES]), Fate>,
     clusters: Memory<(Place, Inc, Members, Set), Step>,

@@ -232,7 +232,7 @@ impl Model {
         }
     }
 
-    /// Does a step that is no write on the node's own disks.
+    /// Does a step that does not write on the node's own disks.
     fn carry_out(&self, world: &mut World, by: u8, step: Step) {
         let through = self.decider.nodes(world.node(by).doc);
         match step {
@@ -449,7 +449,7 @@ impl Model {
     }
 }
 
-/// `aside make database`: what a person takes away is not half of what the node has begun.
+/// `aside make database`: what a person removes is not half of what the node has begun.
 pub(super) fn set_database_aside(node: &mut Node) {
     (node.db, node.mark, node.look) = (Db::Absent, None, Look::Idle);
 }

@@ -4,7 +4,10 @@
 mod boot;
 mod cluster;
 
-use crate::support::{PROGRAM, Ran, builder, has, wait};
+use crate::{
+    support::{PROGRAM, Ran, builder, wait},
+    testing::require_program,
+};
 use pgha_image::{
     machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, MachineConfig, Net, Qemu},
     reexec::{Launcher, Lifetime},
@@ -72,7 +75,7 @@ fn config(folder: &Path, name: &str) -> MachineConfig {
 }
 
 fn qemu() -> Option<Qemu> {
-    has("qemu-system-x86_64").then(|| Qemu::find().unwrap())
+    require_program("qemu-system-x86_64").then(|| Qemu::find().unwrap())
 }
 
 /// The machines' processes that run in `folder`.
