@@ -6,6 +6,7 @@ use super::{
     mutations::Mutation,
     world::*,
 };
+use crate::node::join::Stopped;
 
 impl Model {
     /// The world after something has happened.
@@ -227,7 +228,8 @@ impl Model {
                 (it.begun, it.complete) = (None, false);
             }
             Write::Ordered => world.node_mut(by).order = None,
-            Write::Stop => stop_etcd(world.node_mut(by)),
+            Write::Stop(Stopped::Etcd) => stop_etcd(world.node_mut(by)),
+            Write::Stop(Stopped::Patroni) => world.node_mut(by).gate = Gate::Closed,
             Write::Aside => self.set_etcd_aside(world, by),
         }
     }
@@ -494,7 +496,8 @@ fn remove(it: &mut Etcds, whom: u8) {
 fn is_idle(node: &Node, write: Write) -> bool {
     match write {
         Write::Ordered => node.order.is_none(),
-        Write::Stop => !node.runs,
+        Write::Stop(Stopped::Etcd) => !node.runs,
+        Write::Stop(Stopped::Patroni) => !node.patroni(),
         _ => false,
     }
 }
