@@ -16,6 +16,7 @@ pub mod samples;
 pub mod scope;
 mod secret;
 pub mod timing;
+pub mod tuning;
 
 pub use account::{Group, User};
 pub use arch::Arch;
