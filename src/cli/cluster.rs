@@ -565,7 +565,7 @@ fn environment(cluster: &Cluster, port: u16, node: Option<String>) -> Result<()>
             let node = node.map_or_else(|| cluster.a_running_node(), Ok)?;
             cluster.choose(std::slice::from_ref(&node))?;
             let place = cluster.driver().endpoint(&node, port)?;
-            place.with_context(|| format!("this machine does not reach port {port} of {node}"))?
+            place.with_context(|| format!("port {port} of {node} cannot be reached from this machine"))?
         }
     };
     let database = spec.postgresql.databases.first();

@@ -63,7 +63,7 @@ impl Args {
             (None, true) => {
                 let problem = UserError::runtime(format!("no overlay of `{}` has {}", self.recipe, self.path));
                 return Err(problem
-                    .hint("packages are known once the image was built here: build it, then ask again")
+                    .hint("files of packages are known once the image has been built on this machine")
                     .into());
             }
             (None, false) => {}

@@ -200,7 +200,7 @@ fn find_image(wanted: &Path) -> Result<PathBuf> {
     found.ok_or_else(|| {
         let [first, second] = places.map(|path| path.display().to_string());
         UserError::usage(format!("there is no image {name}, {first} or {second}"))
-            .hint(format!("make one: pgha-image build {name} --format qcow2"))
+            .hint(format!("build one: pgha-image build {name} --format qcow2"))
             .into()
     })
 }
@@ -209,8 +209,8 @@ fn find_image(wanted: &Path) -> Result<PathBuf> {
 fn require_free(port: &PortForward) -> Result<()> {
     match TcpListener::bind(port.host) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            let hint = "end what listens there (ss -ltnp shows it), or choose another port";
-            Err(UserError::usage(format!("the port {} is taken", port.host)).hint(hint).into())
+            let hint = "stop the program that listens there (`ss -ltnp` shows it), or choose another port";
+            Err(UserError::usage(format!("the port {} is in use", port.host)).hint(hint).into())
         }
         Err(error) => Err(error).with_context(|| format!("listening on {}", port.host)),
         Ok(_) => Ok(()),

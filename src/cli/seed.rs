@@ -114,7 +114,7 @@ impl Args {
             ssh_keys.extend(keys.map(ToOwned::to_owned));
             if text.contains("PRIVATE KEY") {
                 return Err(UserError::usage(format!("{} is a private key", path.display()))
-                    .hint("give the file with the public one, mostly of the same name with .pub")
+                    .hint("name the file with the public key, which usually has the same name with .pub")
                     .into());
             }
         }

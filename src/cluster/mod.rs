@@ -238,7 +238,7 @@ impl Cluster {
             views.iter().find(|view| view.is_primary()).or_else(|| views.iter().find(|view| view.status.is_some()));
         best.map(|view| view.node.clone()).ok_or_else(|| {
             let name = &self.seeds.spec.cluster;
-            UserError::runtime(format!("no node of the cluster `{name}` runs"))
+            UserError::runtime(format!("no node of the cluster `{name}` is running"))
                 .hint(format!("pgha-image cluster start {name}"))
                 .into()
         })
@@ -308,7 +308,7 @@ impl Cluster {
         };
         let name = &self.seeds.spec.cluster;
         Err(UserError::runtime(format!("Patroni began to switch over from {old}, but {problem}"))
-            .hint(format!("see who is what: pgha-image cluster status {name}"))
+            .hint(format!("`pgha-image cluster status {name}` shows the roles"))
             .into())
     }
 
