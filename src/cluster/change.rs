@@ -216,7 +216,7 @@ impl Cluster {
     fn give_document(&self, node: &str) -> Result<()> {
         let script = format!(
             "cat > {DOCUMENT_PATH}.new && chmod 600 {DOCUMENT_PATH}.new && mv {DOCUMENT_PATH}.new {DOCUMENT_PATH} && \
-             pgha-node init"
+             pgha-node init --changed"
         );
         let command = ["sh", "-c", &script].map(str::to_owned);
         let text = self.seeds.document.text.as_bytes();

@@ -83,6 +83,8 @@ enum Stage {
     Nothing,
     /// Something was made, which this removes.
     Begun(Box<dyn Fn() -> Result<()> + Send>),
+    /// What was made is removed. Both the call itself and who interrupts it may end it, in any order.
+    Undone,
     /// The cluster is whole and remembered.
     Whole,
 }
@@ -132,9 +134,10 @@ impl Making {
         match &*stage {
             Stage::Whole => return Ok(Ended::Whole),
             Stage::Nothing => return Ok(Ended::Nothing),
+            Stage::Undone => return Ok(Ended::Undone),
             Stage::Begun(undo) => undo()?,
         }
-        *stage = Stage::Nothing;
+        *stage = Stage::Undone;
         Ok(Ended::Undone)
     }
 }
@@ -396,7 +399,7 @@ mod tests {
         };
         making.begin(undo).unwrap();
         making.act(|| Ok(())).unwrap();
-        assert_eq!((making.end().unwrap(), making.end().unwrap()), (Ended::Undone, Ended::Nothing));
+        assert_eq!((making.end().unwrap(), making.end().unwrap()), (Ended::Undone, Ended::Undone));
         assert_eq!(undone.load(Ordering::SeqCst), 1);
         assert!(making.act(|| Ok(())).is_err() && making.finish(|| Ok(())).is_err());
 

@@ -34,6 +34,9 @@ pub struct Status {
     /// Bytes of the database file.
     #[serde(rename = "dbSize", deserialize_with = "number")]
     pub db_size: u64,
+    /// Bytes of it that hold something; the rest is given back by defragmentation alone.
+    #[serde(rename = "dbSizeInUse", deserialize_with = "number")]
+    pub db_size_in_use: u64,
     /// The leader's id; 0 if this member does not know one.
     #[serde(deserialize_with = "number")]
     pub leader: u64,
@@ -42,6 +45,18 @@ pub struct Status {
     pub raft_index: u64,
     /// What is wrong with it, such as `NOSPACE`.
     pub errors: Vec<String>,
+}
+
+/// Why a member refuses work.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Alarm {
+    /// The member that raised it; 0 is all.
+    #[serde(rename = "memberID", deserialize_with = "number")]
+    pub member: u64,
+    /// `NOSPACE`: the quota is used up, and all members refuse what would write. `CORRUPT`: members differ.
+    #[serde(rename = "alarm")]
+    pub kind: String,
 }
 
 #[derive(Deserialize)]
@@ -53,12 +68,12 @@ struct Members {
 }
 
 impl Client {
-    /// All members.
+    /// All members, as a quorum knows them: etcd 3.5 would otherwise answer with what one member knew last.
     ///
     /// # Errors
-    /// When no endpoint with a leader answers, or etcd refuses.
+    /// When no endpoint with a quorum answers, or etcd refuses.
     pub fn members(&self) -> Result<Vec<Member>> {
-        self.call::<Members>("/v3/cluster/member/list", &json!({}), Repeat::Freely).map(|list| list.members)
+        self.cluster().map(|(_, members)| members)
     }
 
     /// The cluster's id and all members, as a quorum knows them.
@@ -127,6 +142,41 @@ impl Client {
         self.call_at(endpoint, "/v3/maintenance/status", &json!({}))
     }
 
+    /// The alarms that are raised.
+    ///
+    /// # Errors
+    /// As [`Client::members`].
+    pub fn alarms(&self) -> Result<Vec<Alarm>> {
+        self.alarm("GET", &Alarm { member: 0, kind: "NONE".to_owned() })
+    }
+
+    /// Lowers an alarm; the members raise it again if its cause is still there.
+    ///
+    /// # Errors
+    /// As [`Client::members`].
+    pub fn disarm(&self, alarm: &Alarm) -> Result<()> {
+        self.alarm("DEACTIVATE", alarm).map(drop)
+    }
+
+    fn alarm(&self, action: &str, alarm: &Alarm) -> Result<Vec<Alarm>> {
+        #[derive(Deserialize)]
+        struct Raised {
+            #[serde(default)]
+            alarms: Vec<Alarm>,
+        }
+        let body = json!({"action": action, "memberID": alarm.member.to_string(), "alarm": alarm.kind});
+        self.call::<Raised>("/v3/maintenance/alarm", &body, Repeat::Freely).map(|raised| raised.alarms)
+    }
+
+    /// Gives the unused part of the database file of the member at `endpoint` back to the file system. The member serves
+    /// nothing meanwhile.
+    ///
+    /// # Errors
+    /// When it does not answer within the client's time for a request; it may be at work then.
+    pub fn defragment(&self, endpoint: &str) -> Result<()> {
+        self.call_at::<Value>(endpoint, "/v3/maintenance/defragment", &json!({})).map(drop)
+    }
+
     /// Adds a user, with a password and a role.
     ///
     /// # Errors
@@ -160,6 +210,15 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn alarms_are_read() {
+        // etcd leaves out what is 0.
+        let alarms: Vec<Alarm> =
+            serde_json::from_str(r#"[{"alarm":"NOSPACE"},{"memberID":"7","alarm":"CORRUPT"}]"#).unwrap();
+        assert_eq!((alarms[0].member, alarms[0].kind.as_str()), (0, "NOSPACE"));
+        assert_eq!((alarms[1].member, alarms[1].kind.as_str()), (7, "CORRUPT"));
+    }
 
     #[test]
     fn members_and_status_are_read() {

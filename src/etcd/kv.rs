@@ -56,7 +56,8 @@ impl RangeRequest {
         RangeRequest { end: prefix_end(&key), key, ..RangeRequest::default() }
     }
 
-    pub(super) fn json(&self) -> Value {
+    /// The request as the gateway takes it.
+    pub fn json(&self) -> Value {
         let mut json = json!({"key": encode(&self.key)});
         if !self.end.is_empty() {
             json["range_end"] = encode(&self.end).into();
@@ -252,6 +253,15 @@ impl Client {
     /// As [`Client::range`].
     pub fn compact(&self, revision: u64) -> Result<()> {
         let body = json!({"revision": revision.to_string()});
+        self.call::<Value>("/v3/kv/compaction", &body, Repeat::OnlyUnsent).map(drop)
+    }
+
+    /// As [`Client::compact`]; answers when the history is gone from the database of the member that is asked.
+    ///
+    /// # Errors
+    /// As [`Client::range`].
+    pub fn compact_physically(&self, revision: u64) -> Result<()> {
+        let body = json!({"revision": revision.to_string(), "physical": true});
         self.call::<Value>("/v3/kv/compaction", &body, Repeat::OnlyUnsent).map(drop)
     }
 }

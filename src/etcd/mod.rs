@@ -17,7 +17,7 @@ mod transport;
 mod watch;
 mod wire;
 
-pub use cluster::{Member, Status};
+pub use cluster::{Alarm, Member, Status};
 pub use discover::endpoints_from_srv;
 pub use error::EtcdError;
 pub use kv::{Compare, KeyValue, Op, OpResult, RangeRequest, RangeResult, TxnResult};

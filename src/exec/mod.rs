@@ -8,7 +8,7 @@ use std::{
     fmt,
     io::{self, Read, Write as _},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
     time::Duration,
@@ -77,6 +77,12 @@ impl Run {
         self
     }
 
+    /// The user and group that the program runs as; it keeps no other groups. Only root can choose.
+    pub fn user(mut self, user: u32, group: u32) -> Run {
+        self.command.uid(user).gid(group);
+        self
+    }
+
     /// Sets what the program reads from standard input.
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Run {
         self.input = bytes.into();
@@ -124,12 +130,85 @@ impl Run {
         }
     }
 
+    /// Starts the program and returns while it runs. Streams: standard output is the caller's, who must read it to its end;
+    /// the standard error is kept for an error. Neither input nor limit of time are used.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(mut self) -> Result<Running, ExecError> {
+        let command = self.command_line();
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = self.command.spawn().map_err(|source| ExecError::Start { command: command.clone(), source })?;
+        let stderr = collect(child.stderr.take());
+        Ok(Running { child, command, stderr: Some(stderr) })
+    }
+
     /// As [`Run::capture`]; returns the standard output without white space around it.
     ///
     /// # Errors
     /// As [`Run::capture`]; bytes that are not UTF-8 are replaced.
     pub fn text(self) -> Result<String, ExecError> {
         Ok(String::from_utf8_lossy(&self.capture()?.stdout).trim().to_owned())
+    }
+}
+
+/// A program that runs. It is killed with its children when the value goes.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    command: String,
+    stderr: Option<mpsc::Receiver<Vec<u8>>>,
+}
+
+impl Running {
+    /// Its standard output, once.
+    pub fn stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends it a signal; nothing happens if it has ended.
+    pub fn signal(&mut self, signal: rustix::process::Signal) {
+        if self.ended() {
+            return;
+        }
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// Waits for its end, at most `limit`, and returns its standard error.
+    ///
+    /// # Errors
+    /// When it ends with another status than 0, or does not end in time and is killed.
+    pub fn finish(mut self, limit: Duration) -> Result<String, ExecError> {
+        let status = wait(&mut self.child, Some(limit));
+        let stderr = self.stderr.take().map(take).unwrap_or_default();
+        let tail = Captured { stdout: Vec::new(), stderr }.tail();
+        let command = self.command.clone();
+        match status.map_err(|source| ExecError::Start { command: command.clone(), source })? {
+            Some(status) if status.success() => Ok(tail),
+            Some(status) => Err(ExecError::Failed { command, status, tail }),
+            None => Err(ExecError::TimedOut { command, limit, tail }),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended() {
+            kill_group(&self.child);
+            let _ = self.child.wait();
+        }
     }
 }
 
@@ -153,14 +232,18 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> io::Result<Option<ExitSta
         }
         let now = std::time::Instant::now();
         if now >= end {
-            if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
-                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-            }
+            kill_group(child);
             child.wait()?;
             return Ok(None);
         }
         thread::sleep(pause.min(end - now));
         pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+fn kill_group(child: &Child) {
+    if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     }
 }
 
@@ -235,6 +318,27 @@ mod tests {
             "`sh -c 'kill -9 $$'` was ended by signal 9, saying nothing"
         );
         assert_eq!(Run::new("/no/such").text().unwrap_err().to_string(), "starting `/no/such`");
+    }
+
+    #[test]
+    fn a_program_that_was_started_is_read_ended_and_killed() {
+        let mut program = shell("echo one; echo two; echo why >&2; exit 3").start().unwrap();
+        let mut said = String::new();
+        program.stdout().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said, "one\ntwo\n");
+        assert!(program.stdout().is_none());
+        let error = program.finish(Duration::from_secs(10)).unwrap_err().to_string();
+        assert!(error.ends_with("ended with status 3: why"), "{error}");
+        let mut program = shell("trap 'exit 0' INT; while :; do sleep 0.01; done").start().unwrap();
+        while !program.ended() {
+            program.signal(rustix::process::Signal::INT);
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(program.finish(Duration::from_secs(1)).is_ok());
+        let program = shell("sleep 600 & wait").start().unwrap();
+        let group = rustix::process::Pid::from_raw(program.child.id() as i32).unwrap();
+        drop(program);
+        assert!(rustix::process::test_kill_process_group(group).is_err());
     }
 
     #[test]

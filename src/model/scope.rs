@@ -55,6 +55,9 @@ pub const TLS_PATH: &str = "/etc/pgha/tls";
 /// The list of the users' passwords that root's psql on a node reads (PostgreSQL, «The Password File»).
 pub const PASSWORDS_PATH: &str = "/etc/pgha/pgpass";
 
+/// The largest database file of a member of etcd, in bytes.
+pub const ETCD_QUOTA: u64 = 1 << 30;
+
 /// How this node's etcd member starts the first time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, serde::Deserialize)]
 pub struct EtcdStart {
@@ -323,6 +326,8 @@ pub struct HaproxyScope {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct EtcdScope {
+    /// The largest database file, in bytes.
+    pub quota: u64,
     /// `new` or `existing`.
     pub state: &'static str,
     /// The token from which etcd derives the ids of a cluster that forms.
@@ -514,6 +519,7 @@ impl EtcdScope {
     fn of(start: &EtcdStart, keys: &Keys<'_>) -> EtcdScope {
         let members = start.members.iter();
         EtcdScope {
+            quota: ETCD_QUOTA,
             state: if start.existing { "existing" } else { "new" },
             token: if start.token.is_empty() { keys.identity() } else { start.token.clone() },
             members: members.map(|(name, url)| EtcdMemberScope { name: name.clone(), url: url.clone() }).collect(),

@@ -124,6 +124,14 @@ impl fmt::Display for Size {
 /// When there is no such folder, it is a mount point or a symbolic link, or the disk does not allow it. Nothing has moved
 /// then.
 pub fn set_aside(folder: &Path, why: &str) -> Result<PathBuf> {
+    set_aside_as(folder, folder, why)
+}
+
+/// The same for what lies at `folder` for a moment and was at `was`, beside it.
+///
+/// # Errors
+/// As [`set_aside`].
+pub fn set_aside_as(folder: &Path, was: &Path, why: &str) -> Result<PathBuf> {
     let doing = || format!("setting {} aside", folder.display());
     let found = fs::symlink_metadata(folder).with_context(doing)?;
     if !found.is_dir() {
@@ -132,10 +140,10 @@ pub fn set_aside(folder: &Path, why: &str) -> Result<PathBuf> {
             .into());
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
-    let path = rename_free(folder, &format!("{}{MARK}{}-{}", folder.display(), clock::stamp(now), slug(why)))?;
+    let path = rename_free(folder, &format!("{}{MARK}{}-{}", was.display(), clock::stamp(now), slug(why)))?;
     sync_folder(above(folder)).with_context(doing)?;
     let size = Size::of(&path, COUNTED);
-    log::warning!("set {} aside ({why}, {size}): it is {} now", folder.display(), path.display());
+    log::warning!("set {} aside ({why}, {size}): it is {} now", was.display(), path.display());
     Ok(path)
 }
 
@@ -178,6 +186,17 @@ fn slug(why: &str) -> String {
     let text: String = why.chars().take(40).map(plain).collect();
     let words: Vec<&str> = text.split('-').filter(|word| !word.is_empty()).collect();
     if words.is_empty() { "unnamed".to_owned() } else { words.join("-") }
+}
+
+/// How many times `folder` was set aside and is kept.
+///
+/// # Errors
+/// When the folder above cannot be read.
+pub fn count(folder: &Path) -> Result<usize> {
+    let above = above(folder);
+    let prefix = format!("{}{MARK}", folder.file_name().unwrap_or_default().to_string_lossy());
+    let names = entries(above)?;
+    Ok(names.iter().filter(|name| name.to_string_lossy().starts_with(&prefix)).count())
 }
 
 /// Everything that was set aside in the folders of data below `root`, oldest first; also what earlier versions
@@ -364,6 +383,7 @@ mod tests {
         assert!(data.join("newer").exists() && paths[0].exists());
         remove(&oldest).unwrap();
         assert_eq!(list(root.path()).unwrap().len(), 2);
+        assert_eq!((count(&data).unwrap(), count(&root.path().join("none/main")).unwrap()), (2, 0));
     }
 
     #[test]

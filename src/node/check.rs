@@ -1,6 +1,6 @@
 //! What other programs ask this one: whether HAProxy answers, whether Patroni is well.
 
-use super::{peers::TlsCredentials, state::State};
+use super::{agent::patroni::Server, peers::TlsCredentials, state::State};
 use crate::{
     error::UserError,
     files::{NewFile, read_text},
@@ -100,20 +100,17 @@ fn missing_files(resources: &Path, root: &Path) -> Result<Vec<String>> {
     Ok(missing)
 }
 
-/// Whether Patroni's PostgreSQL runs, as primary or as replica.
+/// Whether this node's PostgreSQL does its part: as the primary, or as a replica that streams. A replica that only runs beside
+/// a primary (it is being cloned, reads an archive, or cannot follow) cannot take over.
 ///
 /// # Errors
 /// When it does not, with how it stands.
 pub fn patroni(state: &State) -> Result<()> {
     let agent = TlsCredentials::of_the_node().agent(PATIENCE)?;
-    let url = format!("https://{}/health", host_port(state.address, ports::PATRONI));
+    let url = format!("https://{}/patroni", host_port(state.address, ports::PATRONI));
     let mut answer = agent.get(&url).call().context("asking Patroni")?;
-    if answer.status() == 200 {
-        return Ok(());
-    }
-    let value: serde_json::Value = answer.body_mut().read_json().context("reading Patroni's answer")?;
-    let word = |key: &str| value[key].as_str().unwrap_or("unknown").to_owned();
-    Err(UserError::runtime(format!("PostgreSQL is {} ({})", word("state"), word("role"))).into())
+    let server: Server = answer.body_mut().read_json().context("reading Patroni's answer")?;
+    if server.is_ready() { Ok(()) } else { Err(UserError::runtime(server.words()).into()) }
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 //!
 //! Called under the name `confd`, the program is confd: the first argument is then a flag of confd, not a verb.
 
+mod agent;
 mod confd;
 mod data;
 mod form;
 mod member;
+mod recover;
 
 use crate::error::{ErrorKind, kind_of, report};
 use clap::Command;
@@ -15,10 +17,11 @@ use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<ExitCode>);
 
 /// All verbs.
-const VERBS: [Verb; 12] = [
+const VERBS: [Verb; 15] = [
     (member::init_command, member::init),
     (member::status_command, member::status),
     (form::command, form::run),
+    (recover::recover_command, recover::recover),
     (member::check_command, member::check),
     (member::renew_command, member::renew),
     (member::leave_command, member::leave),
@@ -27,6 +30,8 @@ const VERBS: [Verb; 12] = [
     (data::first_command, data::first),
     (member::move_etcd_leader_command, member::move_etcd_leader),
     (member::save_haproxy_state_command, member::save_haproxy_state),
+    (agent::reclone_command, agent::reclone),
+    (agent::agent_command, agent::agent),
     (confd::command, confd::run),
 ];
 

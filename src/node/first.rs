@@ -149,6 +149,41 @@ pub fn may_start(view: &View) -> Step {
     }
 }
 
+/// What is missing on a node where Patroni runs, before what was begun is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Completion {
+    /// `first` is to have this system identifier, then it looks again.
+    Pin(String),
+    /// Nothing: the node has the cluster's database as a whole, and the mark of its beginning goes.
+    Done,
+    /// It looks again later; what is missing.
+    Wait(String),
+}
+
+/// What is missing on a node where Patroni runs, which has `database`.
+pub fn completion(keys: &Keys, database: &Database) -> Completion {
+    let system = match keys.system() {
+        System::Known(system) => system,
+        System::Unknown => {
+            return Completion::Wait("the cluster's first database gets its roles and databases".to_owned());
+        }
+        System::Contradiction { made, pinned } => {
+            return Completion::Wait(format!(
+                "Patroni's key names a database with the system identifier {made}, and this cluster's with {pinned}: a \
+                 person must say which of them is right, see `pgha-node recover`"
+            ));
+        }
+    };
+    match database {
+        Database::Present(facts) if facts.system == system && !facts.unstarted_copy => {}
+        other => return Completion::Wait(format!("the database of this node is not whole yet: {}", other.words())),
+    }
+    match keys.first.as_ref().and_then(|first| first.value.system.as_ref()) {
+        Some(_) => Completion::Done,
+        None => Completion::Pin(system.to_owned()),
+    }
+}
+
 fn unknown(doubt: &Doubt) -> Step {
     Step::Wait(format!("it is not known what is on the disk, and nothing is done until it is: {doubt}"))
 }
@@ -295,6 +330,10 @@ impl Store<'_> {
         format!("/pgha/{}/first", self.cluster)
     }
 
+    fn leader_key(&self) -> String {
+        format!("/service/{}/leader", self.cluster)
+    }
+
     fn initialize_key(&self) -> String {
         format!("/service/{}/initialize", self.cluster)
     }
@@ -359,6 +398,26 @@ impl Store<'_> {
             return Ok(false);
         }
         self.put(&Keys::default(), &first)
+    }
+
+    /// Whether there is a leader.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub fn has_leader(&self) -> Result<bool, StoreError> {
+        Ok(self.client.get(&self.leader_key())?.is_some())
+    }
+
+    /// Makes `initialize` say which database the cluster's is, as long as the keys are as they were read and there is no
+    /// leader; whether it was so.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub fn restore(&self, keys: &Keys, system: &str) -> Result<bool, StoreError> {
+        let [first, initialize] = self.unchanged(keys);
+        let leaderless = Compare::Missing(self.leader_key().into_bytes());
+        let put = Op::Put(self.initialize_key().into_bytes(), system.as_bytes().to_vec(), 0);
+        Ok(self.client.txn(&[first, initialize, leaderless], &[put], &[])?.succeeded)
     }
 
     fn put(&self, keys: &Keys, first: &First) -> Result<bool, StoreError> {

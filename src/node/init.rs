@@ -5,15 +5,17 @@
 //! whose data this machine holds from then on ([`super::state`]).
 
 use super::{
+    agent,
     apply::{self, Changed},
     bootstrap::{Closed, Gate},
     form::{self, Entered},
-    identity, lock, machine, metadata,
-    peers::TlsCredentials,
+    lock, machine, metadata,
+    peers::{DiscoveryListener, TlsCredentials},
     pki::{Authority, Store},
     progress::{Phase, Reporter},
+    recover,
     state::{self, Data, STATE_PATH, State},
-    units,
+    this_node, units,
 };
 use crate::{
     error::{ErrorKind, UserError, kind_of},
@@ -21,7 +23,7 @@ use crate::{
     files::read_text,
     log,
     model::{
-        ClusterSpec, MANIFEST_PATH, Manifest, Readiness, Service,
+        MANIFEST_PATH, Manifest, Readiness, Service,
         scope::{EtcdStart, Machine, Scope},
     },
     poll::PollInterval,
@@ -44,6 +46,8 @@ pub const EX_NOINPUT: u8 = 66;
 /// Exit status when the document is wrong.
 pub const EX_CONFIG: u8 = 78;
 
+pub use this_node::{Node, postgresql_version};
+
 /// How often a node looks again while it waits.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The overlay whose service makes the database.
@@ -51,42 +55,11 @@ const PATRONI: &str = "patroni";
 /// For a service that says nothing about its readiness.
 const PLAIN_WITHIN: Duration = Duration::from_secs(90);
 
-/// The document, and which of its members this machine is.
-#[derive(Debug)]
-pub struct Node {
-    /// The cluster.
-    pub spec: ClusterSpec,
-    /// The index of this machine's member.
-    pub own: usize,
-    /// What is doubtful about the document.
-    pub warnings: Vec<String>,
-}
-
-impl Node {
-    /// Reads the document and finds this machine in it.
-    ///
-    /// # Errors
-    /// A wrong request when the document is missing, wrong, or names this machine twice; failed work when it does not
-    /// name it, which a network that comes up late can change.
-    pub fn find() -> Result<Node> {
-        let document = metadata::find(Path::new("/"))?;
-        let (spec, warnings) = document.cluster()?;
-        let host = machine::host_identity()?;
-        match identity::identify(&spec, &host)? {
-            Some(own) => Ok(Node { spec, own, warnings }),
-            None => Err(identity::unknown_host(&spec, &host).into()),
-        }
-    }
-
-    fn member(&self) -> &crate::model::Member {
-        &self.spec.members[self.own]
-    }
-}
-
-/// Makes this machine a member. Exit status: 0, [`EX_TEMPFAIL`], [`EX_NOPERM`] or [`EX_CONFIG`].
-pub fn run() -> ExitCode {
+/// Makes this machine a member. Exit status: 0, [`EX_TEMPFAIL`], [`EX_NOPERM`] or [`EX_CONFIG`]. With `changed`, a person has
+/// given the document on purpose, so that it counts as the newest.
+pub fn run(changed: bool) -> ExitCode {
     let mut reporter = Reporter::of_the_node();
-    match init(&mut reporter) {
+    match init(changed, &mut reporter) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, error }) => {
             let phase = if code == EX_TEMPFAIL { Phase::Failed } else { Phase::Refused };
@@ -114,12 +87,15 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-fn init(reporter: &mut Reporter) -> Result<(), Failure> {
+fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
     let _held = lock::hold("init", |who| reporter.report(Phase::Waiting, "waiting for its turn", who))?;
     let node = Node::find()?;
     reporter.cluster(&node.spec.cluster, node.warnings.clone());
     reporter.node(&node.member().name);
 
+    if !given {
+        agent::document::refuse_older(&node)?;
+    }
     let state_path = Path::new(STATE_PATH);
     let known = State::load(state_path)?;
     let data = Data::look(Path::new("/"));
@@ -140,6 +116,19 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
     let made = Store::of_the_node().ensure(&node.spec, node.own, &authority, SystemTime::now())?;
     let reread: BTreeSet<&str> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
 
+    let postgresql = postgresql_version(&manifest)?;
+    // Until Patroni has its port.
+    let mut window = None;
+    if let Some(version) = postgresql {
+        let here = recover::look::Here::of_the_node(&node.spec, node.own, version);
+        match recover::window::open(&here) {
+            Ok(listener) => window = Some(listener),
+            Err(error) => log::debug!("not telling the others what this node has: {error:#}"),
+        }
+        recover::act::go_on(&here, &mut window, |text| {
+            reporter.report(Phase::Working, "recovering the cluster", text);
+        })?;
+    }
     loop {
         let entered = form::enter(&node.spec, node.own, reporter)?;
         reporter.report(Phase::Working, "writing configuration", "");
@@ -148,10 +137,14 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
         for change in &changed {
             log::info!("wrote {}", change.target);
         }
+        // A disk that is full or a replica that cannot follow may need it before all services are ready.
+        if let Err(error) = agent::launch(&node.spec) {
+            log::warning!("starting the agent: {error:#}");
+        }
         let running = reread_changed(&manifest, &changed, &reread)?;
         // A node that formed the cluster with others may make its first database, until it has been complete once.
         let forms = !entered.start.existing && !known.as_ref().is_some_and(|state| state.complete);
-        if !start_all(&node, &manifest, entered, forms, reporter)? {
+        if !start_all(&node, &manifest, entered, &mut window, Start { forms, given }, reporter)? {
             continue;
         }
         let state = State::load(state_path)?.context("etcd serves, and nothing says how it started")?;
@@ -166,12 +159,22 @@ fn init(reporter: &mut Reporter) -> Result<(), Failure> {
     }
 }
 
+/// What is special at this start.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    /// The node may make the cluster's first database.
+    forms: bool,
+    /// A person has given the document just now.
+    given: bool,
+}
+
 /// Starts every service, in order. Returns whether all are ready: they are not if etcd must be entered again.
 fn start_all(
     node: &Node,
     manifest: &Manifest,
     mut entered: Entered,
-    forms: bool,
+    window: &mut Option<DiscoveryListener>,
+    Start { forms, given }: Start,
     reporter: &mut Reporter,
 ) -> Result<bool, Failure> {
     for (name, service) in services(manifest) {
@@ -180,11 +183,16 @@ fn start_all(
             if !form::serve(&node.spec, node.own, service, reporter)? {
                 return Ok(false);
             }
-            form::settle(&node.spec, node.own, reporter)?;
+            if !form::settle(&node.spec, node.own, reporter)? {
+                return Ok(false);
+            }
+            if given {
+                agent::document::declare_newest(node)?;
+            }
             continue;
         }
         if name == PATRONI {
-            bring_up_patroni(service, node, forms, postgresql_version(manifest)?, reporter)?;
+            bring_up_patroni(service, node, window, forms, postgresql_version(manifest)?, reporter)?;
         } else {
             bring_up(name, service, node, reporter)?;
         }
@@ -196,16 +204,6 @@ fn start_all(
 fn refused(problem: UserError) -> Failure {
     let code = if problem.kind == ErrorKind::Usage { EX_NOPERM } else { EX_TEMPFAIL };
     Failure { code, error: problem.into() }
-}
-
-/// The major version of the image's PostgreSQL, if it has one.
-///
-/// # Errors
-/// When the image names something else.
-pub fn postgresql_version(manifest: &Manifest) -> Result<Option<u32>> {
-    let Some(version) = manifest.parameters.get("postgres_version") else { return Ok(None) };
-    let number = version.as_u64().and_then(|version| u32::try_from(version).ok());
-    number.map(Some).with_context(|| format!("the image's `postgres_version` is {version}, which is not a version"))
 }
 
 fn scope(node: &Node, facts: &Machine, start: &EtcdStart, manifest: &Manifest) -> Scope {
@@ -245,6 +243,7 @@ fn reread_changed(manifest: &Manifest, changed: &[Changed], certificates: &BTree
 fn bring_up_patroni(
     service: &Service,
     node: &Node,
+    window: &mut Option<DiscoveryListener>,
     forms: bool,
     version: Option<u32>,
     reporter: &mut Reporter,
@@ -257,12 +256,24 @@ fn bring_up_patroni(
     if units::show(&service.unit)?.active != "active" {
         // systemd may be about to start it again.
         units::stop(&service.unit)?;
+        let here = recover::look::Here::of_the_node(&node.spec, node.own, version);
+        // The cluster may go on in another etcd meanwhile.
+        let mut attention = form::Attention::new(&node.spec, node.own)?;
+        let mut rest = |pause| {
+            lock::rest(pause)?;
+            attention.pay()
+        };
+        while let Some(why) = recover::returning::admit(&here, &client)? {
+            reporter.report(Phase::Waiting, &step, &why);
+            rest(PAUSE)?;
+        }
         let told = |why: &str| reporter.report(Phase::Waiting, &step, why);
-        gate.admit(told, lock::rest).map_err(|closed| match closed {
+        gate.admit(told, rest).map_err(|closed| match closed {
             Closed::Refused(problem) => refused(problem),
             Closed::Failed(error) => error.into(),
         })?;
     }
+    *window = None;
     bring_up(PATRONI, service, node, reporter)?;
     let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
     let deadline = Instant::now() + within;

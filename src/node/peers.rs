@@ -8,14 +8,14 @@
 
 use super::{
     etcd_data::Ids,
-    join::{self, Cluster, Listed, Peer},
+    join::{Cluster, Listed, Peer},
     pki::AUTHORITY_FILE,
     promise::{Answer, Request},
 };
 use crate::{
     etcd::{Client, EtcdError, Settings},
     model::{
-        ClusterSpec, Member,
+        Member,
         scope::{TLS_PATH, client_url, peer_url, ports},
     },
     tls::TlsFiles,
@@ -94,6 +94,9 @@ pub struct Facts {
     pub complete: bool,
     /// Its databases, one for each major version.
     pub databases: Vec<DatabaseFacts>,
+    /// What a person wants to know who looks for the node to go on from, as `recover` understands it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recover: Option<serde_json::Value>,
 }
 
 /// What a node knows of its database of one major version.
@@ -138,6 +141,11 @@ impl TlsCredentials {
     /// That of a node whose files lie elsewhere.
     pub fn at(folder: &Path) -> TlsCredentials {
         TlsCredentials(folder.to_owned())
+    }
+
+    /// Where they lie.
+    pub fn folder(&self) -> &Path {
+        &self.0
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -516,18 +524,6 @@ pub fn unsettled(me: &Member, credentials: &TlsCredentials) -> Result<Option<Vec
     } else {
         None
     })
-}
-
-/// The members of etcd that `spec` does not name and that do not answer.
-///
-/// # Errors
-/// When this node's own etcd does not answer.
-pub fn dead_unknown_members(spec: &ClusterSpec, own: usize, credentials: &TlsCredentials) -> Result<Vec<u64>> {
-    let members = credentials.etcd(vec![client_url(&spec.members[own])])?.members()?;
-    let strangers = members.iter().filter(|member| !join::is_named(spec, &member.name, &member.peer_urls));
-    let dead = strangers.filter(|member| !member.client_urls.iter().any(|endpoint| runs(endpoint, credentials)));
-    // One that was added a moment ago has told nothing of itself yet: its document is newer than this one.
-    Ok(dead.filter(|member| !member.client_urls.is_empty()).map(|member| member.id).collect())
 }
 
 fn runs(endpoint: &str, credentials: &TlsCredentials) -> bool {

@@ -1,6 +1,10 @@
 //! `pgha-node status`: where this node stands, and why.
 
 use super::{
+    agent::{
+        self,
+        report::{Attention, REPORT_PATH, Report},
+    },
     aside::{self, Aside},
     init::Node,
     machine,
@@ -10,6 +14,7 @@ use super::{
     units,
 };
 use crate::{
+    clock,
     files::read_text,
     model::{
         MANIFEST_PATH, Manifest,
@@ -38,6 +43,8 @@ pub struct Status {
     pub etcd: Option<Etcd>,
     /// Whether this node holds the virtual address; nothing where there is none.
     pub vip: Option<bool>,
+    /// What a person should know, the serious first.
+    pub attention: Vec<Attention>,
     /// Data that were set aside.
     pub asides: Vec<Aside>,
 }
@@ -77,6 +84,8 @@ pub struct Etcd {
     pub leader: Option<String>,
     /// Members that have started, and all.
     pub members: (usize, usize),
+    /// The alarms that are raised, such as `NOSPACE`.
+    pub alarms: Vec<String>,
 }
 
 impl Status {
@@ -95,8 +104,16 @@ impl Status {
         let complete = state.as_ref().is_some_and(|state| state.complete);
         let at_work = !complete && matches!(progress.phase, Phase::Working | Phase::Waiting);
         if at_work && !services {
-            let services = Vec::new();
-            return Ok(Status { progress, complete, services, postgresql: None, etcd: None, vip: None, asides });
+            return Ok(Status {
+                progress,
+                complete,
+                services: Vec::new(),
+                postgresql: None,
+                etcd: None,
+                vip: None,
+                attention: Vec::new(),
+                asides,
+            });
         }
         let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
             .with_context(|| format!("reading {MANIFEST_PATH}"))?;
@@ -104,7 +121,9 @@ impl Status {
             manifest.overlays.iter().filter_map(|overlay| Some((&overlay.name, &overlay.service.as_ref()?.unit)));
         let (names, unit_names): (Vec<&String>, Vec<&str>) =
             with_service.map(|(name, unit)| (name, unit.as_str())).unzip();
-        let services = names.into_iter().zip(units::show_all(&unit_names)?).map(|(name, unit)| ServiceStatus {
+        let mut units = units::show_all(&[&unit_names[..], &[agent::UNIT]].concat())?;
+        let agent = units.pop().unwrap_or_default();
+        let services = names.into_iter().zip(units).map(|(name, unit)| ServiceStatus {
             name: name.clone(),
             settled: unit.settled(),
             state: unit.words(),
@@ -115,15 +134,28 @@ impl Status {
             postgresql: state.as_ref().and_then(|state| ask_patroni(state).ok()),
             etcd: state.as_ref().and_then(|state| ask_etcd(state).ok()),
             vip: vip(),
+            attention: if state.is_some() { attention(&agent) } else { Vec::new() },
             asides,
             progress,
         })
     }
 
-    /// Whether the node is ready, and all its services run.
+    /// Whether the node is ready, all its services run, and nothing serious is told of it.
     pub fn good(&self) -> bool {
-        self.progress.phase == Phase::Ready && self.services.iter().all(|service| service.settled)
+        self.progress.phase == Phase::Ready
+            && self.services.iter().all(|service| service.settled)
+            && self.etcd.as_ref().is_none_or(|etcd| etcd.alarms.is_empty())
+            && !self.attention.iter().any(|attention| attention.serious)
     }
+}
+
+/// What the agent tells. Where it does not run, what it told last may be over: then only that is told.
+fn attention(unit: &units::Unit) -> Vec<Attention> {
+    if unit.active == "active" {
+        return Report::load(Path::new(REPORT_PATH)).attention;
+    }
+    let text = format!("nobody looks after this node: {} is {}", agent::UNIT, unit.words());
+    vec![Attention::notice("agent/away", text)]
 }
 
 /// Whether this node holds its document's virtual address.
@@ -163,6 +195,7 @@ fn ask_etcd(state: &State) -> Result<Etcd> {
     Ok(Etcd {
         leader: members.iter().find(|member| member.id == leader).map(|member| member.name.clone()),
         members: (members.iter().filter(|member| !member.client_urls.is_empty()).count(), members.len()),
+        alarms: client.alarms()?.into_iter().map(|alarm| alarm.kind).collect(),
     })
 }
 
@@ -191,10 +224,15 @@ impl fmt::Display for Status {
         }
         if let Some(etcd) = &self.etcd {
             let leader = etcd.leader.as_deref().unwrap_or("nobody");
-            writeln!(f, "etcd        {} of {} members started, {leader} leads", etcd.members.0, etcd.members.1)?;
+            write!(f, "etcd        {} of {} members started, {leader} leads", etcd.members.0, etcd.members.1)?;
+            writeln!(f, "{}", etcd.alarms.iter().map(|alarm| format!(", alarm {alarm}")).collect::<String>())?;
         }
         if let Some(holds) = self.vip {
             writeln!(f, "vip         {}", if holds { "here" } else { "elsewhere" })?;
+        }
+        for Attention { text, since, .. } in &self.attention {
+            let since = if *since == 0 { String::new() } else { format!(" (since {})", clock::utc(*since as i64)) };
+            writeln!(f, "attention   {text}{since}")?;
         }
         for aside in &self.asides {
             writeln!(f, "set aside   {aside}")?;
@@ -232,8 +270,12 @@ mod tests {
                 timeline: Some(3),
                 pending_restart: true,
             }),
-            etcd: Some(Etcd { leader: Some("pg-2".into()), members: (2, 3) }),
+            etcd: Some(Etcd { leader: Some("pg-2".into()), members: (2, 3), alarms: vec!["NOSPACE".into()] }),
             vip: Some(false),
+            attention: vec![Attention {
+                since: 1_795_744_500,
+                ..Attention::serious("disk/full", "96 % of the disk of the databases are used")
+            }],
             asides: vec![Aside {
                 path: "/var/lib/postgresql/17/main.aside-20261127T010909Z-diverged".into(),
                 was: "/var/lib/postgresql/17/main".into(),
@@ -248,5 +290,33 @@ mod tests {
         insta::assert_snapshot!(status);
         insta::assert_snapshot!(serde_json::to_string_pretty(&status).unwrap());
         assert!(!status.good());
+    }
+
+    #[test]
+    fn a_node_is_good_unless_something_serious_is_told_of_it() {
+        let ready = Progress { phase: Phase::Ready, ..Progress::default() };
+        let good = Status {
+            progress: ready,
+            complete: true,
+            services: Vec::new(),
+            postgresql: None,
+            etcd: None,
+            vip: None,
+            attention: vec![Attention::notice("members/older-document", "old")],
+            asides: Vec::new(),
+        };
+        assert!(good.good());
+        let alarm = Etcd { leader: None, members: (3, 3), alarms: vec!["NOSPACE".into()] };
+        assert!(!Status { etcd: Some(alarm), ..good.clone() }.good());
+        assert!(!Status { attention: vec![Attention::serious("disk/full", "full")], ..good }.good());
+    }
+
+    #[test]
+    fn an_agent_that_does_not_run_tells_nothing_but_that() {
+        let dead = units::Unit { active: "failed".into(), sub: "failed".into(), ..units::Unit::default() };
+        let told = attention(&dead);
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].text, "nobody looks after this node: pgha-agent.service is failed (failed)");
+        assert!(!told[0].serious, "everything else works without it");
     }
 }

@@ -113,6 +113,14 @@ pub fn restart(name: &str) -> Result<(), ExecError> {
     act(&["try-restart", "--no-block", name])
 }
 
+/// Starts a unit anew, or starts it if it does not run; does not wait for it.
+///
+/// # Errors
+/// When systemd refuses.
+pub fn run_again(name: &str) -> Result<(), ExecError> {
+    act(&["restart", "--no-block", name])
+}
+
 /// Stops the unit, so that systemd does not start it again by itself, and waits for it.
 ///
 /// # Errors

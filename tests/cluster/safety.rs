@@ -29,14 +29,14 @@ pub fn all() -> Vec<Scenario> {
 }
 
 /// Rows that were acknowledged.
-struct Ledger {
+pub struct Ledger {
     rows: u64,
     system: String,
 }
 
 impl Ledger {
     /// Writes rows through the front door and remembers whose database has them.
-    fn write(cluster: &TestCluster) -> Ledger {
+    pub fn write(cluster: &TestCluster) -> Ledger {
         let rows = 1000;
         cluster
             .door(5000)
@@ -47,8 +47,21 @@ impl Ledger {
         Ledger { rows, system: system(cluster, "pg-1") }
     }
 
+    /// Writes `count` rows more, as soon as the front door takes them.
+    pub fn add(&mut self, cluster: &TestCluster, count: u64) {
+        let door = cluster.door(5000);
+        let (from, to) = (self.rows + 1, self.rows + count);
+        // A statement whose answer was lost may have been done.
+        let add = format!(
+            "insert into ledger select id from generate_series({from}, {to}) id \
+             where not exists (select from ledger where id >= {from})"
+        );
+        wait("the front door to take rows", cluster.patience(Duration::from_secs(120)), || door.ask(&add));
+        self.rows = to;
+    }
+
     /// Every row is there, and the database is the same one on every node.
-    fn assert_kept(&self, cluster: &TestCluster) {
+    pub fn assert_kept(&self, cluster: &TestCluster) {
         let door = cluster.door(5000);
         let seen = wait("the ledger to be read", cluster.patience(Duration::from_secs(60)), || {
             door.ask("select count(*), coalesce(sum(id), 0) from ledger")
@@ -61,19 +74,19 @@ impl Ledger {
 }
 
 /// The system identifier of a node's database; empty where there is none.
-fn system(cluster: &TestCluster, node: &str) -> String {
+pub fn system(cluster: &TestCluster, node: &str) -> String {
     let script = "/usr/lib/postgresql/*/bin/pg_controldata -D /var/lib/postgresql/*/main 2>/dev/null \
                   | sed -n 's/^Database system identifier: *//p'; true";
     cluster.on(node, script).trim().to_owned()
 }
 
 /// How a node says that it stands: phase, step and reason in a line each.
-fn says(cluster: &TestCluster, node: &str) -> String {
+pub fn says(cluster: &TestCluster, node: &str) -> String {
     cluster.try_on(node, "pgha-node status").stdout
 }
 
 /// Waits until a node says something.
-fn wait_says(cluster: &TestCluster, node: &str, words: &str, within: Duration) {
+pub fn wait_says(cluster: &TestCluster, node: &str, words: &str, within: Duration) {
     wait(&format!("{node} to say `{words}`"), cluster.patience(within), || {
         let said = says(cluster, node);
         if said.contains(words) { Ok(()) } else { Err(said) }
@@ -81,7 +94,7 @@ fn wait_says(cluster: &TestCluster, node: &str, words: &str, within: Duration) {
 }
 
 /// Neither of `nodes` has a database or a member of etcd that runs, now and for a while.
-fn assert_idle(cluster: &TestCluster, nodes: &[&str], during: Duration) {
+pub fn assert_idle(cluster: &TestCluster, nodes: &[&str], during: Duration) {
     let until = Instant::now() + during;
     loop {
         for node in nodes {
@@ -129,13 +142,15 @@ fn two_replaced(cluster: &mut TestCluster) {
 }
 
 /// etcdctl on a node, as the cluster's own programs speak to etcd.
-fn etcdctl(cluster: &TestCluster, node: &str, arguments: &str) -> Ran {
-    cluster.try_on(
-        node,
-        &format!(
-            "ETCDCTL_API=3 etcdctl --cacert /etc/pgha/tls/ca.crt --cert /etc/pgha/tls/client.pem \
-             --key /etc/pgha/tls/client.pem --endpoints https://$(hostname -I | cut -d' ' -f1):2379 {arguments}"
-        ),
+pub fn etcdctl(cluster: &TestCluster, node: &str, arguments: &str) -> Ran {
+    cluster.try_on(node, &etcdctl_command(arguments))
+}
+
+/// The same as a part of a longer command.
+pub fn etcdctl_command(arguments: &str) -> String {
+    format!(
+        "ETCDCTL_API=3 etcdctl --cacert /etc/pgha/tls/ca.crt --cert /etc/pgha/tls/client.pem \
+         --key /etc/pgha/tls/client.pem --endpoints https://$(hostname -I | cut -d' ' -f1):2379 {arguments}"
     )
 }
 
@@ -260,7 +275,7 @@ fn different_documents(cluster: &mut TestCluster) {
 }
 
 /// The secret that the cluster's document was given.
-fn secret_of(cluster: &TestCluster) -> String {
+pub fn secret_of(cluster: &TestCluster) -> String {
     let found = walk(cluster.folder()).into_iter().find_map(|path| {
         let text = fs::read_to_string(path).ok()?;
         let line = text.lines().find(|line| line.starts_with("secret: "))?.to_owned();
@@ -283,7 +298,7 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 /// Gives a node that is off another document, as whoever made its seed would.
-fn give_document(cluster: &TestCluster, node: &str, document: &str) {
+pub fn give_document(cluster: &TestCluster, node: &str, document: &str) {
     let seed = cluster.folder().join("seed");
     let container = format!("pgha-{NAME}-{node}:/var/lib/cloud/seed/nocloud/user-data");
     Ran::well(Command::new("docker").arg("cp").arg(&container).arg(&seed));

@@ -1,6 +1,8 @@
 //! Tests of the two programs and of the project as a whole. One binary: linking is most of what tests cost.
 #![allow(clippy::print_stdout, reason = "tests show figures")]
 
+#[cfg(feature = "node")]
+mod agent;
 #[cfg(feature = "builder")]
 mod apt;
 #[cfg(feature = "builder")]
@@ -22,6 +24,8 @@ mod gate;
 mod layers;
 #[cfg(feature = "builder")]
 mod machine;
+#[cfg(feature = "node")]
+mod recovering;
 #[cfg(feature = "builder")]
 mod stability;
 mod style;

@@ -17,6 +17,9 @@ use std::{ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 pub fn init_command() -> Command {
     Command::new("init")
         .about("Makes this machine a member: reads its document, writes the configuration, starts the services in order")
+        .arg(Arg::new("changed").long("changed").action(ArgAction::SetTrue).help(
+            "The document was given on purpose just now: it is the newest, even if the cluster has seen it before",
+        ))
         .after_help(
             "Safe to run again at any time. Exit status: 0 ready, 75 try again, 77 another cluster's data is here, 78 the \
              document is wrong.",
@@ -28,8 +31,8 @@ pub fn init_command() -> Command {
 /// # Errors
 /// When the arguments are wrong; how the work went is told by the status.
 pub fn init(arguments: Vec<OsString>) -> Result<ExitCode> {
-    init_command().try_get_matches_from(arguments)?;
-    Ok(first_boot::run())
+    let changed = init_command().try_get_matches_from(arguments)?.get_flag("changed");
+    Ok(first_boot::run(changed))
 }
 
 /// How `status` is described.
@@ -37,7 +40,7 @@ pub fn status_command() -> Command {
     Command::new("status")
         .about("Shows where this node stands, what it waits for and why")
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Prints JSON"))
-        .after_help("Exit status: 0 ready, 1 not ready.")
+        .after_help("Exit status: 0 ready, 1 not ready or not as it should be.")
 }
 
 /// Runs `status`.

@@ -182,6 +182,22 @@ fn a_first_database_is_opened_begun_finished_and_copied() {
 }
 
 #[test]
+fn a_node_is_done_when_it_has_the_database_that_is_pinned() {
+    for view in every_view() {
+        let pinned = view.keys.first.as_ref().and_then(|first| first.value.system.clone());
+        let whole = match &view.database {
+            Database::Present(facts) if !facts.unstarted_copy => Some(facts.system.clone()),
+            _ => None,
+        };
+        match completion(&view.keys, &view.database) {
+            Completion::Done => assert!(pinned.is_some() && pinned == whole, "{view:?}"),
+            Completion::Pin(system) => assert!(pinned.is_none() && whole == Some(system), "{view:?}"),
+            Completion::Wait(why) => assert!(!why.is_empty()),
+        }
+    }
+}
+
+#[test]
 fn a_key_that_was_emptied_by_hand_costs_no_database() {
     let whole = |first: Option<Key<First>>| {
         step(|view| {

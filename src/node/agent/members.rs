@@ -1,0 +1,397 @@
+//! The members of etcd: whom nobody names any more goes, late; a node that was removed comes back.
+//!
+//! A member is removed only by a node whose document is the newest, when that document does not name it, when this agent
+//! has not heard of it for minutes on end, and while all that it takes to lose another one is there. Every doubt (etcd
+//! without a quorum, a look that came late) begins those minutes anew.
+
+use super::{
+    Attention, Concern, World,
+    document::{self, Place, Record},
+};
+use crate::{
+    etcd::{EtcdError, Member},
+    log,
+    model::scope::{client_url, peer_url},
+    node::{etcd_data::EtcdData, join::is_named, lock, state::ETCD_DATA, units},
+};
+use anyhow::{Context as _, Result};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// How often the members are looked at.
+const INTERVAL: Duration = Duration::from_secs(15);
+/// How long a member that no document names must not have answered before it is removed.
+const SILENCE: Duration = Duration::from_secs(300);
+/// As [`SILENCE`], for a member that was added and has never told where its clients reach it: it may be on its way.
+const NEVER_STARTED: Duration = Duration::from_secs(1200);
+/// Two looks that lie further apart have not seen uninterrupted silence.
+const LATE: Duration = Duration::from_secs(60);
+/// How long etcd may be away before a person is told.
+const AWAY: Duration = Duration::from_secs(60);
+/// How long after a node was made to run `init` again it is not made to do so once more.
+const AGAIN: Duration = Duration::from_secs(300);
+const ETCD_UNIT: &str = "etcd.service";
+const NODE_UNIT: &str = "pgha-node.service";
+
+/// The concern.
+#[derive(Debug, Default)]
+pub struct Members {
+    /// Since when each member that nobody names has not answered.
+    silent: BTreeMap<u64, Instant>,
+    looked: Option<Instant>,
+    away: Option<Instant>,
+    /// The last look found that this node is not a member.
+    removed: bool,
+    restarted: Option<Instant>,
+}
+
+impl Concern for Members {
+    fn name(&self) -> &'static str {
+        "members"
+    }
+
+    fn interval(&self) -> Duration {
+        INTERVAL
+    }
+
+    fn tick(&mut self, world: &World, now: Instant) -> Result<Vec<Attention>> {
+        if !world.settled() {
+            *self = Members { restarted: self.restarted, ..Members::default() };
+            return Ok(Vec::new());
+        }
+        match world.etcd.members() {
+            Ok(listed) => {
+                (self.away, self.removed) = (None, false);
+                self.look_after(world, &listed, now)
+            }
+            Err(error) => {
+                self.silent.clear();
+                let since = *self.away.get_or_insert(now);
+                self.look_from_outside(world, now, &error, now.duration_since(since))
+            }
+        }
+    }
+}
+
+impl Members {
+    /// What a node whose etcd answers does.
+    fn look_after(&mut self, world: &World, listed: &[Member], now: Instant) -> Result<Vec<Attention>> {
+        let (place, record) = document::count(world, listed)?;
+        self.listen(world, listed, now);
+        let view = View { place, listed: listed.iter().map(|member| self.seen(world, member, now)).collect() };
+        let mut told: Vec<Attention> = out_of_date(place, &record).into_iter().collect();
+        if let Some(id) = ripe(&view)
+            && view.is_safe(&self.answering(world, listed))
+        {
+            world.etcd.member_remove(id).with_context(|| format!("removing the member {id:x} from etcd"))?;
+            log::warning!("removed {} from etcd: no document names it, and it was silent for long", label(listed, id));
+            self.silent.remove(&id);
+        }
+        told.extend(view.listed.iter().filter_map(leaving));
+        Ok(told)
+    }
+
+    /// Asks the members that nobody names whether they are there.
+    fn listen(&mut self, world: &World, listed: &[Member], now: Instant) {
+        let is_late = self.looked.is_none_or(|looked| now.duration_since(looked) > LATE);
+        if is_late {
+            self.silent.clear();
+        }
+        self.looked = Some(now);
+        let strangers: Vec<&Member> =
+            listed.iter().filter(|member| !is_named(&world.node.spec, &member.name, &member.peer_urls)).collect();
+        self.silent.retain(|id, _| strangers.iter().any(|member| member.id == *id));
+        for member in strangers {
+            if answers(world, member) {
+                self.silent.remove(&member.id);
+            } else {
+                self.silent.entry(member.id).or_insert(now);
+            }
+        }
+    }
+
+    fn seen(&self, world: &World, member: &Member, now: Instant) -> Seen {
+        Seen {
+            id: member.id,
+            name: if member.name.is_empty() { format!("{:x}", member.id) } else { member.name.clone() },
+            named: is_named(&world.node.spec, &member.name, &member.peer_urls),
+            started: !member.client_urls.is_empty(),
+            silent: self.silent.get(&member.id).map(|since| now.duration_since(*since)),
+        }
+    }
+
+    /// The members that answer at this moment.
+    fn answering(&self, world: &World, listed: &[Member]) -> BTreeSet<u64> {
+        listed.iter().filter(|member| answers(world, member)).map(|member| member.id).collect()
+    }
+
+    /// What a node whose etcd does not answer does: asks the others whether it is still a member.
+    fn look_from_outside(
+        &mut self,
+        world: &World,
+        now: Instant,
+        error: &EtcdError,
+        away: Duration,
+    ) -> Result<Vec<Attention>> {
+        let others = ask_others(world);
+        let own = EtcdData::look(Path::new(ETCD_DATA));
+        let outside = Outside {
+            listed: others
+                .as_ref()
+                .and_then(|(cluster, listed)| is_listed(*cluster, listed, &peer_url(world.me()), &own)),
+            twice: self.removed,
+            lately: self.restarted.is_some_and(|at| now.duration_since(at) < AGAIN),
+        };
+        self.removed = outside.listed == Some(false);
+        if outside.comes_back() {
+            log::warning!("the others have removed this node from etcd: it joins anew");
+            // One that was away when it was removed does not know of it, and waits for a leader; `init` does not ask what runs.
+            {
+                let _held = lock::hold_now("agent")?;
+                units::stop(ETCD_UNIT)?;
+            }
+            units::run_again(NODE_UNIT).with_context(|| format!("starting {NODE_UNIT} anew"))?;
+            self.restarted = Some(now);
+        }
+        if outside.listed == Some(false) {
+            let text = "the others have removed this node from etcd: it joins anew";
+            return Ok(vec![Attention::serious("members/removed", text)]);
+        }
+        if away < AWAY {
+            return Ok(Vec::new());
+        }
+        let text = match &others {
+            Some((cluster, _)) if is_other(*cluster, &own) => format!(
+                "the other nodes run another cluster's etcd ({cluster:x}) than this node has data of: `pgha-node recover` shows \
+                 which data are where"
+            ),
+            Some(_) => format!("this node's etcd does not answer, the others have a quorum: {error}"),
+            None => format!("etcd has no quorum that this node reaches, so nobody can take over: {error}"),
+        };
+        Ok(vec![Attention::serious("members/no-etcd", text)])
+    }
+}
+
+/// The cluster's id and its members as a quorum of the others lists them; nothing if none answers.
+fn ask_others(world: &World) -> Option<(u64, Vec<Member>)> {
+    let others: Vec<String> = world.others().map(client_url).collect();
+    if others.is_empty() {
+        return None;
+    }
+    world.credentials.etcd(others).and_then(|client| client.cluster()).ok()
+}
+
+/// What is told of a document that is not the newest.
+fn out_of_date(place: Place, record: &Record) -> Option<Attention> {
+    let names = record.members.join(", ");
+    let text = match place {
+        Place::Current => return None,
+        Place::Older { generation, newest } => format!(
+            "this node's document is generation {generation}, the newest is {newest} (members {names}): give it that document"
+        ),
+        Place::Unknown => format!(
+            "this node's document is not one that the cluster has seen, and leaves members of etcd out: if it is the newest, \
+             `pgha-node init --changed`; the newest so far is generation {} (members {names})",
+            record.generation
+        ),
+    };
+    Some(Attention::notice("members/older-document", text))
+}
+
+/// A member as it is seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    id: u64,
+    name: String,
+    /// Whether the document names it.
+    named: bool,
+    /// Whether it has ever started.
+    started: bool,
+    /// For how long it has not answered; nothing if it does, or was not asked.
+    silent: Option<Duration>,
+}
+
+impl Seen {
+    /// After how much silence it may be removed.
+    fn patience(&self) -> Duration {
+        if self.started { SILENCE } else { NEVER_STARTED }
+    }
+}
+
+/// What is known of the members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct View {
+    place: Place,
+    listed: Vec<Seen>,
+}
+
+/// The member that may be removed, if there is one.
+fn ripe(view: &View) -> Option<u64> {
+    if view.place != Place::Current {
+        return None;
+    }
+    let gone = |seen: &&Seen| !seen.named && seen.silent.is_some_and(|silent| silent >= seen.patience());
+    view.listed.iter().find(gone).map(|seen| seen.id)
+}
+
+impl View {
+    /// Whether the members that answer are more than half of all as they are now: etcd then carries the change out at once,
+    /// and what remains has its quorum.
+    fn is_safe(&self, answering: &BTreeSet<u64>) -> bool {
+        self.listed.iter().filter(|seen| answering.contains(&seen.id)).count() > self.listed.len() / 2
+    }
+}
+
+/// What is told of a member that nobody names and that does not answer.
+fn leaving(seen: &Seen) -> Option<Attention> {
+    let silent = seen.silent.filter(|silent| !seen.named && *silent >= AWAY)?;
+    let minutes = silent.as_secs() / 60;
+    Some(Attention::notice(
+        &format!("members/silent-{:x}", seen.id),
+        format!("{} is a member of etcd that the document does not name, silent for {minutes} min", seen.name),
+    ))
+}
+
+/// What a node whose own etcd does not answer knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Outside {
+    /// Whether a quorum of the others lists this node; nothing if none answers, or it is not this node's cluster.
+    listed: Option<bool>,
+    /// Whether it was not listed at the look before either.
+    twice: bool,
+    /// Whether `init` was begun again a moment ago.
+    lately: bool,
+}
+
+impl Outside {
+    /// Whether the node must run `init` again to become a member again.
+    fn comes_back(self) -> bool {
+        self.listed == Some(false) && self.twice && !self.lately
+    }
+}
+
+/// The member whose peers reach it there.
+fn own<'a>(listed: &'a [Member], url: &str) -> Option<&'a Member> {
+    listed.iter().find(|member| member.peer_urls.iter().any(|known| known == url))
+}
+
+/// Whether this node is a member of the cluster `cluster`, by the ids in its etcd's data: one with its address and another id
+/// was added after it was removed. Nothing if the data are another cluster's, or cannot be read.
+fn is_listed(cluster: u64, listed: &[Member], url: &str, own: &EtcdData) -> Option<bool> {
+    match own {
+        EtcdData::Data(ids) if ids.cluster == cluster => Some(listed.iter().any(|member| member.id == ids.member)),
+        EtcdData::Data(_) | EtcdData::Unknown(_) => None,
+        EtcdData::Absent | EtcdData::Unborn => Some(self::own(listed, url).is_some()),
+    }
+}
+
+/// Whether this node's etcd data are another cluster's.
+fn is_other(cluster: u64, own: &EtcdData) -> bool {
+    matches!(own, EtcdData::Data(ids) if ids.cluster != cluster)
+}
+
+/// Whether a member is there: one that refuses is.
+fn answers(world: &World, member: &Member) -> bool {
+    member.client_urls.iter().any(|endpoint| {
+        let status = world.credentials.etcd(vec![endpoint.clone()]).and_then(|client| client.status(endpoint));
+        matches!(status, Ok(_) | Err(EtcdError::Refused { .. }))
+    })
+}
+
+fn label(listed: &[Member], id: u64) -> String {
+    let name = listed.iter().find(|member| member.id == id).map(|member| member.name.as_str()).unwrap_or_default();
+    if name.is_empty() { format!("the member {id:x}") } else { format!("the member {name} ({id:x})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::etcd_data::Ids;
+
+    fn member(id: u64) -> Member {
+        Member { id, peer_urls: vec![format!("https://10.0.0.1{id}:2380")], ..Member::default() }
+    }
+
+    #[test]
+    fn only_the_newest_document_removes_and_only_whom_it_does_not_name_after_long_silence() {
+        let places = [Place::Current, Place::Unknown, Place::Older { generation: 1, newest: 2 }];
+        let times = [None, Some(0), Some(299), Some(300), Some(1199), Some(1200)];
+        for place in places {
+            for named in [true, false] {
+                for started in [true, false] {
+                    for seconds in times {
+                        let silent = seconds.map(Duration::from_secs);
+                        let seen = Seen { id: 9, name: "pg-9".into(), named, started, silent };
+                        let enough = seconds >= Some(if started { 300 } else { 1200 });
+                        let expected = place == Place::Current && !named && enough;
+                        let view = View { place, listed: vec![seen] };
+                        assert_eq!(ripe(&view).is_some(), expected, "{view:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_is_removed_while_half_of_all_are_silent() {
+        for count in 1..=7_u64 {
+            let seen = |id| Seen { id, name: String::new(), named: true, started: true, silent: None };
+            let view = View { place: Place::Current, listed: (0..count).map(seen).collect() };
+            for answering in 0..=count {
+                let safe = view.is_safe(&(0..answering).collect());
+                assert_eq!(safe, answering > count / 2, "{answering} of {count}");
+                if safe {
+                    assert!(answering > (count - 1) / 2, "what remains has its quorum");
+                }
+            }
+        }
+        let view = View { place: Place::Current, listed: Vec::new() };
+        assert!(!view.is_safe(&BTreeSet::from([7])), "an answer of no member counts nothing");
+    }
+
+    #[test]
+    fn a_node_comes_back_only_when_it_is_known_to_be_removed() {
+        for listed in [None, Some(true), Some(false)] {
+            for twice in [true, false] {
+                for lately in [true, false] {
+                    let outside = Outside { listed, twice, lately };
+                    let expected = listed == Some(false) && twice && !lately;
+                    assert_eq!(outside.comes_back(), expected, "{outside:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_member_is_known_by_its_id_and_else_by_its_address() {
+        let listed = [member(1), member(2)];
+        let asked = |url: &str, own: EtcdData| is_listed(9, &listed, url, &own);
+        let data = |cluster, member| EtcdData::Data(Ids { cluster, member });
+        assert_eq!(asked("https://10.0.0.11:2380", EtcdData::Absent), Some(true));
+        assert_eq!(asked("https://10.0.0.13:2380", EtcdData::Unborn), Some(false));
+        assert_eq!(asked("https://10.0.0.99:2380", data(9, 2)), Some(true));
+        assert_eq!(asked("https://10.0.0.11:2380", data(9, 7)), Some(false), "it was removed and added again");
+        // Another cluster at the addresses of the document's members says nothing about this one.
+        assert_eq!(asked("https://10.0.0.11:2380", data(8, 7)), None);
+        assert_eq!(asked("https://10.0.0.13:2380", EtcdData::Unknown("damaged".into())), None);
+        assert!(is_other(9, &data(8, 1)) && !is_other(9, &data(9, 1)) && !is_other(9, &EtcdData::Absent));
+    }
+
+    #[test]
+    fn silence_is_told_after_a_minute() {
+        let seen = |seconds| Seen {
+            id: 9,
+            name: "pg-9".into(),
+            named: false,
+            started: true,
+            silent: Some(Duration::from_secs(seconds)),
+        };
+        assert_eq!(leaving(&seen(59)), None);
+        let told = leaving(&seen(185)).unwrap();
+        assert_eq!(told.text, "pg-9 is a member of etcd that the document does not name, silent for 3 min");
+        assert_eq!(leaving(&Seen { named: true, ..seen(185) }), None);
+    }
+}
