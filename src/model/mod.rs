@@ -15,6 +15,7 @@ mod manifest;
 pub mod samples;
 pub mod scope;
 mod secret;
+pub mod status;
 pub mod timing;
 pub mod tuning;
 

@@ -13,7 +13,7 @@ use super::{
     },
     lock,
     peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
-    progress::{Phase, Reporter},
+    progress::Reporter,
     promise::{self, Answer, Promises, Request},
     recover::{
         keys::{Names, Recovered},
@@ -30,6 +30,7 @@ use crate::{
     model::{
         ClusterSpec, Member, Service,
         scope::{EtcdStart, client_url, peer_url, ports},
+        status::Phase,
     },
 };
 use anyhow::{Context as _, Result};

@@ -12,7 +12,7 @@ use super::{
     lock, machine, metadata,
     peers::{DiscoveryListener, TlsCredentials},
     pki::{Authority, Store},
-    progress::{Phase, Reporter},
+    progress::Reporter,
     recover,
     state::{self, Data, STATE_PATH, State},
     this_node, units,
@@ -25,6 +25,7 @@ use crate::{
     model::{
         MANIFEST_PATH, Manifest, Readiness, Service,
         scope::{EtcdStart, Machine, Scope},
+        status::Phase,
     },
     poll::PollInterval,
 };
