@@ -15,7 +15,9 @@ mod manifest;
 pub mod samples;
 pub mod scope;
 mod secret;
+pub mod status;
 pub mod timing;
+pub mod tuning;
 
 pub use account::{Group, User};
 pub use arch::Arch;

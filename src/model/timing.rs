@@ -105,6 +105,7 @@ impl schemars::JsonSchema for TimingSpec {
 
 /// Every timer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Timing {
     /// etcd's.
     pub etcd: Etcd,
@@ -120,6 +121,7 @@ pub struct Timing {
 
 /// etcd's timers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Etcd {
     /// Between two signs of life of the leader.
     pub heartbeat: Time,
@@ -129,6 +131,7 @@ pub struct Etcd {
 
 /// Patroni's timers, whole seconds all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Patroni {
     /// The lease of the leader key.
     pub ttl: Time,
@@ -146,6 +149,7 @@ pub struct Patroni {
 
 /// HAProxy's timers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Haproxy {
     /// Between checks of a server that is up.
     pub inter: Time,
@@ -170,6 +174,7 @@ pub struct Haproxy {
 
 /// keepalived's timers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Vrrp {
     /// Between two signs of life of the address's holder.
     pub advert: Time,
@@ -185,6 +190,7 @@ pub struct Vrrp {
 
 /// TCP connections of PostgreSQL and PgBouncer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Connection {
     /// Silence before the first keepalive probe.
     pub keepalive_idle: Time,

@@ -5,7 +5,7 @@
 //! this node itself has begun and written down; another node's beginning stays as it is.
 
 use super::{
-    aside::{self, Size},
+    aside::{self, measure},
     begun::{self, BEGUN_PATH, Begun, What},
     database::{self, Database},
     first::{self, Completion, Step, Store, View},
@@ -181,6 +181,6 @@ impl Gate<'_> {
 
 /// Whether the file system of `folder` is known to have room for as much as is in `folder`.
 fn has_room(folder: &Path) -> bool {
-    let size = Size::of(folder, COUNTED);
+    let size = measure(folder, COUNTED);
     rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > size.bytes)
 }

@@ -14,7 +14,7 @@ use super::{
     },
     lock,
     peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
-    progress::{Phase, Reporter},
+    progress::Reporter,
     promise::{self, Answer, Promises, Request},
     recover::{
         keys::{Names, Recovered},
@@ -31,6 +31,7 @@ use crate::{
     model::{
         ClusterSpec, Member, Service,
         scope::{EtcdStart, client_url, peer_url, ports},
+        status::Phase,
     },
 };
 use anyhow::{Context as _, Result};

@@ -13,7 +13,7 @@ use super::{
     lock, machine, metadata,
     peers::{DiscoveryListener, TlsCredentials},
     pki::{Authority, Store},
-    progress::{Phase, Reporter},
+    progress::Reporter,
     recover,
     state::{self, Data, STATE_PATH, State},
     this_node, units,
@@ -26,6 +26,7 @@ use crate::{
     model::{
         MANIFEST_PATH, Manifest, Readiness, Service,
         scope::{EtcdStart, Machine, Scope},
+        status::Phase,
     },
     poll::PollInterval,
 };

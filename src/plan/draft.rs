@@ -188,7 +188,7 @@ fn one_owner_each(overlays: &[Overlay]) -> Result<(), UserError> {
                     format!("two overlays own `{path}`: `{other}` has it as {their}, `{name}` as {what}")
                 };
                 return Err(
-                    UserError::usage(message).hint("one path belongs to one component; take it out of the other")
+                    UserError::usage(message).hint("each path belongs to one component: remove it from one of them")
                 );
             }
         }

@@ -30,7 +30,7 @@ pub fn render_all(plan: &Plan) -> Result<()> {
         for scope in &scopes {
             render(&file.origin, &text, scope).map_err(|error| {
                 UserError::usage(error.root_cause().to_string())
-                    .hint("see the values and helpers of templates: cargo doc, `model::scope` and `render`")
+                    .hint("`pgha-image schema scope` prints the values that templates can use")
             })?;
         }
     }

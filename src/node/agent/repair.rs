@@ -798,7 +798,7 @@ mod tests {
     }
 
     #[test]
-    fn patronis_words_are_understood() {
+    fn the_words_of_patroni_are_understood() {
         let server = |role: &str, state: &str, streaming: Option<&str>| super::super::patroni::Server {
             role: role.into(),
             state: state.into(),

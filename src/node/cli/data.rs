@@ -4,9 +4,9 @@ use crate::{
     error::UserError,
     etcd::Client,
     files::read_text,
-    model::{MANIFEST_PATH, Manifest, scope::client_url},
+    model::{MANIFEST_PATH, Manifest, scope::client_url, status::Aside},
     node::{
-        aside::{self, Aside},
+        aside,
         begun::{self, BEGUN_PATH},
         claim::{Claim, Verdict},
         database,
@@ -85,7 +85,7 @@ fn list(root: &Path, json: bool) -> Result<()> {
         out.push_str("nothing is set aside\n");
     }
     for aside in asides.iter().filter(|_| !json) {
-        out.push_str(&format!("{aside}\n"));
+        out.push_str(&format!("{}\n", aside::line(aside)));
         if let Some(what) = &aside.what {
             out.push_str(&format!("    {what}\n"));
         }

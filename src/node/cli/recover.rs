@@ -6,11 +6,14 @@ use crate::{
     error::UserError,
     files::{Presence, read_text},
     log,
-    model::{MANIFEST_PATH, Manifest},
+    model::{
+        MANIFEST_PATH, Manifest,
+        status::{BootProgress, Phase},
+    },
     node::{
         init::{Node, postgresql_version},
         lock,
-        progress::{PROGRESS_PATH, Phase, Progress},
+        progress::{self, PROGRESS_PATH},
         recover::{
             act,
             look::Here,
@@ -168,7 +171,7 @@ fn follow(here: &Here<'_>, order: &Order, began: u64) -> Result<()> {
                 .hint("how it stands now: pgha-node recover")
                 .into());
         }
-        let Progress { phase, step, reason, since, .. } = Progress::load(Path::new(PROGRESS_PATH));
+        let BootProgress { phase, step, reason, since, .. } = progress::load(Path::new(PROGRESS_PATH));
         let text = if reason.is_empty() { step } else { format!("{step}: {reason}") };
         if since >= began && text != told {
             if matches!(phase, Phase::Failed | Phase::Refused) {
