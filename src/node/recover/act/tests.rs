@@ -481,11 +481,7 @@ fn a_node_that_waits_tells_what_it_has_and_one_that_has_more_is_gone_on_from() {
         },
     };
     remembered.store(&there.below(lineage::PATH)).unwrap();
-    assert_eq!(
-        returning::admit(&there, &client).map(|why| why.is_some()).unwrap(),
-        false,
-        "it is no copy of that one's"
-    );
+    assert!(returning::admit(&there, &client).unwrap().is_none(), "it is not a copy of that one's");
     fs::remove_file(there.below(lineage::PATH)).unwrap();
     let main = there.data();
     let asides = names(main.parent().unwrap());
