@@ -47,6 +47,11 @@ impl Ledger {
         Ledger { rows, system: system(cluster, "pg-1") }
     }
 
+    /// How many rows there are.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
     /// Every row is there, and the database is the same one on every node.
     pub fn assert_kept(&self, cluster: &TestCluster) {
         let door = cluster.door(5000);
