@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::PathBuf};
 
-/// A point in time as a calendar and a clock show it at a given offset.
+/// A point in time as a date and a time of day at a given offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Civil {
     /// Year of the proleptic Gregorian calendar.
@@ -24,7 +24,7 @@ pub struct Civil {
 }
 
 impl Civil {
-    /// The date and time at `seconds` after 1970-01-01T00:00:00Z, on clocks that are `offset` seconds east of UTC.
+    /// The date and time at `seconds` after 1970-01-01T00:00:00Z, `offset` seconds east of UTC.
     pub fn from_unix(seconds: i64, offset: i32) -> Civil {
         let local = seconds + i64::from(offset);
         let (days, rest) = (local.div_euclid(86_400), local.rem_euclid(86_400));
@@ -90,7 +90,7 @@ fn date(days: i64) -> (i64, u8, u8) {
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
-/// What clocks of a zone show: seconds east of UTC and the zone's abbreviation.
+/// The offset of a time zone: seconds east of UTC, and the zone's abbreviation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offset {
     /// Seconds east of UTC.
@@ -99,7 +99,7 @@ pub struct Offset {
     pub name: String,
 }
 
-/// The offset of this machine's clocks at `unix` seconds: the zone of `TZ`, else of `/etc/localtime`, else UTC.
+/// The offset of this machine's local time at `unix` seconds: the zone of `TZ`, else of `/etc/localtime`, else UTC.
 pub fn local_offset(unix: i64) -> Offset {
     let path = match env::var("TZ") {
         Ok(zone) if zone.is_empty() => None,
@@ -248,7 +248,7 @@ impl Change {
         in_range.then_some(Change { month, week, weekday, seconds: clock_time(time)?.0 })
     }
 
-    /// Seconds since 1970 on the clock of the place.
+    /// Seconds since 1970 in local time.
     fn seconds_in(&self, year: i64) -> i64 {
         let first = days_from_civil(year, self.month, 1);
         let next_month =

@@ -1,7 +1,7 @@
-//! SRV records (RFC 2782), which the C library's resolver does not give.
+//! SRV records (RFC 2782), which the C library's resolver does not return.
 //!
-//! A stub resolver asks the name servers of `/etc/resolv.conf` over UDP, and over TCP when the answer was cut. Addresses
-//! are looked up with the system's own resolver instead.
+//! A stub resolver: it queries the name servers of `/etc/resolv.conf` over UDP, and over TCP when an answer was
+//! truncated. Addresses are looked up with the system's own resolver instead.
 
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -16,9 +16,8 @@ use std::{
 pub struct Srv {
     /// The host, ending in a dot.
     pub target: String,
-    /// Its port.
     pub port: u16,
-    /// The lowest is asked first.
+    /// The record with the lowest number is used first.
     pub priority: u16,
     /// The share among records of one priority.
     pub weight: u16,
@@ -31,13 +30,13 @@ const WAIT: Duration = Duration::from_secs(2);
 /// target.
 ///
 /// # Errors
-/// When no name server answers, or the answer is that there is no such name.
+/// When no name server answers, or the name does not exist.
 pub fn lookup_srv(name: &str) -> Result<Vec<Srv>> {
     let config = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     lookup_srv_at(&servers(&config), name)
 }
 
-/// As [`lookup_srv`], asking the given name servers in their order.
+/// As [`lookup_srv`], with the given name servers, in order.
 ///
 /// # Errors
 /// As [`lookup_srv`].
@@ -52,7 +51,7 @@ pub fn lookup_srv_at(servers: &[SocketAddr], name: &str) -> Result<Vec<Srv>> {
                 return Ok(records);
             }
             Ok(Answer::NoSuchName) => bail!("there is no SRV record {name}"),
-            Err(error) => last = error.context(format!("asking the name server {server}")),
+            Err(error) => last = error.context(format!("querying the name server {server}")),
         }
     }
     Err(last.context(format!("looking up the SRV record {name}")))
@@ -115,7 +114,7 @@ fn question(id: u16, name: &str) -> Result<Vec<u8>> {
     message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in name.trim_end_matches('.').split('.') {
         if label.is_empty() || label.len() > 63 {
-            bail!("`{name}` is no domain name");
+            bail!("`{name}` is not a domain name");
         }
         message.push(label.len() as u8);
         message.extend(label.bytes());
@@ -128,16 +127,16 @@ fn question(id: u16, name: &str) -> Result<Vec<u8>> {
 
 fn read_answer(id: u16, message: &[u8]) -> Result<Answer> {
     let word = |at: usize| -> Result<u16> {
-        let bytes = message.get(at..at + 2).context("the answer is cut")?;
+        let bytes = message.get(at..at + 2).context("the answer is truncated")?;
         Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
     };
     if word(0)? != id {
-        bail!("the answer belongs to another question");
+        bail!("the answer is for another query");
     }
     match word(2)? & 15 {
         0 => {}
         3 => return Ok(Answer::NoSuchName),
-        code => bail!("the name server refuses with code {code}"),
+        code => bail!("the name server answered with the error code {code}"),
     }
     let (questions, answers) = (word(4)?, word(6)?);
     let mut at = 12;
@@ -162,23 +161,23 @@ fn read_answer(id: u16, message: &[u8]) -> Result<Answer> {
 fn read_name(message: &[u8], mut at: usize) -> Result<(String, usize)> {
     let mut name = String::new();
     let mut end = None;
-    // Each pointer goes backwards in an honest message; the count ends the loops of a dishonest one.
+    // In a valid message each pointer goes backwards; the count ends loops in an invalid one.
     for _ in 0..128 {
-        let length = usize::from(*message.get(at).context("the answer is cut")?);
+        let length = usize::from(*message.get(at).context("the answer is truncated")?);
         match length {
             0 => {
                 let name = if name.is_empty() { ".".to_owned() } else { name };
                 return Ok((name, end.unwrap_or(at + 1)));
             }
             1..=63 => {
-                let label = message.get(at + 1..at + 1 + length).context("the answer is cut")?;
+                let label = message.get(at + 1..at + 1 + length).context("the answer is truncated")?;
                 name.push_str(&String::from_utf8_lossy(label));
                 name.push('.');
                 at += 1 + length;
             }
             192..=255 => {
                 end.get_or_insert(at + 2);
-                at = (length & 63) << 8 | usize::from(*message.get(at + 1).context("the answer is cut")?);
+                at = (length & 63) << 8 | usize::from(*message.get(at + 1).context("the answer is truncated")?);
             }
             _ => bail!("the answer holds a label of an unknown kind"),
         }

@@ -1,4 +1,4 @@
-//! YAML documents that people write: read into typed values, with errors that show the line.
+//! Reads YAML documents that people write into typed values; errors show the line.
 
 use crate::{
     error::UserError,
@@ -8,12 +8,11 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::IgnoredAny};
 use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Spanned};
 use std::fmt::Write as _;
 
-/// A document and the name that errors give it.
+/// A document and its name in errors.
 #[derive(Debug, Clone)]
 pub struct Document {
-    /// What errors call it: a path, mostly.
+    /// Its name in errors, such as its path.
     pub name: String,
-    /// Its whole text.
     pub text: String,
 }
 
@@ -26,7 +25,7 @@ impl Document {
     /// Reads the document as a `T`.
     ///
     /// # Errors
-    /// A wrong request whose message is `NAME:LINE:COLUMN: what is wrong`, the line, and a caret below it; the hint
+    /// A wrong request: the message is `NAME:LINE:COLUMN: what is wrong`, the line, and a caret below it; the hint
     /// offers the likeliest key or value where one is misspelt.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, UserError> {
         let options = serde_saphyr::options! {
@@ -37,7 +36,7 @@ impl Document {
         serde_saphyr::from_str_with_options(&self.text, options).map_err(|error| self.error(&error))
     }
 
-    /// A wrong request about what stands at `location`.
+    /// A wrong request about the value at `location`.
     pub fn error_at(&self, location: Location, message: &str) -> UserError {
         let (line, column) = (location.line() as usize, location.column() as usize);
         let Some(text) = line.checked_sub(1).and_then(|index| self.text.lines().nth(index)) else {
@@ -52,11 +51,10 @@ impl Document {
         UserError::usage(shown)
     }
 
-    /// Reads the document as a cluster's, and checks it whole. Returns it with the warnings about it.
+    /// Reads the document as a cluster's and checks it. Returns it with the warnings about it.
     ///
     /// # Errors
-    /// As [`Document::parse`]; and a wrong request with every fault that [`ClusterSpec::check`] found, each with its
-    /// line.
+    /// As [`Document::parse`]; and a wrong request with every finding of [`ClusterSpec::check`], each with its line.
     pub fn cluster(&self) -> Result<(ClusterSpec, Vec<String>), UserError> {
         let spec: ClusterSpec = self.parse()?;
         let findings = spec.check();
@@ -68,7 +66,7 @@ impl Document {
         if faults.is_empty() { Ok((spec, told(false))) } else { Err(UserError::usage(faults.join("\n"))) }
     }
 
-    /// A finding with the line that it is about, or the nearest thing around it that the document has.
+    /// A finding with its line, or that of the nearest enclosing value that the document has.
     fn tell(&self, finding: &Finding) -> String {
         let tree = serde_saphyr::from_str::<Spanned<Tree>>(&self.text).ok();
         match tree.as_ref().and_then(|tree| locate(tree, &finding.pointer)) {
@@ -92,7 +90,7 @@ impl Document {
             | Error::SerdeInvalidValue { unexpected, expected, .. } => {
                 (format!("expected {expected}, found {unexpected}"), None)
             }
-            Error::DuplicateMappingKey { key: Some(key), .. } => (format!("the key `{key}` stands here twice"), None),
+            Error::DuplicateMappingKey { key: Some(key), .. } => (format!("the key `{key}` is here twice"), None),
             other => (plain_message(other), None),
         };
         let problem = match error.location() {
@@ -103,11 +101,11 @@ impl Document {
     }
 }
 
-/// Keys whose values no error may repeat.
+/// Keys whose values must not appear in errors.
 const SECRETS: [&str; 9] =
     ["secret", "password", "superuser", "replication", "rewind", "pooler", "rest", "statistics", "key"];
 
-/// A line with the values of secret keys hidden, each character by a star, so that carets still point right.
+/// A line with the values of secret keys replaced by stars, one for each character, so that carets still fit.
 fn veil(line: &str) -> String {
     let mut shown = line.to_owned();
     for key in SECRETS {
@@ -121,7 +119,7 @@ fn veil(line: &str) -> String {
             let start = line.len() - value.len();
             let end = start + value.find([',', '}']).unwrap_or(value.len());
             let stars = line[start..end].chars().map(|c| if c.is_whitespace() { c } else { '*' }).collect::<String>();
-            // Stars are as many characters, not as many bytes: rebuilt from the end only where lengths agree.
+            // A star for each character, not for each byte; the end is rebuilt only where lengths agree.
             if stars.len() == end - start {
                 shown.replace_range(start..end, &stars);
             } else {
@@ -132,7 +130,7 @@ fn veil(line: &str) -> String {
     shown
 }
 
-/// A document's shape, to find places in it.
+/// The structure of a document, for finding places in it.
 enum Tree {
     Keys(Vec<(String, Spanned<Tree>)>),
     Items(Vec<Spanned<Tree>>),
@@ -188,7 +186,7 @@ impl<'de> Deserialize<'de> for Tree {
     }
 }
 
-/// Where a JSON pointer points, or the innermost thing on the way there.
+/// The place of a JSON pointer, or of the innermost value on the way there.
 fn locate(tree: &Spanned<Tree>, pointer: &str) -> Option<Location> {
     let mut at = tree;
     for step in pointer.split('/').skip(1) {
@@ -213,7 +211,7 @@ fn plain_message(error: &Error) -> String {
     match text[..cut].trim_start_matches("error: ") {
         "expected sequence start" => "expected a list (`- item` lines, or `[a, b]`)".to_owned(),
         "expected mapping start" => "expected keys with values (`key: value` lines, or `{key: value}`)".to_owned(),
-        "expected string scalar" => "expected a text".to_owned(),
+        "expected string scalar" => "expected a string".to_owned(),
         "unexpected end of file" => "the document ends too early".to_owned(),
         integer if ["invalid u", "invalid i"].iter().any(|start| integer.starts_with(start)) => {
             "expected a whole number".to_owned()
@@ -222,7 +220,7 @@ fn plain_message(error: &Error) -> String {
     }
 }
 
-/// The hint for a misspelt word: the likeliest one, else all that are known, announced by `all_are`.
+/// The hint for a misspelt word: the likeliest candidate, else all that are known, introduced by `all_are`.
 pub fn suggest<'a>(word: &str, known: impl Iterator<Item = &'a str> + Clone, all_are: &str) -> Option<String> {
     let nearest = known
         .clone()

@@ -1,43 +1,43 @@
-//! How a failure is told: who must act, and what the way out is.
+//! Errors for users: which kind they are, and what to do about them.
 //!
-//! Errors travel as [`anyhow::Error`], whose contexts say what was being done to what. Somewhere in the chain may
-//! stand a [`UserError`], which adds the two things that a chain of sentences cannot say: whether the request itself is
-//! wrong (exit status 2) or the work failed (exit status 1), and a hint that names the way out.
+//! Errors travel as [`anyhow::Error`]; each context says what was being done to what. A [`UserError`] in the chain adds
+//! what a chain of sentences cannot: whether the request itself is wrong (exit status 2) or the work failed (exit
+//! status 1), and a hint that says what to do.
 
 use std::fmt;
 
-/// Whose failure it is.
+/// Who can fix an error: the caller, or nobody but a later try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// What was asked for is wrong and will be wrong on every try: exit status 2.
+    /// The request is wrong and fails on every try: exit status 2.
     Usage,
-    /// What was asked for is right, doing it failed: exit status 1.
+    /// The request is right, and the work failed: exit status 1.
     Runtime,
 }
 
-/// A failure with its blame and, if there is one, its way out.
+/// An error with its kind and, where there is one, a hint.
 #[derive(Debug, Clone)]
 pub struct UserError {
-    /// Whose failure it is.
+    /// Decides the exit status.
     pub kind: ErrorKind,
-    /// What is wrong; may have several lines, as a source snippet has.
+    /// What is wrong; several lines if it shows a snippet of a file.
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
 }
 
 impl UserError {
-    /// A wrong request.
+    /// An error in the request.
     pub fn usage(message: impl Into<String>) -> UserError {
         UserError { kind: ErrorKind::Usage, message: message.into(), hint: None }
     }
 
-    /// Work that failed.
+    /// An error in the work.
     pub fn runtime(message: impl Into<String>) -> UserError {
         UserError { kind: ErrorKind::Runtime, message: message.into(), hint: None }
     }
 
-    /// The same with a way out.
+    /// Adds a hint.
     pub fn hint(mut self, hint: impl Into<String>) -> UserError {
         self.hint = Some(hint.into());
         self
@@ -52,12 +52,12 @@ impl fmt::Display for UserError {
 
 impl std::error::Error for UserError {}
 
-/// Whose failure `error` is: the outermost [`UserError`] decides, work is assumed where none speaks.
+/// The kind of `error`: that of the outermost [`UserError`], [`ErrorKind::Runtime`] if there is none.
 pub fn kind_of(error: &anyhow::Error) -> ErrorKind {
     user_errors(error).next().map_or(ErrorKind::Runtime, |problem| problem.kind)
 }
 
-/// `error` as a person reads it: each cause on a line of its own, then the hint.
+/// `error` as it is printed: each cause on a line of its own, then the hint.
 pub fn report(error: &anyhow::Error) -> String {
     let mut text = format!("error: {error}");
     for cause in error.chain().skip(1) {
@@ -71,8 +71,8 @@ pub fn report(error: &anyhow::Error) -> String {
     text
 }
 
-/// The faults of a chain. `anyhow` shows a fault that was added as context to its own `downcast_ref` only, and one that
-/// is the source of another error in `chain` only.
+/// The user errors of a chain. `anyhow` shows one that was added as context by its own `downcast_ref` only, and one
+/// that is the source of another error by `chain` only.
 fn user_errors(error: &anyhow::Error) -> impl Iterator<Item = &UserError> {
     error
         .downcast_ref::<UserError>()

@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all, and what is known of a file: that it is there, that it is not, or neither.
+//! Files that appear whole or not at all, and whether a file is there, is not there, or cannot be examined.
 
 use crate::error::UserError;
 use anyhow::{Context as _, Result};
@@ -13,10 +13,10 @@ use std::{
 };
 use tempfile::{NamedTempFile, TempDir};
 
-/// What is being written and not published; a program that must end at once takes it away.
+/// Files and folders that are being written; a program that must end at once removes them.
 static UNPUBLISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Takes away all that is being written and not published: for a program that ends without dropping its values.
+/// Removes all that is being written and not published: for a program that ends without dropping its values.
 pub fn discard_unpublished() {
     let paths = UNPUBLISHED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     for path in paths.iter() {
@@ -24,7 +24,7 @@ pub fn discard_unpublished() {
     }
 }
 
-/// Holds a path in the list of what is not published.
+/// Keeps a path in the list of unpublished ones.
 #[derive(Debug)]
 struct Unpublished(PathBuf);
 
@@ -114,8 +114,8 @@ impl NewFolder {
         self.folder.path()
     }
 
-    /// Puts the folder in the place of `target`, readable by all. What was there is moved aside first and taken away
-    /// last, so that there is never half of one and half of the other.
+    /// Replaces `target` with the folder, readable by all. What was there is renamed first and removed last, so that
+    /// `target` is never half one and half the other.
     ///
     /// # Errors
     /// When the folders cannot be renamed; `target` is then as it was.
@@ -149,10 +149,10 @@ impl Write for NewFile {
     }
 }
 
-/// Writes a file that nobody else may read.
+/// Writes a file that only its owner can read.
 ///
 /// # Errors
-/// When it cannot be written; what was there stays then.
+/// When it cannot be written; the old file then stays.
 pub fn write_private(path: &Path, text: &str) -> Result<()> {
     let mut file = NewFile::beside(path)?;
     let doing = || format!("writing {}", path.display());
@@ -161,7 +161,7 @@ pub fn write_private(path: &Path, text: &str) -> Result<()> {
     file.publish(path)
 }
 
-/// Makes a folder, and those above it, that nobody else may look into, unless it is there.
+/// Makes a folder, and those above it, that only its owner can enter, unless it is there.
 ///
 /// # Errors
 /// When it cannot be made.
@@ -185,32 +185,32 @@ pub fn user_folder(variable: &str, below: &str) -> Option<PathBuf> {
 /// Reads a text file, with its path in the error.
 ///
 /// # Errors
-/// When it cannot be read or is no UTF-8.
+/// When it cannot be read or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// What is known of something on a disk.
+/// Whether something is on a disk.
 ///
 /// An error is not an absence: a damaged inode, a symbolic link to a volume that is not mounted, or a folder that this
-/// process may not look into says nothing about what is there. Who decides by a presence says what happens in each of the
-/// three cases; `exists()` and `is_dir()` do not ask for the third.
+/// process may not enter says nothing about what is there. Code that decides by a presence handles all three cases;
+/// `exists()` and `is_dir()` hide the third.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Presence<T> {
     /// It is there.
     Present(T),
-    /// It is not there: the system says that there is no such file, or that a folder above it is none.
+    /// It is not there: the system reports that there is no such file, or that a folder above it is not a folder.
     Absent,
-    /// Nobody knows.
+    /// It cannot be examined.
     Unknown(Doubt),
 }
 
-/// Why nobody knows whether something is there: what was looked at, and the error.
+/// Why it is unknown whether something is there: what was examined, and the error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Doubt(String);
 
 impl Doubt {
-    /// A doubt in these words, such as `reading /a/b: Input/output error (os error 5)`.
+    /// A doubt with this text, such as `reading /a/b: Input/output error (os error 5)`.
     pub fn new(text: impl Into<String>) -> Doubt {
         Doubt(text.into())
     }
@@ -228,8 +228,7 @@ impl fmt::Display for Doubt {
 
 impl From<Doubt> for UserError {
     fn from(doubt: Doubt) -> UserError {
-        UserError::runtime(doubt.0)
-            .hint("nothing is done while it is not known what is there: it is looked at again later")
+        UserError::runtime(doubt.0).hint("nothing is done until it is known what is there; it is read again later")
     }
 }
 
@@ -291,7 +290,7 @@ impl Presence<Vec<u8>> {
                     Presence::Unknown(Doubt(format!("{} is larger than {most} bytes", path.display())))
                 }
                 Ok(bytes) => Presence::Present(bytes),
-                // It was there a moment ago: somebody is at work on it.
+                // It was there a moment ago: another process changes it.
                 Err(error) => Presence::Unknown(Doubt::of("reading", path, &error)),
             },
             Presence::Absent => Presence::Absent,
@@ -321,7 +320,7 @@ impl<T> Presence<T> {
         matches!(self, Presence::Absent)
     }
 
-    /// The same of what `change` makes of it.
+    /// Converts what is there.
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Presence<U> {
         self.and_then(|value| Presence::Present(change(value)))
     }
@@ -348,13 +347,13 @@ impl<T> Presence<T> {
     }
 }
 
-/// Whether the error says that there is no such file, or that what should be a folder above it is none.
+/// Whether the error means that there is no such file, or that a folder above it is not a folder.
 fn is_absence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// What it means that there is nothing at `path`: nothing is there, unless a folder above it is a symbolic link that leads
-/// nowhere.
+/// The presence at `path` when the system reports that nothing is there: absent, unless a folder above it is a symbolic
+/// link that leads nowhere.
 fn absent_below(path: &Path) -> Presence<Metadata> {
     let above = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
     for folder in above {

@@ -1,9 +1,9 @@
 //! Downloads over HTTP and HTTPS, from the first of several mirrors that works.
 //!
-//! Every mirror has the same files, so a download that breaks off goes on where it stopped, on the same mirror or on the
-//! next; whether the whole is right is for the [`Sink`] to say. What may pass (a busy server, a lost connection) is tried
-//! again, for a bounded time; what will not pass (a missing file, wrong content, a crawling server) ends that mirror's
-//! part. Proxies are taken from the environment, trusted certificates from the system or `SSL_CERT_FILE`.
+//! Every mirror has the same files, so a download that breaks off continues where it stopped, on the same mirror or on
+//! the next; the [`Sink`] checks the whole. What may pass (a busy server, a lost connection) is tried again, for a
+//! bounded time; what will not pass (a missing file, wrong content, a very slow server) ends the tries with that
+//! mirror. Proxies are taken from the environment, trusted certificates from the system or `SSL_CERT_FILE`.
 
 mod names;
 
@@ -25,20 +25,20 @@ use ureq::{
     unversioned::transport::DefaultConnector,
 };
 
-/// How long things may take, and how often they are tried.
+/// Time limits, and how often a download is tried.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
-    /// To look up a name and connect.
+    /// For looking up a name and connecting.
     pub connect: Duration,
-    /// To wait for the next byte.
+    /// For waiting for the next byte.
     pub idle: Duration,
-    /// The lowest rate that is put up with, in bytes per second, and for how long.
+    /// The lowest rate, in bytes per second, and how long a mirror may be slower than that.
     pub slowest: (u64, Duration),
-    /// How often each mirror is tried without getting any further.
+    /// How often each mirror is tried without any progress.
     pub tries: u32,
     /// The pause before the second try; it doubles with each.
     pub pause: Duration,
-    /// After this long, nothing is tried again.
+    /// After this time, nothing is tried again.
     pub total: Duration,
 }
 
@@ -64,25 +64,25 @@ pub struct Fetch<'a> {
     pub path: &'a str,
     /// Its size in bytes, if known.
     pub size: Option<u64>,
-    /// The most bytes that it may have.
+    /// The largest size that it may have.
     pub limit: u64,
 }
 
-/// Where a download goes.
+/// The destination of a download.
 pub trait Sink {
     /// Takes the next bytes.
     ///
     /// # Errors
-    /// When they cannot be kept; that ends the download.
+    /// When they cannot be stored; that ends the download.
     fn put(&mut self, bytes: &[u8]) -> Result<()>;
 
-    /// Forgets all bytes: the download begins again.
+    /// Drops all bytes: the download begins again.
     ///
     /// # Errors
     /// As [`Sink::put`].
     fn restart(&mut self) -> Result<()>;
 
-    /// Tells what is wrong with the whole, now that it is there; `None` if it is right.
+    /// Checks the whole file; `None` if it is right, else what is wrong.
     ///
     /// # Errors
     /// As [`Sink::put`].
@@ -113,7 +113,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client with the given patience.
+    /// A client with these limits.
     pub fn new(policy: Policy) -> Client {
         let tls = TlsConfig::builder()
             .root_certs(RootCerts::PlatformVerifier)
@@ -122,7 +122,7 @@ impl Client {
         let config = Agent::config_builder()
             .tls_config(tls)
             .user_agent(concat!("pgha-image/", env!("CARGO_PKG_VERSION")))
-            // What is compressed here is so in the archive too, and has its digest as it is.
+            // Compressed files are compressed in the archive too; their digests are those of the compressed bytes.
             .accept_encoding("identity")
             .http_status_as_error(false)
             .max_idle_connections(64)
@@ -145,11 +145,11 @@ impl Client {
         Ok(bytes)
     }
 
-    /// Downloads a file and returns the number of the mirror that gave the last of it. `progress` is told of bytes that
-    /// came for the first time.
+    /// Downloads a file and returns the index of the mirror that gave the last part of it. `progress` receives the
+    /// number of bytes that came for the first time.
     ///
     /// # Errors
-    /// When no mirror gives it, with what each did; when the sink fails.
+    /// When no mirror gives it, with the error of each; when the sink fails.
     pub fn fetch(&self, fetch: &Fetch<'_>, sink: &mut dyn Sink, progress: &dyn Fn(u64)) -> Result<usize> {
         let mut transfer = Transfer { client: self, fetch, sink, progress, received: 0, told: 0, tag: None };
         let started = Instant::now();
@@ -163,7 +163,7 @@ impl Client {
                     Ok(()) => return Ok(number),
                     Err(End::Local(error)) => return Err(error).with_context(|| format!("downloading {}", fetch.path)),
                     Err(End::Mirror(trouble)) => {
-                        // To have got further is as good as never to have tried.
+                        // A try that made progress does not count.
                         mirror.failed = if transfer.received > before { 1 } else { mirror.failed + 1 };
                         mirror.last = Some(trouble);
                     }
@@ -179,7 +179,7 @@ impl Client {
         }
     }
 
-    /// How long to wait before the next round: longer each time, and never the same for two that failed together.
+    /// The pause before the next round: longer each time, with a random part.
     fn pause(&self, round: u32, mirrors: &[Tried<'_>]) -> Duration {
         let longest = self.policy.pause * 32;
         let pause = (self.policy.pause * 2u32.saturating_pow(round)).min(longest);
@@ -193,16 +193,16 @@ impl Client {
     }
 }
 
-/// A mirror and how it did so far.
+/// A mirror and its result so far.
 struct Tried<'a> {
     uri: &'a str,
-    /// How often it failed without getting any further.
+    /// How often it failed without any progress.
     failed: u32,
     last: Option<Trouble>,
 }
 
 impl Tried<'_> {
-    /// Whether it is worth another try.
+    /// Whether it is tried again.
     fn open(&self, policy: &Policy) -> bool {
         self.failed < policy.tries && self.last.as_ref().is_none_or(Trouble::may_pass)
     }
@@ -210,9 +210,9 @@ impl Tried<'_> {
 
 /// Why an attempt ended.
 enum End {
-    /// The mirror did not do its part.
+    /// The mirror failed.
     Mirror(Trouble),
-    /// This machine did not do its part.
+    /// This machine failed.
     Local(anyhow::Error),
 }
 
@@ -222,18 +222,18 @@ impl From<Trouble> for End {
     }
 }
 
-/// What is wrong with a mirror.
+/// The error of a mirror.
 #[derive(Debug)]
 enum Trouble {
-    /// It said so, and maybe when to come back.
+    /// It answered with this status, and maybe with the time of the next try.
     Status(u16, Option<Duration>),
-    /// It cannot be talked to.
+    /// There was no connection.
     Connection(String),
-    /// It stopped before the end: bytes that came, bytes that there are.
+    /// It stopped before the end: bytes received, bytes expected.
     CutOff(u64, Option<u64>),
-    /// It sent nothing for so long.
+    /// It sent nothing for this time.
     Silent(Duration),
-    /// It sent fewer bytes per second for so long.
+    /// It sent fewer bytes per second than this for this time.
     Slow(u64, Duration),
     /// It sent something else.
     Wrong(String),
@@ -292,7 +292,7 @@ fn failure(fetch: &Fetch<'_>, mirrors: &[Tried<'_>]) -> anyhow::Error {
         message += &format!("\n  {}: {trouble}", base(mirror.uri));
     }
     let problem = UserError::runtime(message);
-    // Of several, the one that might yet pass tells best what to do.
+    // Of several errors, one that may pass says best what to do.
     let told = mirrors.iter().filter_map(|mirror| mirror.last.as_ref());
     match told.min_by_key(|trouble| !trouble.may_pass()) {
         Some(trouble) => problem.hint(trouble.hint()).into(),
@@ -300,7 +300,7 @@ fn failure(fetch: &Fetch<'_>, mirrors: &[Tried<'_>]) -> anyhow::Error {
     }
 }
 
-/// The URI as it may be shown: without a password.
+/// The URI without its password.
 fn base(uri: &str) -> String {
     let uri = uri.trim_end_matches('/');
     match uri.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.split_once('@')?.1))) {
@@ -309,7 +309,7 @@ fn base(uri: &str) -> String {
     }
 }
 
-/// A download in the making.
+/// A download in progress.
 struct Transfer<'a> {
     client: &'a Client,
     fetch: &'a Fetch<'a>,
@@ -317,9 +317,9 @@ struct Transfer<'a> {
     progress: &'a dyn Fn(u64),
     /// Bytes that the sink has.
     received: u64,
-    /// Bytes that progress was told of.
+    /// Bytes that were reported as progress.
     told: u64,
-    /// The mirror that the bytes came from, and what it calls this version of the file.
+    /// The mirror that the bytes came from, and its name for this version of the file.
     tag: Option<(String, String)>,
 }
 
@@ -329,7 +329,7 @@ impl Transfer<'_> {
         let mut request = self.client.agent.get(&uri);
         if self.received > 0 {
             request = request.header(header::RANGE, format!("bytes={}-", self.received));
-            // Of another mirror's names nothing is known; there the digest of the whole must tell.
+            // The names of another mirror cannot be compared; there the digest of the whole decides.
             if let Some((_, tag)) = self.tag.as_ref().filter(|(source, _)| source == mirror) {
                 request = request.header(header::IF_RANGE, tag.as_str());
             }
@@ -349,7 +349,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// Makes ready for what the server is about to send; returns the size of the whole, if it is known.
+    /// Prepares for what the server is about to send; returns the size of the whole, if it is known.
     fn begin<B>(&mut self, response: &Response<B>) -> Result<Option<u64>, End> {
         let headers = response.headers();
         let length = header_text(headers, header::CONTENT_LENGTH).and_then(|text| text.parse::<u64>().ok());
@@ -361,16 +361,16 @@ impl Transfer<'_> {
                 };
                 if start != self.received {
                     self.restart()?;
-                    return Err(Trouble::Wrong("sent another part of it than was asked for".into()).into());
+                    return Err(Trouble::Wrong("sent another part of it than was requested".into()).into());
                 }
                 size
             }
             200 => {
-                // The server knows no ranges, or the file has changed: all of it comes.
+                // The server does not support ranges, or the file has changed: all of it comes.
                 self.restart()?;
                 length
             }
-            // The part that was asked for is not there: the file is shorter than what came of it.
+            // The file is shorter than what was received.
             416 => {
                 self.restart()?;
                 return Err(Trouble::CutOff(self.told, self.fetch.size).into());

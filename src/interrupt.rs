@@ -1,7 +1,7 @@
-//! Ending early and cleanly: Ctrl-C, SIGTERM, SIGHUP.
+//! Ends the program early and cleanly: Ctrl-C, SIGTERM, SIGHUP.
 //!
-//! Nothing that a build publishes appears before it is whole, so ending at once is safe at any moment; what is left to
-//! do is to take half-made things away and to end the programs that run for us.
+//! A build publishes only whole files, so the program may end at any moment. What is left to do is to remove unfinished
+//! files and to end child processes.
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,21 +17,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long what the program has started may take to be gone.
+/// How long child processes may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Does not return once a signal has come: work that fails because its children were ended must not end the program
-/// before it is clean.
+/// Does not return once a signal has come: work that fails because its child processes were ended must not end the
+/// program before it is clean.
 pub fn leave_the_end_to_the_signal() {
     while INTERRUPTED.load(Ordering::SeqCst) {
         thread::park();
     }
 }
 
-/// From now on, the first of these signals ends the program's children, calls `clean_up` until it says that all is
-/// clean, and ends the program with status 128 + the signal's number: 130 for Ctrl-C. A second one ends it at once.
+/// From now on, the first of these signals ends the program's children, calls `clean_up` until it returns true, and
+/// ends the program with status 128 + the signal's number: 130 for Ctrl-C. A second signal ends the program at once.
 ///
 /// # Errors
 /// When the signals cannot be caught.
@@ -39,7 +39,7 @@ pub fn on_signal(clean_up: impl Fn() -> bool + Send + 'static) -> Result<()> {
     catch("interrupted: cleaning up", true, clean_up)
 }
 
-/// The same for a program whose children live longer than it: they go on.
+/// The same for a program whose children outlive it: they are not ended.
 ///
 /// # Errors
 /// When the signals cannot be caught.
@@ -61,7 +61,7 @@ fn catch(words: &'static str, with_children: bool, clean_up: impl Fn() -> bool +
                 if with_children {
                     end_children();
                 }
-                // Those that the children had started go a moment after them, and hold on to files until then.
+                // The children's own children end a moment after them, and hold files open until then.
                 while !clean_up() && Instant::now() < deadline {
                     thread::sleep(Duration::from_millis(50));
                 }
@@ -77,7 +77,7 @@ fn end(status: i32) -> ! {
     std::process::exit(status)
 }
 
-/// Ends the programs that this one has started; what they started in turn ends with them.
+/// Ends the child processes; the processes that they started end with them.
 fn end_children() {
     for thread in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
         let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();

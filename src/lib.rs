@@ -19,14 +19,15 @@
 //!                 recipe overlay debian disk
 //!                 rootfs sandbox
 //! infrastructure  store http progress interrupt                                                etcd
-//!                 io reexec                                 document exec files poll render    dns log tls
-//!                                                                                              clock
+//!                 io reexec                                 accounts document exec files       dns log tls
+//!                                                           poll render                        clock
 //! types                                                     model
-//!                                                           error
+//!                                                           error testing
 //! ```
 //!
 //! `rootfs` stands below the rest of the domain because `disk`, `base` and `image` all work on trees.
 
+pub mod accounts;
 #[cfg(feature = "builder")]
 pub mod archive;
 #[cfg(feature = "builder")]
@@ -94,5 +95,7 @@ pub mod seed;
 pub mod store;
 #[cfg(feature = "builder")]
 pub mod switch;
+#[cfg(test)]
+mod testing;
 #[cfg(feature = "node")]
 pub mod tls;

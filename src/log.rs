@@ -14,17 +14,17 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// How much a line matters.
+/// The severity of a line, with syslog's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Level {
-    /// The work cannot be done as it is.
+    /// The work cannot go on as it is.
     Error = 3,
-    /// Something is not as it should be; the work goes on.
+    /// Something is wrong; the work goes on.
     Warn = 4,
-    /// What a person wants to see in normal work.
+    /// Events of normal work.
     Info = 6,
-    /// What helps to find a fault.
+    /// Details for debugging.
     Debug = 7,
 }
 
@@ -38,7 +38,7 @@ impl FromStr for Level {
             "warn" | "warning" => Ok(Level::Warn),
             "info" => Ok(Level::Info),
             "debug" => Ok(Level::Debug),
-            _ => Err(format!("`{name}` is no log level: use error, warn, info or debug")),
+            _ => Err(format!("`{name}` is not a log level: use error, warn, info or debug")),
         }
     }
 }
@@ -46,7 +46,7 @@ impl FromStr for Level {
 static LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
 static JOURNAL: LazyLock<bool> = LazyLock::new(|| env::var_os("JOURNAL_STREAM").is_some());
 
-/// Sets the least important level that is written.
+/// Sets the least severe level that is written.
 pub fn set_level(level: Level) {
     LEVEL.store(level as u8, Ordering::Relaxed);
 }
@@ -56,7 +56,7 @@ pub fn enabled(level: Level) -> bool {
     level as u8 <= LEVEL.load(Ordering::Relaxed)
 }
 
-/// Writes one line at `level`; line breaks within become spaces, so that one event stays one line.
+/// Writes one line at `level`. Line breaks become ` | `, so that one event stays one line.
 pub fn line(level: Level, message: fmt::Arguments<'_>) {
     if !enabled(level) {
         return;
@@ -71,19 +71,15 @@ pub fn line(level: Level, message: fmt::Arguments<'_>) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Writes an error line.
 macro_rules! error {
     ($($part:tt)*) => { $crate::log::line($crate::log::Level::Error, format_args!($($part)*)) };
 }
-/// Writes a warning line.
 macro_rules! warning {
     ($($part:tt)*) => { $crate::log::line($crate::log::Level::Warn, format_args!($($part)*)) };
 }
-/// Writes an information line.
 macro_rules! info {
     ($($part:tt)*) => { $crate::log::line($crate::log::Level::Info, format_args!($($part)*)) };
 }
-/// Writes a debugging line.
 macro_rules! debug {
     ($($part:tt)*) => { $crate::log::line($crate::log::Level::Debug, format_args!($($part)*)) };
 }

@@ -1,12 +1,12 @@
-//! How often something that is waited for is looked at.
+//! Polling with an interval that depends on how long a look takes.
 
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-/// Looks at something again and again, at most a third of the time: looking must not keep a slow machine from what is
-/// waited for.
+/// Waits between two looks at something. After a look that took t it waits for 2t at least, so that polling takes at
+/// most a third of the time of a slow machine.
 #[derive(Debug)]
 pub struct PollInterval {
     least: Duration,
@@ -14,12 +14,12 @@ pub struct PollInterval {
 }
 
 impl PollInterval {
-    /// The first look begins. Between two looks lies `least` at least.
+    /// The first look begins now. `least` is the shortest time between two looks.
     pub fn new(least: Duration) -> PollInterval {
         PollInterval { least, began: Instant::now() }
     }
 
-    /// Rests until the next look.
+    /// Sleeps until the next look.
     pub fn wait(&mut self) {
         thread::sleep(self.next_pause());
     }
@@ -32,9 +32,9 @@ impl PollInterval {
     }
 }
 
-/// The rest after a look that took `took`.
+/// The pause after a look that took `took`.
 fn pause(least: Duration, took: Duration) -> Duration {
-    /// However slow the machine, nobody waits longer for a look.
+    /// The longest pause, however slow the machine is.
     const LONGEST: Duration = Duration::from_secs(10);
     least.max((2 * took).min(LONGEST))
 }

@@ -1,7 +1,7 @@
-//! What is going on, told to whoever watches: bars on a terminal, plain lines elsewhere, JSON events for programs.
+//! Progress reports: bars on a terminal, plain lines elsewhere, JSON events for programs.
 //!
-//! Work is told in [`Step`]s. A step has a name, maybe a total, and ends with one line that says what came of it. All
-//! of it goes to standard error but the JSON events, which are data and go to standard output, one object a line.
+//! Work is reported in [`Step`]s. A step has a name and, if known, a total; it ends with one line about its result.
+//! Reports go to standard error. JSON events are data and go to standard output, one object a line.
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -16,15 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The version of the JSON events' shape, in the first event.
+/// The version of the JSON events' format; the first event has it.
 pub const EVENTS_SCHEMA: u32 = 1;
 
-/// How progress is told.
+/// The form of the reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// Bars that move, on a terminal.
+    /// Moving bars, on a terminal.
     Bars,
-    /// A line when a step ends, and now and then while it goes on.
+    /// A line when a step ends, and every few seconds while it goes on.
     Plain,
     /// JSON Lines on standard output.
     Json,
@@ -32,17 +32,17 @@ pub enum Style {
     Silent,
 }
 
-/// What a step's numbers count.
+/// The unit of a step's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unit {
     /// Bytes.
     Bytes,
-    /// Things: packages, files.
+    /// Items, such as packages and files.
     Items,
 }
 
-/// The teller; clones tell into the same stream.
+/// Reports progress. Clones report into the same stream.
 #[derive(Clone)]
 pub struct Progress(Arc<Inner>);
 
@@ -51,7 +51,7 @@ struct Inner {
     bars: MultiProgress,
     started: Instant,
     timings: Mutex<Vec<Timing>>,
-    /// Where JSON events and plain lines go; tests look here.
+    /// Where JSON events and plain lines go; tests read it.
     sink: Mutex<Box<dyn io::Write + Send>>,
 }
 
@@ -60,11 +60,11 @@ struct Inner {
 pub struct Timing {
     /// The step's name.
     pub step: &'static str,
-    /// When it began, in seconds since the program began to tell.
+    /// When it began, in seconds since the first report.
     pub began: f64,
     /// How long it took, in seconds.
     pub seconds: f64,
-    /// What came of it.
+    /// Its result.
     pub outcome: String,
 }
 
@@ -75,7 +75,7 @@ impl Progress {
         Progress::new(if io::stderr().is_terminal() && !dumb { Style::Bars } else { Style::Plain })
     }
 
-    /// Tells in the given style.
+    /// Reports in the given style.
     pub fn new(style: Style) -> Progress {
         let sink: Box<dyn io::Write + Send> = match style {
             Style::Json => Box::new(io::stdout()),
@@ -97,7 +97,6 @@ impl Progress {
         progress
     }
 
-    /// How progress is told.
     pub fn style(&self) -> Style {
         self.0.style
     }
@@ -125,19 +124,19 @@ impl Progress {
         }))
     }
 
-    /// Tells people something that does not stop the work, but that they should know.
+    /// Prints a warning: something that does not stop the work, but that people should know.
     pub fn warn(&self, text: &str) {
         self.event("warning", &json!({"message": text}));
         self.line(&format!("warning: {text}"));
     }
 
-    /// Tells people something.
+    /// Prints a line for people.
     pub fn note(&self, text: &str) {
         self.event("note", &json!({"message": text}));
         self.line(text);
     }
 
-    /// Tells programs something: an object with the key `event` and those of `fields`.
+    /// Emits a JSON event: an object with the key `event` and those of `fields`.
     pub fn event(&self, name: &str, fields: &serde_json::Value) {
         if self.0.style != Style::Json {
             return;
@@ -146,7 +145,7 @@ impl Progress {
         if let (Some(object), Some(fields)) = (object.as_object_mut(), fields.as_object()) {
             object.extend(fields.clone());
         }
-        // A reader that went away must not stop the work.
+        // The work goes on when nobody reads the events.
         let mut sink = self.0.sink.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let _ = writeln!(sink, "{object}").and_then(|()| sink.flush());
     }
@@ -156,7 +155,7 @@ impl Progress {
         self.0.timings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
-    /// How long the teller has been telling.
+    /// The time since the first report.
     pub fn elapsed(&self) -> Duration {
         self.0.started.elapsed()
     }
@@ -181,7 +180,7 @@ impl fmt::Debug for Progress {
     }
 }
 
-/// One piece of work being told; clones tell of the same piece, from any thread.
+/// One step of the work; clones report about the same step, from any thread.
 #[derive(Clone)]
 pub struct Step(Arc<StepInner>);
 
@@ -196,13 +195,13 @@ struct StepInner {
     told: Mutex<Instant>,
 }
 
-/// How often a step that goes on is told of in plain lines.
+/// How often plain lines report a step that goes on.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
-/// How often a step that goes on is told of in JSON events.
+/// How often JSON events report a step that goes on.
 const EVENT_EVERY: Duration = Duration::from_millis(500);
 
 impl Step {
-    /// The total has turned out to be `total`.
+    /// Changes the total.
     pub fn set_total(&self, total: u64) {
         self.0.total.store(total, Ordering::Relaxed);
         if let Some(bar) = &self.0.bar {
@@ -211,7 +210,7 @@ impl Step {
         }
     }
 
-    /// `count` more are done.
+    /// Reports that `count` more are done.
     pub fn advance(&self, count: u64) {
         let done = self.0.done.fetch_add(count, Ordering::Relaxed) + count;
         if let Some(bar) = &self.0.bar {
@@ -233,14 +232,14 @@ impl Step {
         progress.line(&format!("{:<11}{percent} {}", self.0.name, amount(done, total, self.0.unit)));
     }
 
-    /// What is being worked on right now, for a bar's end.
+    /// Sets what a bar shows at its end: the item being worked on.
     pub fn detail(&self, text: impl Into<String>) {
         if let Some(bar) = &self.0.bar {
             bar.set_message(text.into());
         }
     }
 
-    /// The step is over; `outcome` says what came of it.
+    /// Ends the step with a line about its result.
     pub fn finish(self, outcome: impl Into<String>) {
         let outcome = outcome.into();
         let progress = &self.0.progress;
@@ -264,7 +263,7 @@ impl fmt::Debug for Step {
 }
 
 impl Drop for StepInner {
-    /// A step that was not finished failed: its bar goes, the error tells the rest.
+    /// A step that was dropped before its end failed: its bar goes, and the error is reported elsewhere.
     fn drop(&mut self) {
         if let Some(bar) = &self.bar
             && !bar.is_finished()
@@ -292,7 +291,7 @@ fn amount(done: u64, total: u64, unit: Unit) -> String {
     }
 }
 
-/// A number of bytes as people read it: `1.2 GiB`.
+/// A number of bytes in a readable unit: `1.2 GiB`.
 pub fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut units = ["B", "KiB", "MiB", "GiB", "TiB"].into_iter();

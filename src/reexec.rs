@@ -1,8 +1,8 @@
-//! Starts programs that end with this one, or that go on without it.
+//! Starts programs that end with this one, or that outlive it.
 //!
-//! A tied program is killed by the kernel when this one ends, however it ends. The kernel does so at the end of the
-//! thread that started it (prctl(2), PR_SET_PDEATHSIG), so one thread that never ends starts them all. What must happen
-//! in the child before the program begins is done by this program itself, started in a hidden mode.
+//! The kernel kills a tied program when this one ends, however it ends. It does so at the end of the thread that
+//! started the program (prctl(2), PR_SET_PDEATHSIG), so one thread that never ends starts them all. What must happen in
+//! the child before the program begins is done by this program itself, started in a hidden mode.
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
@@ -18,12 +18,12 @@ use std::{
 /// The first argument of this program when it is started for a machine; `machine::entry` serves it.
 pub(crate) const ARGUMENT: &str = "__machine";
 
-/// How long a program that was started lives.
+/// How long a started program lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lifetime {
-    /// Until it ends or this program does.
+    /// Until it or this program ends.
     Tied,
-    /// Until it ends: it has no terminal, and goes on when this program has ended.
+    /// Until it ends; it has no terminal and outlives this program.
     Detached,
 }
 
@@ -59,7 +59,7 @@ impl Launcher {
         Launcher { program: program.into() }
     }
 
-    /// A command that does `what` in a life of `lifetime`; to be started by [`spawn`].
+    /// A command that does `what` with `lifetime`; [`spawn`] starts it.
     pub(crate) fn command(&self, lifetime: Lifetime, what: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.arg(ARGUMENT).arg(lifetime.word()).arg(std::process::id().to_string()).arg(what);
@@ -90,7 +90,7 @@ pub(crate) fn spawn(command: Command) -> Result<Child> {
     child.with_context(|| format!("starting `{}`", program.display()))
 }
 
-/// Makes the process what `lifetime` says, as told by the arguments of [`Launcher::command`] without the last.
+/// Gives this process the lifetime that the arguments of [`Launcher::command`] ask for.
 pub(crate) fn settle(lifetime: &str, parent: &str) -> Result<()> {
     if lifetime == Lifetime::Detached.word() {
         rustix::process::setsid().context("leaving the terminal")?;
@@ -102,14 +102,14 @@ pub(crate) fn settle(lifetime: &str, parent: &str) -> Result<()> {
     Ok(())
 }
 
-/// Becomes another program.
+/// Executes another program in place of this one.
 pub(crate) fn become_program(arguments: &[OsString]) -> ExitCode {
     let Some((program, arguments)) = arguments.split_first() else { return ExitCode::from(2) };
     let error = Command::new(program).args(arguments).exec();
     complain(&anyhow::Error::new(error).context(format!("starting `{}`", program.display())))
 }
 
-/// Tells what went wrong on standard error, which the one who started this process reads.
+/// Prints an error on standard error, which the parent reads.
 pub(crate) fn complain(error: &anyhow::Error) -> ExitCode {
     use io::Write as _;
     let _ = writeln!(io::stderr(), "{error:#}");

@@ -1,16 +1,16 @@
-//! The templates that are rendered once: Handlebars, strict, with the helpers that configuration files need.
+//! Renders templates once: Handlebars in strict mode, with the helpers that configuration files need.
 //!
 //! | helper | gives |
 //! |---|---|
-//! | `{{quote x}}` | `x` as a YAML or JSON text in quotes, with every special character escaped; numbers stay numbers |
-//! | `{{literal x}}` | `x` as an SQL text in quotes |
-//! | `{{name x}}` | `x` as an SQL name in quotes |
-//! | `{{password_field x}}` | `x` as a field of PostgreSQL's password file, its colons and backslashes escaped |
+//! | `{{quote x}}` | `x` as a quoted YAML or JSON string, with every special character escaped; numbers stay numbers |
+//! | `{{literal x}}` | `x` as a quoted SQL string |
+//! | `{{name x}}` | `x` as a quoted SQL identifier |
+//! | `{{password_field x}}` | `x` as a field of PostgreSQL's password file, with colons and backslashes escaped |
 //! | `{{seconds t}}`, `{{milliseconds t}}` | a time as a number; seconds may have decimals |
 //! | `{{host_port address port}}` | both as a URL writes them |
-//! | `{{#if (eq a b)}}` | whether both are the same (`ne`, `gt`, `and`, `or`, `not` likewise) |
+//! | `{{#if (eq a b)}}` | whether both are equal (`ne`, `gt`, `and`, `or`, `not` likewise) |
 //!
-//! Nothing is escaped but by these. A key that the scope does not have is an error, never an empty text.
+//! Nothing else is escaped. A key that the scope does not have is an error, never an empty string.
 
 use crate::model::{Time, scope::host_port};
 use anyhow::{Context as _, Result};
@@ -22,8 +22,8 @@ use std::{net::IpAddr, sync::LazyLock};
 /// Renders the template `text`, which errors call `name`.
 ///
 /// # Errors
-/// A sentence with the template's name, line and column: wrong syntax, a key that `data` does not have, or a value that
-/// a helper cannot use. No value is repeated in it.
+/// The template's name, line and column: wrong syntax, a key that `data` does not have, or a value that a helper cannot
+/// use. The message never contains a value.
 pub fn render(name: &str, text: &str, data: &impl Serialize) -> Result<String> {
     static ENGINE: LazyLock<Handlebars<'static>> = LazyLock::new(engine);
     ENGINE
@@ -49,8 +49,8 @@ struct RenderError {
 
 fn reason(error: &handlebars::RenderError) -> String {
     match error.reason() {
-        RenderErrorReason::MissingVariable(Some(path)) => format!("nothing is called `{path}` here"),
-        RenderErrorReason::MissingVariable(None) => "nothing is called so here".to_owned(),
+        RenderErrorReason::MissingVariable(Some(path)) => format!("there is no value `{path}` here"),
+        RenderErrorReason::MissingVariable(None) => "there is no such value".to_owned(),
         RenderErrorReason::TemplateError(error) => error.reason().to_string(),
         other => other.to_string(),
     }
@@ -80,7 +80,7 @@ fn engine() -> Handlebars<'static> {
 
 type Convert = fn(&[Value]) -> Option<String>;
 
-/// A helper that writes what a function makes of its parameters.
+/// A helper that writes the result of a function.
 struct Written {
     name: &'static str,
     convert: Convert,
@@ -102,14 +102,14 @@ impl handlebars::HelperDef for Written {
         }
         match (self.convert)(&values) {
             Some(text) => Ok(out.write(&text)?),
-            None => Err(RenderErrorReason::Other(format!("`{}` cannot use what it was given", self.name)).into()),
+            None => Err(RenderErrorReason::Other(format!("`{}` cannot use its arguments", self.name)).into()),
         }
     }
 }
 
 /// As YAML and JSON write it.
 fn quote(value: &Value) -> String {
-    // Both accept each other's double-quoted texts, escapes included.
+    // YAML and JSON accept each other's double-quoted strings, escapes included.
     value.to_string()
 }
 
@@ -123,7 +123,7 @@ fn plain(value: &Value) -> Option<String> {
     }
 }
 
-/// Between `mark`s, with those inside doubled; backslashes mean nothing (`standard_conforming_strings`).
+/// Between `mark`s, with those inside doubled; backslashes are not special (`standard_conforming_strings`).
 fn sql_quote(text: &str, mark: char) -> String {
     format!("{mark}{}{mark}", text.replace(mark, &format!("{mark}{mark}")))
 }
@@ -181,12 +181,12 @@ mod tests {
 
     #[test]
     fn a_missing_key_is_an_error_with_its_place() {
-        assert_eq!(rendered("a\n {{cluster.nam}}"), Err("demo.hbs:2:2: nothing is called `cluster.nam` here".into()));
-        assert_eq!(rendered("{{quote cluster.nam}}"), Err("demo.hbs:1:1: nothing is called `cluster.nam` here".into()));
+        assert_eq!(rendered("a\n {{cluster.nam}}"), Err("demo.hbs:2:2: there is no value `cluster.nam` here".into()));
+        assert_eq!(rendered("{{quote cluster.nam}}"), Err("demo.hbs:1:1: there is no value `cluster.nam` here".into()));
         assert!(rendered("{{#if}").is_err());
         assert_eq!(
             rendered("{{seconds cluster.name}}"),
-            Err("demo.hbs:1:1: `seconds` cannot use what it was given".into())
+            Err("demo.hbs:1:1: `seconds` cannot use its arguments".into())
         );
     }
 }

@@ -1,4 +1,4 @@
-//! TLS material of clients: PEM files, read again when they change.
+//! TLS files of clients: PEM, read again when they change.
 
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -9,10 +9,10 @@ use std::{
 };
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
-/// Which files make up a client's side of TLS.
+/// The files of a client's side of TLS.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct TlsFiles {
-    /// The certificates to trust; the system's roots without it.
+    /// The certificates to trust; by default, the system's.
     pub ca: Option<PathBuf>,
     /// The client's certificate chain and its key.
     pub certificate: Option<(PathBuf, PathBuf)>,
@@ -22,7 +22,7 @@ impl TlsFiles {
     /// Reads the files.
     ///
     /// # Errors
-    /// When one cannot be read or holds something else.
+    /// When one cannot be read or is not PEM.
     pub fn load(&self) -> Result<TlsConfig> {
         let roots = match &self.ca {
             Some(path) => RootCerts::new_with_certs(&certificates(path)?),

@@ -1,7 +1,7 @@
 //! Gets what Debian archives have into the store: indices, whose signatures it checks, and packages, which it expands.
 //!
-//! What is in the store is not fetched again. What it says about an archive is believed for as long as the caller
-//! allows ([`Policy::fresh_for`]); until then not even the network is touched.
+//! What is in the store is not fetched again. A release in the store is used for as long as the caller allows
+//! ([`Policy::fresh_for`]); until then the network is not touched.
 
 mod packages;
 mod releases;
@@ -25,7 +25,7 @@ struct BlobSink<'a> {
     store: &'a Store,
     blob: BlobWriter,
     expected: Digest,
-    /// Set when somebody else has failed, so that all stop.
+    /// Set when another thread has failed, so that all stop.
     stop: &'a AtomicBool,
 }
 

@@ -7,7 +7,7 @@ use crate::{
     http::{Client, Fetch},
     model::Digest,
     progress::{Progress, Step, Unit, size},
-    store::{CachedResult, Store},
+    store::{CachedResult, Store, lost_blob},
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -24,12 +24,10 @@ use std::{
 /// Files that are downloaded at the same time.
 const CONNECTIONS: usize = 8;
 
-/// A package that is to be had.
+/// A package to download.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DownloadRequest {
-    /// Its name.
     pub name: String,
-    /// Its version.
     pub version: String,
     /// Its architecture, or `all`.
     pub architecture: String,
@@ -66,7 +64,7 @@ impl CachedResult for ExpandedDeb {
 /// Gets all packages into the store, expanded, on `jobs` threads; the results come in the order of `wanted`.
 ///
 /// # Errors
-/// When one cannot be had, is not what the index says, or is hostile; with `offline`, when the store lacks one.
+/// When one cannot be fetched, is not what the index says, or is hostile; with `offline`, when the store lacks one.
 pub fn packages(
     store: &Store,
     http: &Client,
@@ -83,7 +81,7 @@ pub fn packages(
             done[at] = Some(expanded);
         }
     }
-    done.into_iter().map(|expanded| expanded.context("a package was forgotten")).collect()
+    done.into_iter().map(|expanded| expanded.context("a package was not downloaded")).collect()
 }
 
 fn get(
@@ -127,7 +125,7 @@ fn get(
         }
         for loader in loaders {
             if loader.join().is_err() {
-                line.fail(anyhow::anyhow!("a download ended in a panic"));
+                line.fail(anyhow::anyhow!("a download thread panicked"));
             }
         }
         if let Some(step) = download.clone().filter(|_| !line.stop.load(Ordering::Relaxed)) {
@@ -185,7 +183,7 @@ impl Line<'_> {
     }
 
     fn fail(&self, error: anyhow::Error) {
-        // In this order, so that nobody who stops for it can be first.
+        // In this order, so that no thread that stops for it can be first.
         self.state().error.get_or_insert(error);
         self.stop.store(true, Ordering::Relaxed);
         self.changed.notify_all();
@@ -258,7 +256,7 @@ impl Line<'_> {
     }
 
     fn try_expand(&self, package: &DownloadRequest) -> Result<ExpandedDeb> {
-        let mut blob = self.store.read_blob(&package.sha256)?.context("the store lost the package; build again")?;
+        let mut blob = self.store.read_blob(&package.sha256)?.ok_or_else(|| lost_blob(&package.sha256))?;
         let mut out = io::BufWriter::with_capacity(256 << 10, self.store.write_blob()?);
         let expanded = deb::expand(&mut blob, &Limits::default(), &self.store.scratch_root(), &mut out);
         // Only at the end of the blob it turns out whether it was damaged.
@@ -269,9 +267,11 @@ impl Line<'_> {
         {
             if expanded.control.get(field) != Some(value) {
                 let found = expanded.control.get(field).map_or("nothing", String::as_str);
-                return Err(UserError::runtime(format!("its field `{field}` says `{found}`, the index `{value}`"))
-                    .hint("the archive contradicts itself; tell those who keep it")
-                    .into());
+                return Err(UserError::runtime(format!(
+                    "its field `{field}` is `{found}`, but `{value}` in the index"
+                ))
+                .hint("the archive contradicts itself; report it to its maintainers")
+                .into());
             }
         }
         out.flush().context("writing to the store")?;
@@ -284,5 +284,18 @@ impl Line<'_> {
             control: expanded.control,
             newest: expanded.newest,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<ExpandedDeb>(
+            r#"{"original":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","expanded":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","size":20480,"control":{"Architecture":"amd64","Package":"apt"},"newest":1750000000}"#,
+        );
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     http::{Client, Fetch},
     model::Digest,
     progress::{Progress, Step, Unit},
-    store::{CachedResult, Store},
+    store::{CachedResult, Store, lost_blob},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,7 @@ pub struct Policy {
     pub offline: bool,
     /// Even if what the store has is fresh.
     pub refresh: bool,
-    /// How long a release that was fetched is believed to be the newest.
+    /// How long a fetched release counts as the newest.
     pub fresh_for: Duration,
 }
 
@@ -93,7 +93,7 @@ impl CachedResult for Expanded {
 /// Makes sure of the releases of all `sources`, fetching in parallel what is not fresh.
 ///
 /// # Errors
-/// When a release cannot be had, is not signed by a known key, is outdated, or goes back in time.
+/// When a release cannot be fetched, is not signed by a known key, is outdated, or goes back in time.
 pub fn releases(
     store: &Store,
     http: &Client,
@@ -135,7 +135,7 @@ pub(super) fn releases_at(
                 text
             }
         };
-        let release = std::str::from_utf8(&text).context("it is no UTF-8").and_then(Release::parse)?;
+        let release = std::str::from_utf8(&text).context("it is not UTF-8").and_then(Release::parse)?;
         Ok((Digest::of(&text), release))
     };
     let results: Vec<Result<(Digest, Release)>> = thread::scope(|scope| {
@@ -167,7 +167,7 @@ pub(super) fn releases_at(
 }
 
 fn not_offline(source: &Source) -> anyhow::Error {
-    UserError::runtime(format!("the store knows nothing of {source}, and the network must not be used"))
+    UserError::runtime(format!("the store has no release of {source}, and the network must not be used"))
         .hint("build once without --offline")
         .into()
 }
@@ -178,13 +178,13 @@ fn kept_key(source: &Source) -> Digest {
     Digest::of(format!("{}\n{}\n{}", seen_key(source), source.check_valid_until, keys.join("\n")))
 }
 
-/// Stands for an archive, whatever is believed of it.
+/// The key of an archive in the store, whatever its releases say.
 fn seen_key(source: &Source) -> Digest {
     let mirrors: BTreeSet<&str> = source.mirrors.iter().map(|mirror| mirror.trim_end_matches('/')).collect();
     Digest::of(format!("{}\n{}", source.suite, mirrors.into_iter().collect::<Vec<_>>().join("\n")))
 }
 
-/// Fetches a release from the first mirror whose release is good, and keeps what it says.
+/// Fetches a release from the first mirror that has a good one, and keeps it.
 fn fetch_release(store: &Store, http: &Client, source: &Source, now: i64) -> Result<Vec<u8>> {
     let keyring = Keyring::read(source.keys.iter().map(Vec::as_slice)).context("reading the keys of the archive")?;
     let path = format!("dists/{}/InRelease", source.suite.trim_matches('/'));
@@ -236,7 +236,7 @@ impl Releases {
     /// The package indices of all sources, in their order; each index's origin is the number of its source.
     ///
     /// # Errors
-    /// When an index is missing, cannot be had, or is wrong.
+    /// When an index is missing, cannot be fetched, or is wrong.
     pub fn indices(&self, store: &Store, http: &Client, progress: &Progress) -> Result<Vec<Index>> {
         let files = self.files()?;
         let missing: u64 =
@@ -283,7 +283,7 @@ impl Releases {
                     );
                 }
                 files.push(index_file(release, (number, source), component, arch).with_context(|| {
-                    UserError::runtime(format!("the release of {source} names no index of `{component}` for {arch}"))
+                    UserError::runtime(format!("the release of {source} lists no index of `{component}` for {arch}"))
                 })?);
                 if release.all_apart {
                     files.extend(index_file(release, (number, source), component, "all"));
@@ -305,11 +305,11 @@ impl Releases {
         for _ in 0..2 {
             let (expanded, _) = store.memoise(&file.digest, || self.fetch_index(store, http, source, file, step))?;
             if let Some(text) = store.get_blob(&expanded.text)? {
-                let text = String::from_utf8(text).map_err(|_| UserError::runtime("it is no UTF-8"))?;
+                let text = String::from_utf8(text).map_err(|_| UserError::runtime("it is not UTF-8"))?;
                 return Index::parse(text, source.arch, file.source);
             }
         }
-        Err(UserError::runtime("the store does not keep it").hint("check the disk that the store lies on").into())
+        Err(UserError::runtime("the store could not keep it").hint("check the disk of the store").into())
     }
 
     fn fetch_index(
@@ -327,7 +327,7 @@ impl Releases {
         let mut sink = BlobSink::new(store, file.digest, &stop)?;
         let fetch = Fetch { mirrors: &source.mirrors, path: &file.path, size: Some(file.size), limit: MAX_INDEX };
         http.fetch(&fetch, &mut sink, &|count| step.iter().for_each(|step| step.advance(count)))?;
-        let packed = store.read_blob(&file.digest)?.context("the store lost it at once")?;
+        let packed = store.read_blob(&file.digest)?.ok_or_else(|| lost_blob(&file.digest))?;
         let mut text = io::BufWriter::with_capacity(1 << 20, store.write_blob()?);
         let mut unpacked = unpack(&file.name, packed)?.take(MAX_INDEX);
         io::copy(&mut unpacked, &mut text).context("unpacking it")?;
@@ -370,4 +370,21 @@ fn unpack<'a>(name: &str, packed: impl Read + 'a) -> Result<Box<dyn Read + 'a>> 
         Some((_, "gz")) => Box::new(flate2::read::MultiGzDecoder::new(packed)),
         _ => Box::new(packed),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<Kept>(
+            r#"{"text":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","fetched":1750000000}"#,
+        );
+        assert_still_read::<Seen>(r#"{"date":1750000000}"#);
+        assert_still_read::<Expanded>(
+            r#"{"text":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee"}"#,
+        );
+    }
 }

@@ -2,7 +2,11 @@
 //! ones.
 
 use super::root::Root;
-use crate::{error::UserError, model::GuestPath};
+use crate::{
+    accounts::{entries, number_of},
+    error::UserError,
+    model::GuestPath,
+};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -10,7 +14,6 @@ use std::collections::BTreeMap;
 /// A group (group(5)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
-    /// Its name.
     pub name: String,
     /// Its number.
     pub gid: u32,
@@ -19,7 +22,6 @@ pub struct Group {
 /// A user that cannot log in with a password (passwd(5)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
-    /// Its name.
     pub name: String,
     /// Its number.
     pub uid: u32,
@@ -29,7 +31,6 @@ pub struct User {
     pub groups: Vec<String>,
     /// Its home directory; who needs it makes it.
     pub home: GuestPath,
-    /// Its shell.
     pub shell: GuestPath,
     /// The comment field.
     pub comment: String,
@@ -91,8 +92,8 @@ fn extend(files: &mut Files, users: &[User], groups: &[Group], epoch: i64) -> Re
     for user in users {
         check_name(&user.name)?;
         free(&files.passwd, "user", &user.name, user.uid)?;
-        let gid = number(&files.group, &user.group).with_context(|| {
-            UserError::usage(format!("the user `{}` is in the group `{}`, which is not there", user.name, user.group))
+        let gid = number_of(&files.group, &user.group).with_context(|| {
+            UserError::usage(format!("the user `{}` is in the group `{}`, which does not exist", user.name, user.group))
         })?;
         let User { name, uid, home, shell, comment, .. } = user;
         if comment.contains([':', '\n']) || shell.as_str().contains(':') || home.as_str().contains(':') {
@@ -101,8 +102,8 @@ fn extend(files: &mut Files, users: &[User], groups: &[Group], epoch: i64) -> Re
         files.passwd.push_str(&format!("{name}:x:{uid}:{gid}:{comment}:{home}:{shell}\n"));
         files.shadow.push_str(&format!("{name}:!:{}::::::\n", epoch / 86400));
         for group in &user.groups {
-            number(&files.group, group).with_context(|| {
-                UserError::usage(format!("the user `{name}` is in the group `{group}`, which is not there"))
+            number_of(&files.group, group).with_context(|| {
+                UserError::usage(format!("the user `{name}` is in the group `{group}`, which does not exist"))
             })?;
             members.entry(group).or_default().push(name);
         }
@@ -119,23 +120,13 @@ fn check_name(name: &str) -> Result<()> {
     if name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_') && name.chars().all(plain) && name.len() <= 32 {
         return Ok(());
     }
-    Err(UserError::usage(format!("`{name}` is no name for a user or group"))
+    Err(UserError::usage(format!("`{name}` is not a name for a user or group"))
         .hint("use lower-case letters, digits, `_` and `-`, at most 32")
         .into())
 }
 
-fn number(text: &str, name: &str) -> Option<u32> {
-    text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then_some(())?;
-        fields.nth(1)?.parse().ok()
-    })
-}
-
 fn free(text: &str, what: &str, name: &str, id: u32) -> Result<()> {
-    for line in text.lines() {
-        let mut fields = line.split(':');
-        let (other, other_id) = (fields.next().unwrap_or_default(), fields.nth(1).and_then(|id| id.parse().ok()));
+    for (other, other_id) in entries(text) {
         if other == name || other_id == Some(id) {
             let taken = format!("the {what} `{name}` cannot have the number {id}: `{other}` is there already");
             let number = other_id.map_or(String::new(), |id: u32| format!(" and has the number {id}"));
@@ -202,7 +193,7 @@ mod tests {
             error(&[], &[Group { name: "ssl-cert".into(), gid: 7 }]),
             "the group `ssl-cert` cannot have the number 7: `ssl-cert` is there already and has the number 104"
         );
-        assert_eq!(error(&[postgres()], &[]), "the user `postgres` is in the group `postgres`, which is not there");
-        assert_eq!(error(&[], &[Group { name: "Bad:x".into(), gid: 7 }]), "`Bad:x` is no name for a user or group");
+        assert_eq!(error(&[postgres()], &[]), "the user `postgres` is in the group `postgres`, which does not exist");
+        assert_eq!(error(&[], &[Group { name: "Bad:x".into(), gid: 7 }]), "`Bad:x` is not a name for a user or group");
     }
 }

@@ -8,15 +8,14 @@ use super::{
 };
 use crate::{
     model::{Digest, GuestPath},
-    store::{BlobReader, Store},
+    store::{BlobReader, Store, lost_blob},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use std::io::{self, Read};
 
 /// Puts the files of `package` that are not left out into `root`.
 pub fn unpack(store: &Store, root: &Root, package: &Digest, patterns: Patterns<'_>) -> Result<()> {
-    let blob =
-        store.read_blob(package)?.with_context(|| format!("the store lost the blob {}; build again", package))?;
+    let blob = store.read_blob(package)?.ok_or_else(|| lost_blob(package))?;
     let mut archive = ::tar::Archive::new(io::BufReader::with_capacity(256 << 10, data(blob)?));
     for entry in archive.entries().context("reading a package's files")? {
         let mut entry = entry.context("reading a package's files")?;
@@ -55,7 +54,7 @@ pub fn unpack(store: &Store, root: &Root, package: &Digest, patterns: Patterns<'
 
 /// A path of a package, which begins with `./`.
 fn guest_path(bytes: &[u8]) -> Result<GuestPath> {
-    let text = std::str::from_utf8(bytes).context("a package's path is no UTF-8")?;
+    let text = std::str::from_utf8(bytes).context("a package's path is not UTF-8")?;
     Ok(format!("/{}", text.trim_start_matches("./").trim_start_matches('/')).parse()?)
 }
 
@@ -63,7 +62,7 @@ fn guest_path(bytes: &[u8]) -> Result<GuestPath> {
 fn data(mut blob: BlobReader) -> Result<io::Take<BlobReader>> {
     let mut magic = [0; 8];
     blob.read_exact(&mut magic)?;
-    ensure!(&magic == b"!<arch>\n", "the store's expanded package is no archive");
+    ensure!(&magic == b"!<arch>\n", "the store's expanded package is not an archive");
     loop {
         let mut header = [0; 60];
         blob.read_exact(&mut header).context("an expanded package has no data.tar")?;

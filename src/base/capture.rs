@@ -21,7 +21,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What is known of a file without reading it: device, inode, and the time of its last change in seconds and nanoseconds.
+/// What identifies a file without reading it: device, inode, and the time of its last change in seconds and
+/// nanoseconds.
 pub type Identity = (u64, u64, i64, i64);
 
 /// What a file is known by.
@@ -32,7 +33,6 @@ pub fn identity(metadata: &Metadata) -> Identity {
 /// The tree that the root was made from.
 #[derive(Debug, Default)]
 pub struct Before {
-    /// The tree.
     pub tree: Tree,
     /// Its files as they were put there, by path: one that is still the same need not be read.
     pub untouched: HashMap<GuestPath, Identity>,
@@ -43,7 +43,7 @@ pub struct Before {
 pub struct Clamp {
     /// What takes their place, and the latest time that is kept.
     pub epoch: i64,
-    /// When the work in the root began: a later time tells when the work was done, and nothing about the files.
+    /// When the work in the root began. A later time is that of the work, not that of a file.
     pub began: i64,
 }
 
@@ -111,7 +111,7 @@ fn walk(root: &Path) -> Result<BTreeMap<GuestPath, Metadata>> {
         for entry in fs::read_dir(&host).with_context(|| format!("reading the directory `{folder}`"))? {
             let entry = entry.with_context(|| format!("reading the directory `{folder}`"))?;
             let name = entry.file_name();
-            let name = name.to_str().with_context(|| format!("the name {name:?} in `{folder}` is no UTF-8"))?;
+            let name = name.to_str().with_context(|| format!("the name {name:?} in `{folder}` is not UTF-8"))?;
             let path = folder.join(name)?;
             let metadata = entry.metadata().with_context(|| format!("looking at `{path}`"))?;
             if metadata.is_dir() {
@@ -136,7 +136,7 @@ fn entry(
         Kind::Directory
     } else if kind.is_symlink() {
         let target = fs::read_link(host)?;
-        Kind::Symlink(target.to_str().context("the link's target is no UTF-8")?.to_owned())
+        Kind::Symlink(target.to_str().context("the link's target is not UTF-8")?.to_owned())
     } else if kind.is_fifo() {
         Kind::Fifo
     } else if kind.is_file() {
@@ -150,9 +150,9 @@ fn entry(
             }
         }
     } else if kind.is_socket() {
-        bail!("a socket has no place in an image; whatever listened on it is gone");
+        bail!("a socket cannot be in an image; the program that listened on it has ended");
     } else {
-        bail!("a device node has no place in an image; the running system makes its own");
+        bail!("a device node cannot be in an image; the running system creates its own");
     };
     let mode = if kind == Kind::Fifo || !matches!(kind, Kind::Symlink(_)) { metadata.mode() & 0o7777 } else { 0o777 };
     Ok(Entry {
@@ -194,7 +194,7 @@ fn xattrs(host: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     }
     let mut xattrs = BTreeMap::new();
     for name in list.split_inclusive(|byte| *byte == 0) {
-        let name = CStr::from_bytes_with_nul(name)?.to_str().context("an attribute's name is no UTF-8")?;
+        let name = CStr::from_bytes_with_nul(name)?.to_str().context("an attribute's name is not UTF-8")?;
         let kept = name == CAPABILITY || name.starts_with("user.") || name.starts_with("system.posix_acl_");
         if kept {
             let mut value = Vec::with_capacity(64 << 10);
@@ -300,7 +300,7 @@ mod tests {
         let error = capture(&store, &root, &Before::default(), CLAMP).unwrap_err();
         assert_eq!(
             format!("{error:#}"),
-            "capturing `/agent`: a socket has no place in an image; whatever listened on it is gone"
+            "capturing `/agent`: a socket cannot be in an image; the program that listened on it has ended"
         );
     }
 

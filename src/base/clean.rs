@@ -1,4 +1,4 @@
-//! What a root must not hold when it becomes an image, because it is the same in every copy of it, or tells when and
+//! What a root must not have when it becomes an image: what would be the same in every copy of it, or shows when and
 //! where it was made.
 
 use super::root::{Attributes, Root};
@@ -92,7 +92,7 @@ pub const POLICY: &str = "/usr/sbin/policy-rc.d";
 const MACHINE_ID: &str = "/etc/machine-id";
 const DEBCONF_ANSWERS: &str = "/var/cache/debconf/config.dat";
 
-/// Whether a link there is well: it leads to a file that the running system makes.
+/// Links that lead to a file that the running system makes.
 const LINKS_ARE_WELL: [&str; 1] = ["/var/lib/dbus/machine-id"];
 
 /// Takes everything away that has no place in an image.
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn cleaning_leaves_nothing_for_the_lint() {
-        if !rustix::process::geteuid().is_root() {
+        if !crate::testing::require_root() {
             return;
         }
         let folder = tempfile::tempdir().unwrap();

@@ -10,15 +10,15 @@ use std::collections::VecDeque;
 /// How many lines of what a failed program said an error repeats.
 const TAIL: usize = 30;
 
-/// What every run of dpkg is told.
+/// Options of every run of dpkg.
 ///
-/// Nothing waits for the disk; a configuration file that was put in place before its package stays; the first failure
-/// ends the run, so that the last words are those of what failed.
+/// It does not sync; it keeps a configuration file that was put in place before its package; and it stops at the first
+/// failure, so that the last output is that of what failed.
 const OPTIONS: [&str; 6] =
     ["dpkg", "--status-fd=3", "--force-unsafe-io", "--force-confold", "--force-confdef", "--abort-after=1"];
 
-/// Runs dpkg. Reports and words are one stream, in order; dpkg keeps the descriptor of its reports from its children,
-/// so that it must be another one than that of their words.
+/// Runs dpkg. Status lines and output are one stream, in order. dpkg hides the descriptor of status lines from its
+/// children, so it must differ from that of their output.
 const PLAIN: &str = r#"exec dpkg "$@" 3>&1"#;
 
 /// Runs dpkg while what [`DEFER_COMPILING`] puts off is done beside it, in turn. Nobody needs compiled Python to go
@@ -39,7 +39,7 @@ wait $! || exit 1
 exit $status
 "#;
 
-/// The variable with the folder where programs lie that stand in for others.
+/// The variable with the folder of programs that replace others.
 pub const STAND_INS: &str = "STAND_INS";
 
 /// Stands in for py3compile(1) while packages are configured.
@@ -64,12 +64,12 @@ pub enum Progress<'a> {
 }
 
 impl<'a> Dpkg<'a> {
-    /// Runs in `sandbox_root`; `on_progress` hears how it goes on.
+    /// Runs in `sandbox_root` and calls `on_progress` for each step.
     pub fn new(sandbox_root: &'a SandboxRoot, on_progress: &'a dyn Fn(Progress<'_>)) -> Dpkg<'a> {
         Dpkg { sandbox_root, on_progress, tail: VecDeque::new(), at: None, errors: Vec::new() }
     }
 
-    /// Runs dpkg with `arguments` besides what it is always told.
+    /// Runs dpkg with `arguments` and the options of every run.
     pub fn run(&mut self, arguments: &[&str]) -> Result<()> {
         self.scripted(PLAIN, arguments)
     }

@@ -31,7 +31,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// What [`super::build`] asks for.
+/// The request of [`super::build`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Request {
     /// The store's folder.
@@ -44,7 +44,7 @@ pub struct Request {
     pub spec: BaseSpec,
 }
 
-/// A part of the work that people are told of.
+/// A part of the work with a progress step of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepName {
@@ -67,7 +67,7 @@ impl StepName {
     }
 }
 
-/// What the job tells while it works.
+/// What the job reports while it works.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobReport {
@@ -78,11 +78,11 @@ pub enum JobReport {
 
 /// Where packages lie inside the root, read-only.
 const MATERIAL: &str = "/run/pgha-image";
-/// The folder there for programs that stand in for others.
+/// The folder there for programs that replace others.
 const BIN: &str = "bin";
 /// The file of dpkg's settings that stays, so that packages upgraded in the guest leave out the same paths.
 const DPKG_SETTINGS: &str = "/etc/dpkg/dpkg.cfg.d/pgha-image";
-/// More processes than this at once is no package's configuration.
+/// More processes than this at once is not a package's configuration.
 const PROCESSES: usize = 500;
 
 /// Makes a base layer: [`super::JOB`].
@@ -141,7 +141,7 @@ fn make(request: &Request, folder: &Path, reporter: &Reporter) -> Result<StoredL
 
 /// Makes the folder for the root: in memory, where there is plenty of it, else in the store.
 ///
-/// In memory, nobody else sees it, and nothing of it is left when this process is killed.
+/// In memory, no other process sees it, and nothing of it is left when this process is killed.
 fn make_folder(folder: &Path, spec: &BaseSpec, below: &[StoredLayer]) -> Result<()> {
     fs::create_dir(folder).with_context(|| format!("making {}", folder.display()))?;
     let in_memory = match spec.place {
@@ -162,14 +162,14 @@ fn make_folder(folder: &Path, spec: &BaseSpec, below: &[StoredLayer]) -> Result<
     Ok(())
 }
 
-/// Bytes of memory that can be had without anything being written out (proc_meminfo(5), `MemAvailable`).
+/// Bytes of memory that are available without swapping (proc_meminfo(5), `MemAvailable`).
 fn available_memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// The environment of maintainer scripts besides what every program has.
+/// The environment of maintainer scripts, added to that of every program.
 fn environment(spec: &BaseSpec) -> Vec<(String, String)> {
     [
         ("DEBIAN_FRONTEND", "noninteractive"),
@@ -178,7 +178,7 @@ fn environment(spec: &BaseSpec) -> Vec<(String, String)> {
         ("INITRD", "No"),
         // Compiled Python depends on the order of sets otherwise.
         ("PYTHONHASHSEED", "0"),
-        // Compiled Python comes from py3compile alone, which the packages own up to; not from whoever imports first.
+        // Compiled Python comes from py3compile alone, whose files packages remove again; not from the first import.
         ("PYTHONDONTWRITEBYTECODE", "1"),
         (dpkg::STAND_INS, &format!("{MATERIAL}/{BIN}")),
         ("SOURCE_DATE_EPOCH", &spec.epoch.to_string()),
@@ -187,7 +187,7 @@ fn environment(spec: &BaseSpec) -> Vec<(String, String)> {
     .into()
 }
 
-/// Lays out what programs in the root see besides it: answers for debconf, and stand-ins for programs.
+/// Writes what programs in the root see in addition to it: answers for debconf, and replacements of programs.
 fn lay_out(material: &Path, spec: &BaseSpec) -> Result<()> {
     let stand_in = material.join(BIN).join("py3compile");
     fs::create_dir_all(material.join(BIN))
@@ -220,7 +220,7 @@ impl Verifier {
             for (name, package) in packages {
                 ensure!(
                     store.verify_blob(&package)?,
-                    "the expanded package `{name}` was damaged and has been dropped; build again"
+                    "the expanded package `{name}` was damaged and has been removed from the store; build again"
                 );
             }
             Ok(())
@@ -231,7 +231,7 @@ impl Verifier {
     /// Waits until all packages are checked.
     fn finish(self) -> Result<()> {
         drop(self.send);
-        self.thread.join().unwrap_or_else(|_| Err(anyhow!("checking packages broke off")))
+        self.thread.join().unwrap_or_else(|_| Err(anyhow!("checking packages ended unexpectedly")))
     }
 }
 
@@ -316,8 +316,8 @@ impl Worker<'_> {
     /// Waits for packages, and lays them out; returns the blobs of them.
     fn supply(&self, packages: &[usize]) -> Result<Vec<Digest>> {
         let reply = self.reporter.ask(serde_json::to_value(packages)?)?;
-        let blobs: Vec<Digest> = serde_json::from_value(reply).context("reading which packages there are")?;
-        ensure!(blobs.len() == packages.len(), "{} packages were asked for, {} came", packages.len(), blobs.len());
+        let blobs: Vec<Digest> = serde_json::from_value(reply).context("reading the list of packages")?;
+        ensure!(blobs.len() == packages.len(), "{} packages were requested, {} arrived", packages.len(), blobs.len());
         for (&at, blob) in packages.iter().zip(&blobs) {
             link(self.store, blob, &self.material.join(file_name(at)))?;
             // The verifier ends early only with an error of its own.

@@ -7,7 +7,7 @@
 //! 2. **install**: dpkg installs the essential packages properly; then users with fixed numbers and answers to debconf's
 //!    questions are put in, then everything else is unpacked in as few runs as Pre-Depends allow, and configured;
 //! 3. **initramfs**: made once, when there is a kernel; then whatever programs the [`BaseSpec`] names;
-//! 4. **clean**: what would be the same in every copy of an image, or tells when it was made, is taken away;
+//! 4. **clean**: what would be the same in every copy of an image, or shows when it was made, is removed;
 //! 5. **capture**: the root becomes a layer, and is checked for what step 4 should have taken.
 //!
 //! The layer depends on nothing but its [`BaseSpec`]: not on who makes it, where, or when.
@@ -92,7 +92,7 @@ pub enum Place {
     Memory,
 }
 
-/// A package to be installed, as the archive's index tells of it.
+/// A package to be installed, with its control fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Package {
     /// The SHA-256 of the .deb as the archive has it.
@@ -110,7 +110,7 @@ impl From<&ExpandedDeb> for Package {
 /// Where packages come from while the layer is being made: waits until those with these digests are expanded, and
 /// returns the digests of the expanded ones ([`ExpandedDeb::expanded`]) in the same order.
 ///
-/// It is asked for a few packages at a time, in the order of [`BaseSpec::order`], so that installing can begin when
+/// It is called for a few packages at a time, in the order of [`BaseSpec::order`], so that installing can begin when
 /// the first ones are there.
 pub type Supply<'a> = dyn FnMut(&[Digest]) -> Result<Vec<Digest>> + 'a;
 
@@ -133,22 +133,38 @@ pub struct SkeletonFile {
 
 impl BaseSpec {
     /// The key under which the layer is kept: everything that it depends on.
-    pub fn key(&self, below: &[StoredLayer]) -> Digest {
-        let mut packages: Vec<_> = self.packages.iter().map(|package| package.original).collect();
+    ///
+    /// # Errors
+    /// When a value has no form in JSON.
+    pub fn key(&self, below: &[StoredLayer]) -> Result<Digest> {
+        // A field that is added must be named here: part of the key, or left out on purpose.
+        let BaseSpec {
+            packages,
+            skeleton,
+            preseed,
+            exclude,
+            include,
+            users,
+            groups,
+            programs,
+            epoch,
+            limit: _,
+            place: _,
+        } = self;
+        let mut packages: Vec<_> = packages.iter().map(|package| package.original).collect();
         packages.sort();
         let key = (
-            (ENGINE, packages, &self.skeleton, &self.preseed, &self.exclude, &self.include),
-            (&self.users, &self.groups, &self.programs, self.epoch),
+            (ENGINE, packages, skeleton, preseed, exclude, include),
+            (users, groups, programs, epoch),
             below.iter().map(|layer| layer.tar).collect::<Vec<_>>(),
         );
-        // Serializing plain values cannot fail.
-        Digest::of(serde_json::to_vec(&key).unwrap_or_default())
+        Digest::of_json(&key).context("computing the key of a base layer")
     }
 
     /// The order in which packages are asked for, by their place in [`BaseSpec::packages`].
     ///
     /// # Errors
-    /// When the packages are no base, though there are no layers below, or pre-depend on each other.
+    /// When the packages are not a base, though there are no layers below, or pre-depend on each other.
     pub fn order(&self, below: &[StoredLayer]) -> Result<Vec<usize>> {
         let mut sorted: Vec<usize> = (0..self.packages.len()).collect();
         sorted.sort_by_cached_key(|&at| order::identity(&self.packages[at]));
@@ -172,7 +188,7 @@ pub fn build(
     spec: &BaseSpec,
     supply: &mut Supply<'_>,
 ) -> Result<(StoredLayer, bool)> {
-    store.memoise(&spec.key(below), || {
+    store.memoise(&spec.key(below)?, || {
         sweep(store, sandbox);
         let scratch = Scratch::new(store, sandbox)?;
         let mut spec = spec.clone();
@@ -191,7 +207,7 @@ pub fn build(
     })
 }
 
-/// The folder where a root is made; held locked, so that others tell it from one that was left behind.
+/// The folder where a root is made; locked, so that other programs do not take it for one that was left behind.
 struct Scratch<'a> {
     folder: std::path::PathBuf,
     _lock: File,
@@ -233,7 +249,7 @@ fn sweep(store: &Store, sandbox: &Sandbox) {
     }
 }
 
-/// Removes a scratch folder; one that cannot be removed is in nobody's way.
+/// Removes a scratch folder. One that cannot be removed does no harm.
 fn remove(sandbox: &Sandbox, folder: &Path) {
     // The job has removed the root already, unless it was killed.
     if std::fs::remove_dir_all(folder).is_err() {
@@ -280,12 +296,10 @@ impl sandbox::Listener for Listener<'_, '_> {
 /// Refuses a clock that would date files before the packages they came with.
 fn check_epoch(epoch: i64, now: i64) -> Result<()> {
     if epoch < 0 {
-        return Err(
-            UserError::usage(format!("the time {epoch}, which no file may be later than, is before 1970")).into()
-        );
+        return Err(UserError::usage(format!("the latest time of files, {epoch}, is before 1970")).into());
     }
     if epoch > now {
-        return Err(UserError::usage(format!("the time {epoch}, which no file may be later than, is in the future"))
+        return Err(UserError::usage(format!("the latest time of files, {epoch}, is in the future"))
             .hint("check the machine's clock and SOURCE_DATE_EPOCH")
             .into());
     }

@@ -72,7 +72,7 @@ fn batches(packages: &[Package], all: &[usize]) -> Vec<Vec<usize>> {
     batches
 }
 
-/// The names that a package stands for and those it needs.
+/// The names that a package provides and those that it needs.
 #[derive(Debug)]
 struct Node<'a> {
     name: &'a str,
@@ -125,7 +125,7 @@ impl<'a> Graph<'a> {
     /// When there is no essential package.
     fn essential(&self) -> Result<BTreeSet<usize>> {
         if self.essential.is_empty() {
-            return Err(UserError::usage("no package is essential: these packages are no base system")
+            return Err(UserError::usage("no package is essential: these packages are not a base system")
                 .hint("a base needs at least base-files, dpkg and the other packages marked `Essential: yes`")
                 .into());
         }

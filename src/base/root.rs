@@ -21,7 +21,7 @@ pub struct Root {
     folder: OwnedFd,
 }
 
-/// What a path gets besides its bytes.
+/// The owner, group and mode that a path gets.
 #[derive(Debug, Clone, Copy)]
 pub struct Attributes {
     pub mode: u32,
@@ -63,7 +63,7 @@ impl Root {
 
     /// The directory that holds `path`, links followed, and its last name, which is not followed.
     fn place(&self, path: &GuestPath) -> Result<Place> {
-        let parent = path.parent().context("the root itself has no place")?;
+        let parent = path.parent().context("the root directory has no name to create")?;
         let folder = self
             .resolve(&parent, OFlags::PATH | OFlags::DIRECTORY)
             .with_context(|| format!("opening `{parent}` of the root"))?;
@@ -235,7 +235,7 @@ fn owners(attributes: Attributes) -> (Option<Uid>, Option<Gid>) {
     (Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))
 }
 
-/// Owners first: changing them takes set-user-id away.
+/// Owners first: changing them clears the set-user-id bit.
 fn set_attributes(file: &impl AsFd, attributes: Attributes) -> rustix::io::Result<()> {
     let (uid, gid) = owners(attributes);
     rustix::fs::fchown(file, uid, gid)?;
@@ -299,11 +299,11 @@ mod tests {
 
     #[test]
     fn parents_are_made_and_lists_are_sorted() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root::open(folder.path()).unwrap();
-        if !rustix::process::geteuid().is_root() {
+        if !crate::testing::require_root() {
             return;
         }
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path()).unwrap();
         root.make_parents(&path("/a/b/c")).unwrap();
         root.write(&path("/a/b/c"), own(0o600), &b""[..]).unwrap();
         root.write(&path("/a/b/a"), own(0o600), &b""[..]).unwrap();

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 use std::fmt::Write as _;
 
-/// Show or shrink the store in which builds keep what they made.
+/// Show or shrink the store, in which builds keep their results.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -21,14 +21,14 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show where the store is and what it holds.
+    /// Print the store's folder and how much it holds.
     Info,
-    /// Take away what was not used for long.
+    /// Remove what was not used recently.
     Gc {
-        /// Take away what was not used for this long.
+        /// Remove what was not used for this long.
         #[arg(long, value_name = "TIME", default_value = "30d")]
         max_age: Time,
-        /// Then take away the least recently used until this much is left, such as 4GiB.
+        /// Then remove the least recently used until this much is left, such as 4GiB.
         #[arg(long, value_name = "SIZE")]
         max_size: Option<Size>,
     },

@@ -96,11 +96,11 @@ fn complain(error: &anyhow::Error) {
         None => text,
     };
     let text = text.replace("\n\nhint:", "\n\n\x1b[1;36mhint:\x1b[0m");
-    // Nothing can be told if standard error is gone.
+    // There is nowhere to report it if standard error is gone.
     let _ = writeln!(anstream::stderr(), "{text}");
 }
 
-/// Writes data to standard output; a reader that went away is no failure.
+/// Writes data to standard output; a reader that went away is not a failure.
 fn print(text: &str) -> anyhow::Result<()> {
     use anyhow::Context as _;
     use std::io::Write as _;

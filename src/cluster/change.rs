@@ -1,4 +1,4 @@
-//! What takes nodes away with their disks: replacing them, and a document that does not name them any more.
+//! Removes nodes with their disks: by replacing them, and by a document that does not name them any more.
 //!
 //! [`next`] says what may be done; here it is done, step by step, with a new look at all nodes before each.
 
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// How long a node may take to leave: a primary hands over first, and PostgreSQL writes a checkpoint.
 const LEAVE_WITHIN: Duration = Duration::from_secs(300);
 
-/// How nodes are taken away.
+/// How nodes are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Care {
     /// Only when the other nodes have everything that they have; waits for that so long.

@@ -22,7 +22,7 @@ use std::{
     },
 };
 
-/// What a new cluster shall be.
+/// A new cluster.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// Its document; with no secret, it gets one. Without a document, it is one of `nodes` nodes.
@@ -81,8 +81,10 @@ enum Stage {
     /// Nothing was made.
     #[default]
     Nothing,
-    /// Something was made, which this takes away.
+    /// Something was made, which this removes.
     Begun(Box<dyn Fn() -> Result<()> + Send>),
+    /// What was made is removed. Both the call itself and who interrupts it may end it, in any order.
+    Undone,
     /// The cluster is whole and remembered.
     Whole,
 }
@@ -100,7 +102,7 @@ impl Making {
         act()
     }
 
-    /// From now on, something is made that `undo` takes away.
+    /// From now on, something is made that `undo` removes.
     fn begin(&self, undo: impl Fn() -> Result<()> + Send + 'static) -> Result<()> {
         *self.stage()? = Stage::Begun(Box::new(undo));
         Ok(())
@@ -122,7 +124,7 @@ impl Making {
         self.finish(|| Ok(()))
     }
 
-    /// Ends the call: takes away what it has made of a cluster that is not whole yet.
+    /// Ends the call: removes what it has made of a cluster that is not complete yet.
     ///
     /// # Errors
     /// When something stays.
@@ -132,9 +134,10 @@ impl Making {
         match &*stage {
             Stage::Whole => return Ok(Ended::Whole),
             Stage::Nothing => return Ok(Ended::Nothing),
+            Stage::Undone => return Ok(Ended::Undone),
             Stage::Begun(undo) => undo()?,
         }
-        *stage = Stage::Nothing;
+        *stage = Stage::Undone;
         Ok(Ended::Undone)
     }
 }
@@ -222,9 +225,9 @@ impl Cluster {
     ) -> Result<Option<Cluster>> {
         let name = &seeds.spec.cluster;
         if state_dir.has(name)? {
-            return Err(UserError::usage(format!("there is a cluster `{name}` already"))
+            return Err(UserError::usage(format!("the cluster `{name}` exists already"))
                 .hint(format!(
-                    "go on with it: pgha-image cluster status {name}; or remove it: pgha-image cluster down {name}"
+                    "see `pgha-image cluster status {name}`, or remove it with `pgha-image cluster down {name}`"
                 ))
                 .into());
         }
@@ -396,7 +399,7 @@ mod tests {
         };
         making.begin(undo).unwrap();
         making.act(|| Ok(())).unwrap();
-        assert_eq!((making.end().unwrap(), making.end().unwrap()), (Ended::Undone, Ended::Nothing));
+        assert_eq!((making.end().unwrap(), making.end().unwrap()), (Ended::Undone, Ended::Undone));
         assert_eq!(undone.load(Ordering::SeqCst), 1);
         assert!(making.act(|| Ok(())).is_err() && making.finish(|| Ok(())).is_err());
 

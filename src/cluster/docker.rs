@@ -251,9 +251,12 @@ impl Driver for Docker {
             self.engine.remove_network(&id)?;
             thread::sleep(some_time());
         }
-        Err(UserError::runtime(format!("others are making a cluster `{}` at this moment", self.network.cluster))
-            .hint("take another name, or try again")
-            .into())
+        Err(UserError::runtime(format!(
+            "another program is creating a cluster `{}` at this moment",
+            self.network.cluster
+        ))
+        .hint("choose another name, or try again")
+        .into())
     }
 
     fn check_create(&self) -> Result<()> {

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn anothers_things_stay_unless_they_are_forced_away() {
+    fn things_of_others_stay_unless_forced() {
         for title in [Title::Mine, Title::Adopted] {
             assert!(goes(true, false, title));
         }

@@ -54,7 +54,7 @@ pub struct NodePlan {
 }
 
 /// Whether a node runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PowerState {
     /// It does not exist.
@@ -78,7 +78,7 @@ impl fmt::Display for PowerState {
     }
 }
 
-/// What came of preparing a network.
+/// The result of preparing a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prepared {
     /// It is there.
@@ -130,7 +130,7 @@ pub struct Thing {
 pub enum Peer {
     /// A node, by name and address.
     Node(String, IpAddr),
-    /// Everything that is no node: the host, clients.
+    /// Everything that is not a node: the host, clients.
     Outside,
 }
 
@@ -184,7 +184,7 @@ pub trait Driver: fmt::Debug {
     /// When it is not paused.
     fn resume(&self, node: &str) -> Result<()>;
 
-    /// Removes a node and its disk; one that does not exist is no error.
+    /// Removes a node and its disk; one that does not exist is not an error.
     ///
     /// # Errors
     /// When it cannot be removed.

@@ -58,7 +58,9 @@ impl StateDir {
     /// A wrong request when the user has no such folder.
     pub fn of_the_user() -> Result<StateDir> {
         let folder = user_folder("XDG_STATE_HOME", ".local/state").ok_or_else(|| {
-            UserError::usage("neither XDG_STATE_HOME nor HOME is set, so there is no place to remember clusters")
+            UserError::usage(
+                "neither XDG_STATE_HOME nor HOME is set, so there is no folder for the records of clusters",
+            )
         })?;
         Ok(StateDir(folder.join("clusters")))
     }
@@ -136,7 +138,7 @@ impl StateDir {
     /// # Errors
     /// When that cannot be told: then there may be one.
     pub fn has(&self, name: &str) -> Result<bool> {
-        // Other names are no cluster's, and may lead out of the folder.
+        // Other names do not belong to clusters, and may lead out of the folder.
         Ok(is_plain(name) && is_there(&self.folder(name).join(RECORD))?)
     }
 

@@ -1,4 +1,4 @@
-//! One pass over a resource: judge, render, stage, compare, check, replace, tell its reader; and remember durably.
+//! One pass over a resource: judge, render, stage, compare, check, replace, reload; and record it durably.
 
 use super::{
     haproxy,
@@ -114,7 +114,7 @@ impl Applier {
             return Ok(current.is_some());
         }
         if let Some(current) = current {
-            // A crash before the replacement leaves nothing to tell.
+            // A crash before the replacement leaves nothing to report.
             let is_new = |record: &Record| record.reload_owed && record.content == hash(&current.content);
             if self.record.as_ref().is_some_and(is_new) {
                 self.tell_reader(None)?;
@@ -132,7 +132,7 @@ impl Applier {
         Ok(true)
     }
 
-    /// The file is there and was good once: whoever reads it may start.
+    /// The file is there and was good once: its reader may start.
     pub fn usable(&self) {
         self.count(|counters| counters.is_ready = true);
     }
@@ -183,7 +183,7 @@ impl Applier {
             }
             return Ok(self.ready());
         }
-        // What the reader runs with: known only if it was told of exactly that.
+        // The file that the reader runs with: known only if exactly that one was reloaded.
         let mut running = None;
         if is_in_step {
             self.note_in_step(record);
@@ -213,7 +213,7 @@ impl Applier {
         Outcome::Done
     }
 
-    /// How long to keep the file as it is, if the set of keys is not to be used.
+    /// How long to keep the file as it is, if the set of keys must not be used yet.
     fn hold(&mut self, items: usize, view: &StoreView) -> Result<Option<Duration>> {
         let applied = self.applied_items();
         if applied.is_some_and(|applied| items < applied) {
@@ -236,7 +236,7 @@ impl Applier {
         });
         let held = match verdict {
             Verdict::Apply => None,
-            // Whoever asks for one pass has looked at the store; only the minimum stands.
+            // Whoever runs a single pass has looked at the store; only the minimum applies.
             Verdict::Hold(Reason::Shrunken | Reason::Wiped, _) if self.options.is_onetime => None,
             Verdict::Hold(reason, wait) => Some((reason, wait)),
         };
@@ -278,7 +278,7 @@ impl Applier {
         !self.options.is_sync_only && self.resource.reload_cmd.is_some()
     }
 
-    /// The file is as rendered; whether its reader knows depends on what was applied last.
+    /// The file is as rendered; whether its reader uses it depends on what was applied last.
     fn note_in_step(&mut self, record: Record) {
         let before = self.record.as_ref();
         // Without a record, the file comes from an older program; as upstream, its reader is taken to know it.
@@ -329,7 +329,7 @@ impl Applier {
             fchown(stage.file(), Some(wanted.uid), Some(wanted.gid))
                 .context("changing the owner of the staged file")?;
         }
-        // After the owner, whose change takes set-id bits away.
+        // After the owner, whose change clears the set-id bits.
         let mode = Permissions::from_mode(wanted.mode);
         stage.file().set_permissions(mode).context("changing the mode of the staged file")?;
         let Some(check) = self.resource.check_cmd.as_ref().filter(|_| !self.options.is_sync_only) else {

@@ -1,4 +1,4 @@
-//! TOML documents whose values know their lines.
+//! TOML documents with line numbers for values.
 
 use crate::error::UserError;
 use anyhow::Result;
@@ -38,7 +38,7 @@ impl Place<'_> {
 /// Reads the document `text` of the file `path`.
 ///
 /// # Errors
-/// When it is no TOML.
+/// When it is not TOML.
 pub fn parse<'a>(path: &'a Path, text: &'a str) -> Result<Table<'a>> {
     let place = Place { path, text };
     let document = DeTable::parse(text).map_err(|error| {
@@ -91,12 +91,12 @@ impl Entry<'_> {
         UserError::usage(format!("{}: `{}` {message}", self.at(), self.key)).into()
     }
 
-    /// A text.
+    /// A string.
     ///
     /// # Errors
     /// When it is something else.
     pub fn text(&self) -> Result<String> {
-        self.value.get_ref().as_str().map(str::to_owned).ok_or_else(|| self.wrong("must be a text in quotes"))
+        self.value.get_ref().as_str().map(str::to_owned).ok_or_else(|| self.wrong("must be a quoted string"))
     }
 
     /// A truth value.
@@ -117,14 +117,14 @@ impl Entry<'_> {
         number.ok_or_else(|| self.wrong("must be a whole number"))
     }
 
-    /// A list of texts.
+    /// A list of strings.
     ///
     /// # Errors
     /// When it is something else.
     pub fn texts(&self) -> Result<Vec<String>> {
-        let items = self.value.get_ref().as_array().ok_or_else(|| self.wrong("must be a list of texts"))?;
+        let items = self.value.get_ref().as_array().ok_or_else(|| self.wrong("must be a list of strings"))?;
         let text = |item: &Spanned<DeValue<'_>>| item.get_ref().as_str().map(str::to_owned);
-        items.iter().map(|item| text(item).ok_or_else(|| self.wrong("must be a list of texts"))).collect()
+        items.iter().map(|item| text(item).ok_or_else(|| self.wrong("must be a list of strings"))).collect()
     }
 
     /// A time such as `1m30s`.
@@ -139,9 +139,9 @@ impl Entry<'_> {
 /// Reads a time as Go's `time.ParseDuration` does: `300ms`, `1.5h`, `2h45m`; a plain `0` is allowed.
 ///
 /// # Errors
-/// When it is none, or negative.
+/// When it is not one, or negative.
 pub fn duration(text: &str) -> Result<Duration> {
-    let wrong = || UserError::usage(format!("`{text}` is no time such as 500ms, 30s or 1m30s"));
+    let wrong = || UserError::usage(format!("`{text}` is not a time such as 500ms, 30s or 1m30s"));
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -190,7 +190,7 @@ mod tests {
         let mut table = table.unwrap();
         let template = table.take_table("Template").unwrap().unwrap();
         let entry = template.entries().next().unwrap();
-        assert_eq!(entry.text().unwrap_err().to_string(), "/etc/confd/a.toml:3: `src` must be a text in quotes");
+        assert_eq!(entry.text().unwrap_err().to_string(), "/etc/confd/a.toml:3: `src` must be a quoted string");
         let error = parse(path, "a = 1\nb = = 2\n").unwrap_err().to_string();
         assert!(error.starts_with("/etc/confd/a.toml:2: "), "{error}");
     }

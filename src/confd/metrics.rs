@@ -1,4 +1,4 @@
-//! What confd counts, and the small server that tells it: `/metrics` for Prometheus, `/health` and `/ready`.
+//! The counters of confd, and the small server for them: `/metrics` for Prometheus, `/health` and `/ready`.
 
 use crate::log;
 use anyhow::{Context as _, Result};
@@ -59,7 +59,7 @@ pub struct OfResource {
     pub items: usize,
     /// Whether a smaller set is being held back.
     pub is_held: bool,
-    /// Whether its reader is still to be told.
+    /// Whether its reader is still to be reloaded.
     pub is_reload_owed: bool,
     /// Whether the file has been right once since the start.
     pub is_ready: bool,
@@ -182,7 +182,7 @@ impl Metrics {
         out
     }
 
-    /// Serves the counters until the program ends; returns the address, which matters where port 0 was asked for.
+    /// Serves the counters until the program ends; returns the address, which matters with port 0.
     ///
     /// # Errors
     /// When the address cannot be listened on.
@@ -192,7 +192,7 @@ impl Metrics {
         let metrics = Arc::clone(self);
         thread::Builder::new().name("metrics".into()).spawn(move || {
             for stream in listener.incoming().flatten() {
-                // One at a time: nobody but a monitor asks, and a slow one is cut off.
+                // One at a time: only monitors connect, and a slow one is cut off.
                 if let Err(error) = metrics.answer(stream) {
                     log::debug!("answering a monitor: {error:#}");
                 }

@@ -50,8 +50,9 @@
 //! is loaded; so are `cget cgets cgetv cgetvs`. What differs from the originals, on purpose:
 //!
 //! - `seq 1 0` is empty, as in confd 0.16 (the fork counts down); a division by zero is an error (confd ends).
-//! - `reverse` also reverses what `gets` gives, `join` takes any list of texts, whole numbers of JSON count as ints.
-//! - Regular expressions have no Unicode classes (`\pL`); values that are no UTF-8 are shown with replacement characters.
+//! - `reverse` also reverses the result of `gets`, `join` takes any list of strings, whole numbers of JSON count as
+//!   ints.
+//! - Regular expressions have no Unicode classes (`\pL`); values that are not UTF-8 are shown with replacement characters.
 //! - `datetime` has `Format Unix UnixNano UTC Local Year Month Day Hour Minute Second Nanosecond Weekday YearDay String`.
 //!
 //! # Stores
@@ -62,8 +63,8 @@
 //!
 //! # What it promises
 //!
-//! A pass judges the keys, renders, stages beside the file, compares owner, group, mode and content, runs `check_cmd`, puts the
-//! new file in the old one's place (synced, folder too) and tells the reader by `reload_cmd`. Beyond that:
+//! A pass judges the keys, renders, stages beside the file, compares owner, group, mode and content, runs `check_cmd`,
+//! puts the new file in the old one's place (synced, folder too) and runs `reload_cmd`. Beyond that:
 //!
 //! - Whatever fails is tried again, ever later up to every 30 s, until it succeeds. What was applied is kept on disk before and
 //!   after, so that a crash or a failed reload leaves the reload owed, not lost.
@@ -72,9 +73,12 @@
 //!   is there at the first start, of whatever program, is replaced once the store has been healthy for as long.
 //! - Before the store answers, a missing or empty file is put back from the copy of the last good one.
 //! - Changes are gathered while a pass runs, and never dropped.
-//! - SIGHUP reads settings and resources again and keeps the old ones if the new are wrong; SIGTERM finishes the step in hand.
-//! - systemd hears READY once every file is usable, and the watchdog's sign while every resource is worked on.
+//! - SIGHUP reads settings and resources again and keeps the old ones if the new are wrong; SIGTERM finishes the
+//!   current step.
+//! - systemd gets READY once every file is usable, and the watchdog's keep-alive while every resource is worked on.
 //! - `-metrics-addr :9101` serves `/metrics`, `/health` and `/ready` on loopback.
+
+#![deny(missing_docs)]
 
 mod apply;
 mod backend;
@@ -104,7 +108,7 @@ use std::{path::Path, sync::Arc};
 /// Renders a template with the given keys (absolute, as templates see them), without a store and without files.
 ///
 /// # Errors
-/// When it is no template, or asks for what is not there.
+/// When it is not a template, or reads a key that is not there.
 pub fn render<'a>(source: &str, keys: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<String> {
     let keys = keys.into_iter().map(|(key, value)| (Arc::from(key), Arc::from(value)));
     template::render_text(source, Arc::new(keys.collect()))

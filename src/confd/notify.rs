@@ -1,4 +1,4 @@
-//! What the service manager is told: readiness, reloads, the watchdog's sign of life. Without one, nothing.
+//! Messages to the service manager: readiness, reloads, keep-alives. Without a service manager nothing is sent.
 
 use crate::log;
 use sd_notify::NotifyState;
@@ -10,12 +10,12 @@ fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
-/// The service works, and this is how it stands.
+/// The service is ready, with this status line.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// How the service stands.
+/// The status line.
 pub fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
@@ -38,7 +38,7 @@ pub fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 
-/// How often to say so; nothing if nobody listens.
+/// How often to send a keep-alive; `None` if nobody expects one.
 pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 3)
 }

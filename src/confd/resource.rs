@@ -6,7 +6,7 @@ use super::{
     settings::{BackendSettings, Settings},
     template,
 };
-use crate::{error::UserError, files, log};
+use crate::{accounts, error::UserError, files, log};
 use anyhow::{Context as _, Result};
 use std::{
     fs,
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-/// One file to render: what it shows, where it goes, who is told.
+/// A file to render: from which keys, where to, and how its reader is reloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resource {
     /// The file that describes it.
@@ -62,7 +62,7 @@ pub struct Resource {
 pub enum Reload {
     /// With `{{.src}}` and `{{.dest}}` to fill in.
     Template(String),
-    /// To run as it is: it holds braces of another language.
+    /// Run without changes: its braces belong to another language.
     Verbatim(String),
 }
 
@@ -256,7 +256,7 @@ fn mode(entry: &Entry<'_>) -> Result<Option<u32>> {
         _ => (&text[..], 10),
     };
     let mode = u32::from_str_radix(digits, radix).ok().filter(|mode| *mode <= 0o7777 && !digits.starts_with('+'));
-    mode.map(Some).ok_or_else(|| entry.wrong(format!("`{text}` is no mode such as 0644")))
+    mode.map(Some).ok_or_else(|| entry.wrong(format!("`{text}` is not a mode such as 0644")))
 }
 
 /// A number of a user or group; -1 means none.
@@ -274,11 +274,7 @@ fn named(entry: &Entry<'_>, file: &str) -> Result<Option<u32>> {
         return Ok(None);
     }
     let list = files::read_text(Path::new(file))?;
-    let find = |line: &str| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
-    };
-    list.lines().find_map(find).map(Some).ok_or_else(|| entry.wrong(format!("`{name}` is not in {file}")))
+    accounts::number_of(&list, &name).map(Some).ok_or_else(|| entry.wrong(format!("`{name}` is not in {file}")))
 }
 
 fn check_command(entry: &Entry<'_>) -> Result<String> {
@@ -288,7 +284,7 @@ fn check_command(entry: &Entry<'_>) -> Result<String> {
     Ok(command)
 }
 
-/// The original runs a reload command as it is, so braces that are not ours stay.
+/// The original runs a reload command without changes, so braces of other languages stay.
 fn reload_command(entry: &Entry<'_>) -> Result<Option<Reload>> {
     let command = entry.text()?;
     if command.is_empty() {
@@ -308,7 +304,7 @@ fn format(entry: &Entry<'_>) -> Result<Option<Format>> {
         "yaml" | "yml" => Ok(Some(Format::Yaml)),
         "toml" => Ok(Some(Format::Toml)),
         "xml" => Ok(Some(Format::Xml)),
-        other => Err(entry.wrong(format!("`{other}` is none of json, yaml, yml, toml, xml"))),
+        other => Err(entry.wrong(format!("`{other}` is not one of json, yaml, yml, toml, xml"))),
     }
 }
 
@@ -431,18 +427,18 @@ mod tests {
     #[test]
     fn wrong_values_are_named_with_their_line() {
         for (line, reason) in [
-            ("mode = \"rw-\"", "x.toml:4: `mode` `rw-` is no mode"),
-            ("mode = 644", "must be a text"),
+            ("mode = \"rw-\"", "x.toml:4: `mode` `rw-` is not a mode"),
+            ("mode = 644", "must be a quoted string"),
             ("uid = -2", "must be a user's"),
             ("owner = \"nobody-at-all\"", "is not in /etc/passwd"),
             ("check_cmd = \"x {{.sorc}}\"", "names `.sorc`"),
             ("check_cmd = \"x {{.src\"", "`check_cmd`"),
-            ("output_format = \"ini\"", "none of json"),
+            ("output_format = \"ini\"", "not one of json"),
             ("items = \"[\"", "malformed"),
             ("min_items = -1", "negative"),
-            ("keys = \"/a\"", "list of texts"),
-            ("debounce = 5", "must be a text"),
-            ("[backend]\nbackend = 'vault'", "x.toml: [backend]: the backend `vault` cannot be had"),
+            ("keys = \"/a\"", "list of strings"),
+            ("debounce = 5", "must be a quoted string"),
+            ("[backend]\nbackend = 'vault'", "x.toml: [backend]: the backend `vault` is not supported"),
             ("[backend]\nbackend = 'etcdv3'\nclient_cert = '/x'", "without client_key"),
         ] {
             let error = format!("{:#}", read(&format!("[template]\nsrc='a'\ndest='/b'\n{line}")).unwrap_err());

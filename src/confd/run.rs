@@ -1,4 +1,4 @@
-//! The program: loads, starts feeds and workers, obeys signals.
+//! The program: loads, starts watchers and workers, obeys signals.
 
 use super::{
     apply::Applier,
@@ -28,12 +28,12 @@ const STACK: usize = 32 << 20;
 /// How often signals are looked for.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Runs confd with the flags of its command line until it is told to end.
+/// Runs confd with the flags of its command line until a signal ends it.
 ///
 /// # Errors
 /// When settings or resources are wrong; with `-onetime`, when a file could not be applied.
 pub fn run(flags: Layer) -> Result<()> {
-    // What is said about the settings themselves heeds the level, too.
+    // Messages about the settings themselves obey the level, too.
     let level = flags.get("log-level").and_then(|raw| raw.texts.last().cloned());
     if let Some(level) = level.or_else(|| process_variable("CONFD_LOG_LEVEL")).and_then(|level| level.parse().ok()) {
         log::set_level(level);
@@ -193,12 +193,12 @@ impl Threads {
         self.workers.iter().all(|(_, heartbeat, _)| heartbeat.is_well())
     }
 
-    /// Whether a thread has ended that nobody asked to end.
+    /// Whether a thread has ended without being stopped.
     fn is_broken(&self) -> bool {
         self.workers.iter().map(|(.., thread)| thread).chain(&self.watchers).any(JoinHandle::is_finished)
     }
 
-    /// Ends the workers; each finishes its step in hand, if that takes no longer than `limit`.
+    /// Ends the workers; each finishes its current step, if that takes no longer than `limit`.
     fn end(self, limit: Duration) {
         self.stop.set();
         for (waker, ..) in &self.workers {
@@ -207,7 +207,7 @@ impl Threads {
         let end = Instant::now() + limit;
         while self.workers.iter().any(|(.., thread)| !thread.is_finished()) {
             if Instant::now() >= end {
-                log::warning!("a step in hand is left unfinished after {} s", limit.as_secs_f64());
+                log::warning!("the current step is left unfinished after {} s", limit.as_secs_f64());
                 return;
             }
             thread::sleep(Duration::from_millis(10));
@@ -264,7 +264,7 @@ impl Daemon {
         }
     }
 
-    /// Reads settings and resources again; what cannot be used leaves everything as it was.
+    /// Reads settings and resources again; if they are wrong, everything stays as it was.
     fn reload(&mut self) {
         notify::reloading();
         log::info!("reading settings and resources again");

@@ -8,7 +8,7 @@ use std::time::Duration;
 /// How a pass ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The file is as it should be, and whoever reads it knows.
+    /// The file is right, and its reader uses it.
     Done,
     /// Something failed, the file or the reload is not as it should be.
     Failed,

@@ -17,13 +17,13 @@ use std::{
 /// What a setting takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A text.
+    /// A string.
     Text,
     /// True or false; the flag alone means true.
     Bool,
     /// A whole number.
     Int,
-    /// Several texts: a list in the file, commas in the environment, a repeated flag.
+    /// Several strings: a list in the file, separated by commas in the environment, a repeated flag.
     List,
     /// A time such as `30s`.
     Time,
@@ -82,7 +82,7 @@ pub const KEYS: &[Key] = &[
         "shutdown_timeout",
         "shutdown-timeout",
         Kind::Time,
-        "Time to finish the step in hand at the end [default: 30s]",
+        "Time to finish the current step at the end [default: 30s]",
     ),
     key("metrics_addr", "metrics-addr", Kind::Text, "Serve /metrics, /health and /ready here; :PORT means loopback"),
     key("state_dir", "state-dir", Kind::Text, "Where what was applied is kept [default: /var/lib/confd]"),
@@ -105,13 +105,13 @@ pub const KEYS: &[Key] = &[
         "With -onetime: best-effort tries all [default], fail-fast ends at once",
     ),
     key("", "secret-keyring", Kind::Text, "Refused: encrypted values are not supported"),
-    key("", "systemd-notify", Kind::Bool, "Accepted; readiness is always told when systemd listens"),
-    key("auth_type", "auth-type", Kind::Unused, "Of vault"),
-    key("app_id", "app-id", Kind::Unused, "Of vault"),
-    key("user_id", "user-id", Kind::Unused, "Of vault"),
-    key("role_id", "role-id", Kind::Unused, "Of vault"),
-    key("secret_id", "secret-id", Kind::Unused, "Of vault"),
-    key("path", "path", Kind::Unused, "Of vault"),
+    key("", "systemd-notify", Kind::Bool, "Accepted; readiness is always reported to systemd"),
+    key("auth_type", "auth-type", Kind::Unused, "For the backend vault"),
+    key("app_id", "app-id", Kind::Unused, "For the backend vault"),
+    key("user_id", "user-id", Kind::Unused, "For the backend vault"),
+    key("role_id", "role-id", Kind::Unused, "For the backend vault"),
+    key("secret_id", "secret-id", Kind::Unused, "For the backend vault"),
+    key("path", "path", Kind::Unused, "For the backend vault"),
     key("table", "table", Kind::Unused, "Of dynamodb"),
     key("separator", "separator", Kind::Unused, "Of redis"),
     key("template_cache", "template-cache", Kind::Unused, "Templates are read anew at each pass"),
@@ -119,17 +119,17 @@ pub const KEYS: &[Key] = &[
     key("read_timeout", "read-timeout", Kind::Unused, "Of redis"),
     key("write_timeout", "write-timeout", Kind::Unused, "Of redis"),
     key("preflight_timeout", "preflight-timeout", Kind::Unused, "See -backend-timeout"),
-    key("watch_error_backoff", "watch-error-backoff", Kind::Unused, "A store is asked again after 0.5 s to 2 s"),
+    key("watch_error_backoff", "watch-error-backoff", Kind::Unused, "A store is read again after 0.5 s to 2 s"),
     key("retry_max_attempts", "retry-max-attempts", Kind::Unused, "What fails is tried again until it succeeds"),
     key("retry_base_delay", "retry-base-delay", Kind::Unused, "The first retry comes after 0.5 s"),
     key("retry_max_delay", "retry-max-delay", Kind::Unused, "Retries come at least every 30 s"),
     key("watchdog_interval", "watchdog-interval", Kind::Unused, "The service manager says how often"),
 ];
 
-/// A value before it is understood: its texts, and where it comes from.
+/// A value before it is parsed: its strings, and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Raw {
-    /// One text; several of a list.
+    /// One string; several of a list.
     pub texts: Vec<String>,
     /// `confd.toml:3`, `CONFD_INTERVAL` or `-interval`.
     pub source: String,
@@ -138,7 +138,7 @@ pub struct Raw {
 /// Settings by their flags.
 pub type Layer = BTreeMap<&'static str, Raw>;
 
-/// Everything that confd is told, besides the resources.
+/// All settings of confd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The backend of resources that name none.
@@ -173,7 +173,7 @@ pub struct Settings {
     pub check_timeout: Duration,
     /// Time for a reload command.
     pub reload_timeout: Duration,
-    /// Time to finish the step in hand.
+    /// Time to finish the current step.
     pub shutdown_timeout: Duration,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
@@ -226,7 +226,7 @@ impl Settings {
     /// Gathers the settings: the file that `flags` (or the environment) names, the environment, the flags.
     ///
     /// # Errors
-    /// When a value is wrong, or a backend or flag cannot be had.
+    /// When a value is wrong, or a backend or flag is not supported.
     pub fn gather(flags: Layer, variable: impl Fn(&str) -> Option<String>) -> Result<Settings> {
         let environment = from_environment(&variable);
         let named = flags.get("config-file").or_else(|| environment.get("config-file"));
@@ -255,13 +255,13 @@ impl Settings {
     fn read(reader: &Reader, variable: impl Fn(&str) -> Option<String>) -> Result<Settings> {
         if reader.bool("client-insecure")? == Some(true) {
             return Err(UserError::usage(
-                "-client-insecure cannot be had: the backend's certificate is always verified",
+                "-client-insecure is not supported: the backend's certificate is always verified",
             )
             .hint("give the certificates to trust with -client-ca-keys")
             .into());
         }
         if reader.text("secret-keyring").is_some() {
-            return Err(UserError::usage("-secret-keyring cannot be had: encrypted values are not supported").into());
+            return Err(UserError::usage("-secret-keyring is not supported: encrypted values cannot be read").into());
         }
         for key in KEYS.iter().filter(|key| key.kind == Kind::Unused) {
             if let Some(raw) = reader.0.get(key.flag) {
@@ -324,7 +324,7 @@ impl BackendSettings {
             "etcd" | "etcdv3" => "etcdv3",
             name @ ("consul" | "file" | "env") => name,
             name => {
-                return Err(UserError::usage(format!("the backend `{name}` cannot be had"))
+                return Err(UserError::usage(format!("the backend `{name}` is not supported"))
                     .hint("backends: etcdv3, consul, file, env")
                     .into());
             }
@@ -371,8 +371,8 @@ impl BackendSettings {
         })
     }
 
-    /// The nodes as URLs; `default` (host and port) if none is given. A node without a scheme is asked over TLS if the
-    /// settings say so or give TLS material.
+    /// The nodes as URLs; `default` (host and port) if none is given. A node without a scheme gets `https` if the
+    /// settings ask for TLS or name TLS files.
     pub fn urls(&self, default: &str) -> Vec<String> {
         let nodes = if self.nodes.is_empty() { vec![default.to_owned()] } else { self.nodes.clone() };
         let scheme = self.default_scheme();
@@ -413,7 +413,7 @@ impl Reader {
 
     fn int(&self, flag: &str) -> Result<Option<i64>> {
         self.text(flag)
-            .map(|text| text.parse().map_err(|_| self.wrong(flag, format!("`{text}` is no whole number"))))
+            .map(|text| text.parse().map_err(|_| self.wrong(flag, format!("`{text}` is not a whole number"))))
             .transpose()
     }
 
@@ -490,7 +490,7 @@ fn loopback(address: &str) -> Result<SocketAddr> {
     } else {
         address.replace("localhost", "127.0.0.1")
     };
-    full.parse().with_context(|| format!("`{address}` is no address such as 127.0.0.1:9100 or :9100"))
+    full.parse().with_context(|| format!("`{address}` is not an address such as 127.0.0.1:9100 or :9100"))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! 3. From a store that is another or an older one than last time, an empty set never replaces a filled one, and a
 //!    smaller one only after the store has been healthy for the hold time.
 //! 4. A smaller set needs a store that has been healthy for the hold time.
-//! 5. An empty set must besides have been empty for the hold time.
+//! 5. An empty set must also have been empty for the hold time.
 //! 6. A file that is there and that nobody remembers, from another program or before the records were lost, counts as
 //!    rendered from [`UNKNOWN`] items: more than any set has.
 

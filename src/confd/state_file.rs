@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What is known of a resource's file.
+/// What was applied last to a resource's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
@@ -26,7 +26,7 @@ pub struct Record {
     pub cluster: u64,
     /// How many items it was rendered from.
     pub items: usize,
-    /// Whether its reader has not been told yet.
+    /// Whether its reader has not been reloaded yet.
     pub reload_owed: bool,
 }
 

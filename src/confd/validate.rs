@@ -10,13 +10,13 @@ use anyhow::{Context as _, Result, bail};
 pub fn check(format: Format, text: &str) -> Result<()> {
     match format {
         Format::Json => {
-            serde_json::from_str::<serde::de::IgnoredAny>(text).map(drop).context("the rendered text is no JSON")
+            serde_json::from_str::<serde::de::IgnoredAny>(text).map(drop).context("the rendered text is not JSON")
         }
         Format::Yaml => {
-            serde_saphyr::from_str::<serde::de::IgnoredAny>(text).map(drop).context("the rendered text is no YAML")
+            serde_saphyr::from_str::<serde::de::IgnoredAny>(text).map(drop).context("the rendered text is not YAML")
         }
-        Format::Toml => toml::from_str::<toml::Table>(text).map(drop).context("the rendered text is no TOML"),
-        Format::Xml => xml(text).context("the rendered text is no XML"),
+        Format::Toml => toml::from_str::<toml::Table>(text).map(drop).context("the rendered text is not TOML"),
+        Format::Xml => xml(text).context("the rendered text is not XML"),
     }
 }
 
@@ -48,7 +48,7 @@ fn xml(text: &str) -> Result<()> {
         let (inner, is_empty) = inner.strip_suffix('/').map_or((inner, false), |inner| (inner, true));
         let name = inner.split(char::is_whitespace).next().unwrap_or_default();
         if !name.starts_with(|c: char| c.is_alphabetic() || c == '_' || c == ':') {
-            bail!("<{name}> is no tag");
+            bail!("<{name}> is not a tag");
         }
         roots += usize::from(open.is_empty());
         if !is_empty {

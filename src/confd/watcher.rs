@@ -1,4 +1,4 @@
-//! What a backend holds, kept up to date by one thread and shared by the resources that read from it.
+//! Keeps what a backend holds up to date: one thread, shared by the resources that read from it.
 
 use super::{
     backend::{Backend, Change, Snapshot, Stop, WatchEvent},
@@ -84,7 +84,7 @@ struct State {
 }
 
 impl Watcher {
-    /// A feed for what `wakers` want: the places of each.
+    /// A watcher for `wakers`: each with the places that it needs.
     pub fn new(backend: Arc<dyn Backend>, wakers: Vec<(Vec<String>, Arc<Waker>)>, metrics: Arc<Metrics>) -> Watcher {
         let mut places: Vec<String> = wakers.iter().flat_map(|(places, _)| places.clone()).collect();
         places.sort_unstable();

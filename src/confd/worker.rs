@@ -21,7 +21,7 @@ const BEAT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Heartbeat {
     start: Instant,
-    /// Milliseconds after `start` until which silence is no cause for worry.
+    /// Milliseconds after `start` until which silence is not a cause for worry.
     until: AtomicU64,
 }
 
@@ -33,7 +33,7 @@ impl Heartbeat {
         heartbeat
     }
 
-    /// The worker is well, and may be silent for so long.
+    /// The worker is alive, and may be silent for this long.
     fn beat(&self, silence: Duration) {
         let until = self.start.elapsed() + silence * 2;
         self.until.store(until.as_millis() as u64, Ordering::Relaxed);
@@ -45,7 +45,7 @@ impl Heartbeat {
     }
 }
 
-/// Works until the bell rings for the end; a step in hand is finished.
+/// Works until it is stopped; the current step is finished.
 pub fn work(mut applier: Applier, watcher: &Watcher, waker: &Waker, interval: Duration, heartbeat: &Arc<Heartbeat>) {
     let start = Instant::now();
     let mut schedule = Schedule::new(interval, applier.resource().debounce);

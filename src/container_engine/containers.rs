@@ -30,9 +30,9 @@ use tokio::io::AsyncWriteExt as _;
 
 /// The capabilities that systemd as PID 1, keepalived and the services of a node need beyond an engine's defaults.
 const CAPABILITIES: [&str; 3] = ["SYS_ADMIN", "NET_ADMIN", "NET_RAW"];
-/// How long an engine may take to end a removal that somebody else began.
+/// How long an engine may take to finish a removal that another client began.
 const REMOVED_WITHIN: Duration = Duration::from_secs(60);
-/// How often it is asked whether it has.
+/// How often that is checked.
 const REMOVED_PAUSE: Duration = Duration::from_millis(200);
 /// The largest archive that is read from a container, in bytes: it is a stranger's, until its files are known.
 const LARGEST_ARCHIVE: usize = 4 << 20;
@@ -40,24 +40,20 @@ const LARGEST_ARCHIVE: usize = 4 << 20;
 /// A network of containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkSpec {
-    /// Its name.
     pub name: String,
     /// Its addresses, as `10.0.0.0/24`.
     pub subnet: String,
     /// The engine's own address in it.
     pub gateway: IpAddr,
-    /// Labels.
     pub labels: BTreeMap<String, String>,
 }
 
 /// A container that runs a whole system, with systemd as PID 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerSpec {
-    /// Its name.
     pub name: String,
     /// The image it is made of.
     pub image: String,
-    /// Its host name.
     pub host_name: String,
     /// The network it is in, by id or name.
     pub network: String,
@@ -67,11 +63,10 @@ pub struct ContainerSpec {
     pub ports: Vec<u16>,
     /// The most memory it may use, in bytes.
     pub memory: Option<u64>,
-    /// Labels.
     pub labels: BTreeMap<String, String>,
 }
 
-/// How a container stands.
+/// The state of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContainerState {
     /// It runs.
@@ -87,7 +82,6 @@ pub enum ContainerState {
 pub struct Container {
     /// The engine's own id for it, which is never used again.
     pub id: String,
-    /// Its name.
     pub name: String,
     /// The image that it was made of, as its maker named it.
     pub image: String,
@@ -95,7 +89,6 @@ pub struct Container {
     pub created: String,
     /// How it stands.
     pub state: ContainerState,
-    /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its ports, and where the host forwards them from.
     pub ports: BTreeMap<u16, SocketAddr>,
@@ -116,15 +109,13 @@ pub struct Network {
     pub name: String,
     /// When it was made, as the engine writes it (RFC 3339).
     pub created: String,
-    /// Its addresses, as far as the engine tells: `10.0.0.0/24`.
+    /// Its addresses, as far as the engine reports them: `10.0.0.0/24`.
     pub subnets: Vec<String>,
     /// The engine's own address in it.
     pub gateway: Option<IpAddr>,
-    /// Its labels.
     pub labels: BTreeMap<String, String>,
 }
 
-/// A file of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerFile {
     /// When it was written, in seconds since 1970.
@@ -164,7 +155,7 @@ impl Engine {
         };
         self.wait(self.docker.create_network(request))
             .map(|made| made.id)
-            .with_context(|| format!("making the network {} with the addresses {}", spec.name, spec.subnet))
+            .with_context(|| format!("creating the network {} with the addresses {}", spec.name, spec.subnet))
     }
 
     /// The networks of this engine.
@@ -176,7 +167,7 @@ impl Engine {
         Ok(all.into_iter().map(Network::from).collect())
     }
 
-    /// Removes a network; one that is gone already is no error.
+    /// Removes a network; one that is gone already is not an error.
     ///
     /// # Errors
     /// When containers are still in it.
@@ -224,12 +215,12 @@ impl Engine {
         let options = CreateContainerOptions { name: Some(spec.name.clone()), ..CreateContainerOptions::default() };
         self.wait(self.docker.create_container(Some(options), body))
             .map(|made| made.id)
-            .with_context(|| format!("making the container {}", spec.name))
+            .with_context(|| format!("creating the container {}", spec.name))
     }
 
     /// The folder of the host's unified control groups, which systemd in a container writes its own below.
     fn control_groups(&self) -> Result<&'static str> {
-        let about = self.wait(self.docker.info()).with_context(|| format!("asking {self} about itself"))?;
+        let about = self.wait(self.docker.info()).with_context(|| format!("asking {self} for its version"))?;
         let version = about.cgroup_version.map(|version| version.to_string()).unwrap_or_default();
         // Where the first hierarchies are of the old kind, systemd mounts the unified one below them (systemd's
         // CGROUP_DELEGATION, «hybrid»).
@@ -243,13 +234,13 @@ impl Engine {
     pub fn put_archive(&self, container: &str, folder: &str, archive: Vec<u8>) -> Result<()> {
         let options = UploadToContainerOptions { path: folder.to_owned(), ..UploadToContainerOptions::default() };
         self.wait(self.docker.upload_to_container(container, Some(options), body_full(archive.into())))
-            .with_context(|| format!("putting files into the container {container}"))
+            .with_context(|| format!("copying files into the container {container}"))
     }
 
     /// Reads a file of a container, which need not run; `None` if there is no such file.
     ///
     /// # Errors
-    /// When there is no such container, the path is no file, or the file is larger than any document.
+    /// When there is no such container, the path is not a file, or the file is larger than any document.
     pub fn file(&self, container: &str, path: &str) -> Result<Option<ContainerFile>> {
         let reading = || format!("reading {path} in the container {container}");
         let options = DownloadFromContainerOptions { path: path.to_owned() };
@@ -267,7 +258,7 @@ impl Engine {
         let archive = match self.runtime.block_on(read) {
             Ok(archive) => archive,
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
-                // The same status says that there is no such container, which is another thing than an absent file.
+                // The same status means that there is no such container, which is not an absent file.
                 return match self.container(container).with_context(reading)? {
                     Some(_) => Ok(None),
                     None => Err(UserError::runtime("there is no such container")).with_context(reading),
@@ -311,10 +302,10 @@ impl Engine {
     /// When it is not paused.
     pub fn unpause(&self, container: &str) -> Result<()> {
         self.wait(self.docker.unpause_container(container))
-            .with_context(|| format!("letting the container {container} go on"))
+            .with_context(|| format!("resuming the container {container}"))
     }
 
-    /// Removes a container with its volumes, running or not; one that is gone already is no error.
+    /// Removes a container with its volumes, running or not; one that is gone already is not an error.
     ///
     /// # Errors
     /// When the engine cannot.
@@ -337,7 +328,7 @@ impl Engine {
         let deadline = Instant::now() + REMOVED_WITHIN;
         while self.container(container)?.is_some() {
             if Instant::now() > deadline {
-                return Err(UserError::runtime("another removal of it does not end").into());
+                return Err(UserError::runtime("another program is removing it, and does not finish").into());
             }
             std::thread::sleep(REMOVED_PAUSE);
         }
@@ -373,7 +364,7 @@ impl Engine {
         match self.runtime.block_on(self.docker.inspect_container(container, None::<InspectContainerOptions>)) {
             Ok(about) => Ok(Some(about.into())),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-            Err(error) => Err(self.explained(error)).with_context(|| format!("asking for the container {container}")),
+            Err(error) => Err(self.explained(error)).with_context(|| format!("inspecting the container {container}")),
         }
     }
 
@@ -422,7 +413,7 @@ impl Engine {
         {
             let feed = async {
                 if !input.is_empty() {
-                    // A program that does not read all of it is no error.
+                    // A program that does not read all of it is not an error.
                     let _ = pipe.write_all(input).await;
                     let _ = pipe.shutdown().await;
                 }
@@ -481,7 +472,7 @@ impl Engine {
         (program.to_owned(), arguments)
     }
 
-    /// Waits for `work`, for which it is no error that the thing is gone.
+    /// Waits for `work`, for which it is not an error that the thing is gone.
     fn unless_gone(&self, work: impl Future<Output = Result<(), Error>>) -> Result<()> {
         match self.runtime.block_on(work) {
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
@@ -555,7 +546,7 @@ fn first_file(archive: &[u8]) -> Result<Option<ContainerFile>> {
     let Some(entry) = archive.entries()?.next() else { return Ok(None) };
     let mut entry = entry?;
     if !entry.header().entry_type().is_file() {
-        return Err(UserError::runtime("it is no file").into());
+        return Err(UserError::runtime("it is not a file").into());
     }
     let mut bytes = Vec::new();
     entry.read_to_end(&mut bytes)?;

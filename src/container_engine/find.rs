@@ -6,15 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Which engine is wanted.
+/// Which engine to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Which {
     /// Docker if it answers, or else Podman.
     #[default]
     Auto,
-    /// Docker.
     Docker,
-    /// Podman.
     Podman,
 }
 
@@ -36,7 +34,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// What of this process's environment tells where engines listen.
+/// The variables of this process's environment that say where engines listen.
 #[derive(Debug, Default)]
 pub(super) struct Surroundings {
     pub docker_host: Option<String>,
@@ -87,7 +85,7 @@ pub(super) fn addresses(which: Which, around: &Surroundings) -> Result<Vec<Addre
     match which {
         Which::Docker => around.docker(),
         Which::Podman => around.podman(),
-        // Who names a host wants that one and no other.
+        // A host that is named is the only one to try.
         Which::Auto if around.docker_host.is_some() => around.docker(),
         Which::Auto if around.container_host.is_some() => around.podman(),
         Which::Auto => Ok([around.docker()?, around.podman()?].concat()),
@@ -103,7 +101,7 @@ fn address(variable: &str, host: &str) -> Result<Address, UserError> {
     }
 }
 
-/// The error that names what was tried, and the way out that fits it best.
+/// The error with the addresses that were tried, and the hint that fits best.
 pub(super) fn none_answers(tried: &[(Address, io::Error)]) -> UserError {
     let mut message = "no container engine answers".to_owned();
     for (address, why) in tried {

@@ -1,4 +1,4 @@
-//! Container engines: Docker and Podman, through the interface that both speak. Async ends here.
+//! Container engines: Docker and Podman, through the API that both offer. Async ends here.
 //!
 //! An [`Engine`] is found by `DOCKER_HOST`, or at the sockets where engines listen by default, and owns the runtime on
 //! which its connection lives. Its functions wait until the work is done.
@@ -35,7 +35,7 @@ use tokio::runtime::{Builder, Runtime};
 
 /// How long an engine may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(120);
-/// How long an engine may take to swallow an image: its disk may be slow and the image large.
+/// How long an engine may take to load an image: its disk may be slow and the image large.
 const LOAD_WITHIN: Duration = Duration::from_secs(3600);
 /// Bytes of an archive that are sent at once.
 const CHUNK: usize = 256 << 10;
@@ -43,7 +43,6 @@ const CHUNK: usize = 256 << 10;
 /// Which program an engine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Docker.
     Docker,
     /// Podman's service.
     Podman,
@@ -71,7 +70,7 @@ pub struct Engine {
 /// An image that an engine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadedImage {
-    /// The name under which the engine knows it; its id if it has no name.
+    /// The image's name in the engine; its id if it has no name.
     pub reference: String,
     /// The engine's own id for it: `sha256:` and 64 digits.
     pub id: String,
@@ -130,7 +129,7 @@ impl Engine {
         Ok(images)
     }
 
-    /// The id of the image that the engine knows as `reference`; `None` if it knows none.
+    /// The id of the image `reference` in the engine; `None` if there is none.
     ///
     /// # Errors
     /// When the engine does not answer.
@@ -139,7 +138,7 @@ impl Engine {
             Ok(image) => Ok(image.id),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
             Err(error) => {
-                Err(self.explained(error)).with_context(|| format!("asking {self} for the image {reference}"))
+                Err(self.explained(error)).with_context(|| format!("inspecting the image {reference} of {self}"))
             }
         }
     }
@@ -216,7 +215,7 @@ impl Engine {
         self.runtime.block_on(work).map_err(|error| self.explained(error))
     }
 
-    /// What went wrong, in our words where the client's do not help.
+    /// The error in our words where the client's do not help.
     fn explained(&self, error: Error) -> anyhow::Error {
         match error {
             Error::DockerResponseServerError { message, .. } | Error::DockerStreamError { error: message } => {
@@ -225,8 +224,10 @@ impl Engine {
             Error::RequestTimeoutError => UserError::runtime(format!("{} does not answer", self.kind)).into(),
             error if is_local(&error) => anyhow::Error::msg(said(&error)),
             error => anyhow::Error::msg(said(&error)).context(
-                UserError::runtime(format!("{} cut the connection off", self.kind))
-                    .hint(format!("see whether it still runs, and what its log says ({})", self.address)),
+                UserError::runtime(format!("{} closed the connection", self.kind)).hint(format!(
+                    "check whether the engine at {} is still running, and what it has logged",
+                    self.address
+                )),
             ),
         }
     }

@@ -1,7 +1,7 @@
 //! Binary packages (deb(5)): checked, and packed again without compression.
 //!
-//! A package comes from the archive, whose signature covers it, but an archive can be somebody's private one, and a
-//! mirror can hand out anything: what is read here is taken for hostile. dpkg will unpack it as root of the image.
+//! A package comes from an archive, whose signature covers it, but an archive can be private and a mirror can serve
+//! anything: all input is treated as hostile. dpkg will unpack it as root of the image.
 
 mod ar;
 mod tar;
@@ -40,7 +40,7 @@ pub struct Limits {
     pub size: u64,
     /// How many times as large as it came a member may become, beyond [`Limits::free`].
     pub ratio: u64,
-    /// Bytes of a member, expanded, of which no ratio is asked.
+    /// Expanded bytes of a member up to which the ratio does not matter.
     pub free: u64,
     /// Files, folders and links.
     pub entries: usize,
@@ -73,8 +73,8 @@ const MAX_CONTROL: u64 = 64 << 20;
 /// Bytes that are read or written at once.
 const CHUNK: usize = 256 << 10;
 
-/// Checks the package `deb` and writes it to `out` with uncompressed members; a large one lies in the folder `scratch`
-/// in between. Reads as far as the package goes. Equal packages give equal bytes.
+/// Checks the package `deb` and writes it to `out` with uncompressed members; a large one is kept in the folder
+/// `scratch` in between. Reads up to the end of the package. Equal packages give equal bytes.
 ///
 /// # Errors
 /// When the package is damaged or hostile, or something cannot be read or written.
@@ -125,10 +125,10 @@ pub fn expand(deb: impl Read, limits: &Limits, scratch: &Path, out: &mut impl Wr
     }
 }
 
-/// The fault of a package that nobody should install.
+/// The error of a package that must not be installed.
 fn hostile(what: impl Into<String>) -> anyhow::Error {
     UserError::runtime(what)
-        .hint("the package is damaged or hostile, and was not used; tell those who keep the archive")
+        .hint("the package is damaged or hostile, and was not used; report it to the archive's maintainers")
         .into()
 }
 
@@ -142,7 +142,7 @@ fn check_version(text: &[u8]) -> Result<()> {
 
 fn fields(text: Option<&[u8]>) -> Result<BTreeMap<String, String>> {
     let text = text.ok_or_else(|| hostile("its `control.tar` has no `control`"))?;
-    let text = std::str::from_utf8(text).map_err(|_| hostile("its `control` is no UTF-8"))?;
+    let text = std::str::from_utf8(text).map_err(|_| hostile("its `control` is not UTF-8"))?;
     let fields = deb822::single(text).map_err(|error| hostile(format!("its `control` is wrong: {error}")))?;
     Ok(fields.into_iter().map(|field| (field.name.to_owned(), field.value.to_owned())).collect())
 }

@@ -1,7 +1,7 @@
 //! Paragraphs of fields, as in control files and indices (deb822(5)).
 //!
-//! Nothing is copied: paragraphs and values are slices of the text. A value is given as it stands, continuation lines
-//! with their leading blank included, but without white space around the whole.
+//! Nothing is copied: paragraphs and values are slices of the text. A value keeps its continuation lines with their
+//! leading blank, but has no white space around it.
 
 use crate::error::UserError;
 use anyhow::Result;
@@ -30,7 +30,7 @@ impl<'a> Paragraph<'a> {
         Paragraph { text, line: 1 }
     }
 
-    /// The value of a field, looked for whatever the case of its name; lines that are no field are passed over.
+    /// The value of a field, looked for whatever the case of its name; lines that are not fields are passed over.
     pub fn get(&self, name: &str) -> Option<&'a str> {
         raw_fields(self.text)
             .find(|(range, colon)| self.text[range.start..*colon].eq_ignore_ascii_case(name))
@@ -60,7 +60,7 @@ impl<'a> Paragraph<'a> {
     fn refuse_stray(&self, range: Range<usize>) -> Result<()> {
         let stray = &self.text[range.clone()];
         match stray.lines().find(|line| !line.starts_with('#')) {
-            Some(line) => Err(self.error(range.start, &format!("`{}` is no field", shorten(line)))),
+            Some(line) => Err(self.error(range.start, &format!("`{}` is not a field", shorten(line)))),
             None => Ok(()),
         }
     }
@@ -169,7 +169,7 @@ mod tests {
     fn a_line_that_is_no_field_is_an_error_with_its_number() {
         let text = "Package: a\nDepends: b,\n c\n\nPackage: b\nwhat is this\nVersion: 1\n";
         let second = paragraphs(text).nth(1).unwrap();
-        assert_eq!(second.fields().unwrap_err().to_string(), "line 6: `what is this` is no field");
+        assert_eq!(second.fields().unwrap_err().to_string(), "line 6: `what is this` is not a field");
         assert_eq!(second.get("Version"), Some("1"));
         let twice = paragraphs("A: 1\na: 2\n").next().unwrap();
         assert_eq!(twice.fields().unwrap_err().to_string(), "line 2: the field `a` is there twice");

@@ -22,7 +22,8 @@ impl<'a> Dependency<'a> {
     /// # Errors
     /// When it is nothing of the kind.
     pub fn parse(text: &'a str) -> Result<Dependency<'a>> {
-        Dependency::read(text.trim()).with_context(|| UserError::runtime(format!("`{}` is no dependency", text.trim())))
+        Dependency::read(text.trim())
+            .with_context(|| UserError::runtime(format!("`{}` is not a dependency", text.trim())))
     }
 
     fn read(text: &'a str) -> Option<Dependency<'a>> {
@@ -69,7 +70,7 @@ impl fmt::Display for Dependency<'_> {
     }
 }
 
-/// The groups of a relationship field as they stand in it, parted at commas.
+/// The groups of a relationship field, split at commas.
 pub fn groups(field: &str) -> impl Iterator<Item = &str> {
     field.split(',').map(str::trim).filter(|group| !group.is_empty())
 }
@@ -77,7 +78,7 @@ pub fn groups(field: &str) -> impl Iterator<Item = &str> {
 /// The alternatives of a group, in order.
 ///
 /// # Errors
-/// At the first that is no dependency.
+/// At the first that is not a dependency.
 pub fn alternatives(group: &str) -> Result<Vec<Dependency<'_>>> {
     group.split('|').map(Dependency::parse).collect()
 }
@@ -103,6 +104,6 @@ mod tests {
         for text in ["", "a b", "a (1)", "a (>= 1", "a (!= 1)", "a (>= )", "ä", "a [amd64]", "(= 1)"] {
             assert!(Dependency::parse(text).is_err(), "{text}");
         }
-        assert_eq!(Dependency::parse("a (~ 1)").unwrap_err().to_string(), "`a (~ 1)` is no dependency");
+        assert_eq!(Dependency::parse("a (~ 1)").unwrap_err().to_string(), "`a (~ 1)` is not a dependency");
     }
 }

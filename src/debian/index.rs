@@ -1,7 +1,7 @@
 //! `Packages` indices: the binary packages of one component of a suite.
 //!
-//! An index is some 50 MB of text, of which a build needs a few hundred paragraphs. Reading notes where each paragraph
-//! lies, what it is called, and what decides whether it is looked at; everything else is read when it is asked for.
+//! An index is some 50 MB of text, of which a build needs a few hundred paragraphs. Reading records the position of
+//! each paragraph, its name, and what decides whether it matters; everything else is parsed on demand.
 
 use super::deb822::{self, Paragraph};
 use crate::{
@@ -72,9 +72,7 @@ struct Slot {
 /// What is recorded of a chosen package.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Package {
-    /// Its name.
     pub name: String,
-    /// Its version.
     pub version: String,
     /// Its architecture, or `all`.
     pub architecture: String,
@@ -95,8 +93,8 @@ pub struct Package {
 }
 
 impl Index {
-    /// Reads a `Packages` text, keeping the packages for `arch`. `origin` is a number of the caller's own, by which
-    /// [`Entry::origin`] tells where a package came from.
+    /// Reads a `Packages` file, keeping the packages for `arch`. `origin` is a number of the caller's own;
+    /// [`Entry::origin`] returns it.
     ///
     /// # Errors
     /// When a paragraph has no name or version.
@@ -163,7 +161,6 @@ impl<'a> Entry<'a> {
         self.slot.protected
     }
 
-    /// Its priority.
     pub fn priority(&self) -> Priority {
         self.slot.priority
     }

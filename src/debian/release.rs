@@ -25,7 +25,7 @@ pub struct Release {
     pub all_apart: bool,
     /// Its components, such as `main`.
     pub components: Vec<String>,
-    /// Whether files can be had under the name of their digest.
+    /// Whether files are available under the name of their digest.
     pub by_hash: bool,
     /// SHA-256 and size in bytes of every index, by path below the suite's folder.
     pub files: BTreeMap<String, (Digest, u64)>,
@@ -62,8 +62,8 @@ impl Release {
         })
     }
 
-    /// Checks that this is the suite that was asked for, and that at the time `now` (in seconds since 1970) it is
-    /// neither outdated nor from the future. `may_be_old` is for archives of past days, which nobody updates.
+    /// Checks that this is the requested suite, and that at the time `now` (in seconds since 1970) it is neither
+    /// outdated nor from the future. `may_be_old` is for archives of past days, which are not updated.
     ///
     /// # Errors
     /// When it is not.
@@ -75,7 +75,7 @@ impl Release {
             && !names.iter().any(|name| folder.strip_prefix(name).is_some_and(|rest| rest.starts_with('/')))
         {
             return Err(UserError::runtime(format!(
-                "`{asked}` was asked for, but it is of the suite {}",
+                "`{asked}` was requested, but it is of the suite {}",
                 quoted(&names)
             ))
             .hint("check the suite's name, and that the mirror has it")
@@ -92,7 +92,7 @@ impl Release {
         }
         if let Some(end) = self.valid_until.filter(|&end| end < now && !may_be_old) {
             return Err(UserError::runtime(format!("it is outdated: it was valid until {}", show_time(end)))
-                .hint("the mirror is no longer updated, so take another; if the clock here is wrong, set it")
+                .hint("use another mirror, because this one is no longer updated; or set this machine's clock if it is wrong")
                 .into());
         }
         Ok(())
@@ -109,7 +109,7 @@ impl Release {
                 show_time(self.date),
                 show_time(last)
             ))
-            .hint("the mirror is behind, or somebody keeps updates away; take another mirror, or try again later")
+            .hint("the mirror is behind, or updates are being withheld; use another mirror, or try again later")
             .into());
         }
         Ok(())
@@ -135,7 +135,7 @@ fn parse_sum(line: &str) -> Result<(String, (Digest, u64))> {
         let path = words.next().filter(|path| !path.starts_with('/') && !path.split('/').any(|part| part == ".."))?;
         words.next().is_none().then(|| (path.to_owned(), (digest, size)))
     };
-    read().ok_or_else(|| UserError::runtime(format!("`{}` is no SHA-256 sum", line.trim())).into())
+    read().ok_or_else(|| UserError::runtime(format!("`{}` is not a SHA-256 sum", line.trim())).into())
 }
 
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
@@ -143,7 +143,7 @@ const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Au
 /// Reads a time such as `Sat, 12 Sep 2026 07:55:41 UTC` (RFC 1123); the result is in seconds since 1970.
 ///
 /// # Errors
-/// When it is none, or not in UTC.
+/// When it is not one, or not in UTC.
 pub fn parse_time(text: &str) -> Result<i64> {
     let read = || {
         let mut words = text.split_once(',')?.1.split_whitespace();
@@ -157,7 +157,7 @@ pub fn parse_time(text: &str) -> Result<i64> {
             .then(|| days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
     };
     read().ok_or_else(|| {
-        UserError::runtime(format!("`{text}` is no time, such as `Sat, 12 Sep 2026 07:55:41 UTC`")).into()
+        UserError::runtime(format!("`{text}` is not a time, such as `Sat, 12 Sep 2026 07:55:41 UTC`")).into()
     })
 }
 
@@ -219,7 +219,7 @@ mod tests {
         }
         assert_eq!(
             report(&release.check("bookworm", release.date, false).unwrap_err()),
-            "error: `bookworm` was asked for, but it is of the suite `stable`, codename `trixie`\n\n\
+            "error: `bookworm` was requested, but it is of the suite `stable`, codename `trixie`\n\n\
              hint: check the suite's name, and that the mirror has it"
         );
         assert!(release.check("trixie-updates", release.date, false).is_err());
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(
             report(&release.check("trixie", release.date + 8 * DAY, false).unwrap_err()),
             "error: it is outdated: it was valid until 2026-09-19 07:55:41 UTC\n\n\
-             hint: the mirror is no longer updated, so take another; if the clock here is wrong, set it"
+             hint: use another mirror, because this one is no longer updated; or set this machine's clock if it is wrong"
         );
     }
 
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(
             report(&release.check_order(release.date + DAY).unwrap_err()),
             "error: it goes back in time: it is of 2026-09-12 07:55:41 UTC, but one of 2026-09-13 07:55:41 UTC has been \
-             seen\n\nhint: the mirror is behind, or somebody keeps updates away; take another mirror, or try again later"
+             seen\n\nhint: the mirror is behind, or updates are being withheld; use another mirror, or try again later"
         );
     }
 

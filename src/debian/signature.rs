@@ -32,7 +32,7 @@ struct Key {
     created: i64,
     /// In seconds since 1970.
     expires: Option<i64>,
-    /// Why it must not be believed, whatever the date.
+    /// Why it must not be trusted, whatever the date.
     refused: Option<&'static str>,
 }
 
@@ -65,7 +65,7 @@ impl Keyring {
     /// was signed, with line feeds alone as line ends and none after the last line.
     ///
     /// # Errors
-    /// When it is not signed, no known key signed it, the key may not be believed, or the text was changed.
+    /// When it is not signed, no known key signed it, the key is not trusted, or the text was changed.
     pub fn verify(&self, document: &[u8], now: i64) -> Result<String> {
         let text = std::str::from_utf8(document).ok().filter(|text| text.starts_with("-----BEGIN PGP SIGNED MESSAGE"));
         let Some(text) = text else {
@@ -75,7 +75,7 @@ impl Keyring {
         };
         let (message, _) = CleartextSignedMessage::from_string(text).map_err(|error| {
             UserError::runtime(format!("its signature cannot be read: {error}"))
-                .hint("it was damaged on its way or changed by somebody; try another mirror")
+                .hint("it was damaged or changed in transit; try another mirror")
         })?;
         if message.signatures().is_empty() {
             return Err(UserError::runtime("it is not signed").hint("try another mirror").into());
@@ -134,7 +134,7 @@ impl Keyring {
     }
 }
 
-/// What came of one signature, from what says least to what says most about a failure.
+/// The result of one signature, ordered by how much it says about a failure, least first.
 enum Verdict {
     Unknown,
     Refused(String, String),
@@ -157,19 +157,19 @@ impl Verdict {
     fn error(self, signers: &[String], keyring: &Keyring) -> UserError {
         match self {
             Verdict::Bad(key) => UserError::runtime(format!("the signature by {key} is bad: the text is not what was signed"))
-                .hint("it was changed on its way, or the mirror is being updated; try again, or another mirror"),
+                .hint("it was changed in transit, or the mirror is being updated; try again, or try another mirror"),
             Verdict::Expired(key, expiry) => UserError::runtime(format!("the key {key} expired on {}", date(expiry)))
-                .hint("take the archive's present key into `signed-by`; if the key should still be good, check this machine's clock"),
+                .hint("add the archive's current key to `signed-by`; if the key should still be good, check this machine's clock"),
             Verdict::Refused(key, reason) => UserError::runtime(format!("the signature by {key} is not accepted: {reason}"))
-                .hint("take the archive's present key into `signed-by`, or try another mirror"),
+                .hint("add the archive's current key to `signed-by`, or try another mirror"),
             Verdict::Unknown | Verdict::Good => {
                 let mut known = String::new();
                 for key in &keyring.keys {
                     let _ = write!(known, "\n  {}", key.describe());
                 }
                 let plural = if signers.len() == 1 { "the key" } else { "the keys" };
-                UserError::runtime(format!("it is signed by {plural} {}, known are only{known}", signers.join(" and ")))
-                    .hint("if that key is the archive's own, add its file to `signed-by`; else the mirror is not what it seems")
+                UserError::runtime(format!("it is signed by {plural} {}, but the only known keys are{known}", signers.join(" and ")))
+                    .hint("if that key is the archive's own, add its file to `signed-by`; otherwise do not use this mirror")
             }
         }
     }
@@ -213,7 +213,7 @@ fn read_certificates(file: &[u8]) -> Result<Vec<SignedPublicKey>> {
         }
     };
     read()
-        .map_err(|error| UserError::runtime(format!("it is no OpenPGP keyring: {error}")))
+        .map_err(|error| UserError::runtime(format!("it is not an OpenPGP keyring: {error}")))
         .context("reading a key file")
 }
 
@@ -310,7 +310,7 @@ fn may_sign(signature: &Signature, unsaid: bool) -> bool {
     if said { signature.key_flags().sign() } else { unsaid }
 }
 
-/// Whether a signature rests on a hash function that nobody can find collisions of.
+/// Whether a signature uses a hash function without known collisions.
 fn strong(signature: &Signature) -> bool {
     use HashAlgorithm::*;
     matches!(signature.hash_alg(), Some(Sha256 | Sha384 | Sha512 | Sha3_256 | Sha3_512))

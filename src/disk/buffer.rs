@@ -3,7 +3,7 @@
 //! Nobody reads a raw image at once that was just written, and finding memory to keep all of it takes a busy or virtual
 //! host longer than writing it.
 
-use super::write::CLUSTER;
+use super::bytes::CLUSTER;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::{
     fs::File,

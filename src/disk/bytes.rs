@@ -1,4 +1,13 @@
-//! Fixed-width fields in byte blocks, and the two checksums that disk formats use.
+//! Fixed-width fields in byte blocks, the two checksums that disk formats use, and the unit of writing.
+
+/// The unit in which volumes are written, in bytes: a cluster of qcow2 images, and the smallest hole of raw ones.
+pub(super) const CLUSTER: u64 = 64 << 10;
+
+/// Whether `bytes` are all zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}
 
 /// Fields at known offsets of a block.
 pub(super) trait Fields {

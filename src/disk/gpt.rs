@@ -37,7 +37,6 @@ pub mod kinds {
     pub const ROOT_ARM64: Uuid = Uuid::of(0xb921b045_1df0_41c3_af44_4c6f280d3fae);
 }
 
-/// One partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
     /// Its number, from 1: the slot of the table that it fills.
@@ -128,7 +127,7 @@ impl Table {
             ensure!((1..=ENTRIES as u32).contains(&number), "there is no partition number {number}");
             ensure!(
                 free <= first && first <= last && last <= self.last_usable(),
-                "partition {number} cannot lie on sectors {first} to {last} of a disk of {} sectors",
+                "partition {number} cannot be on sectors {first} to {last} of a disk of {} sectors",
                 self.sectors
             );
             free = last + 1;
@@ -206,7 +205,7 @@ impl Table {
             })
             .collect();
         for Partition { number, first, last, .. } in &partitions {
-            ensure!(first <= last && *last < sectors, "partition {number} does not lie on the disk");
+            ensure!(first <= last && *last < sectors, "partition {number} is not on the disk");
         }
         Ok(Table { disk: Uuid(header.field(56)).mixed_endian(), sectors, partitions })
     }

@@ -86,11 +86,14 @@ impl BiosImages {
     /// # Errors
     /// When the images are not what they should be, or the partition is too small.
     pub(super) fn embed(&self, mbr: &mut [u8], first: u64, sectors: u64) -> Result<Vec<u8>> {
-        ensure!(self.boot.len() == SECTOR as usize && self.boot.ends_with(&[0x55, 0xaa]), "boot.img is no boot sector");
+        ensure!(
+            self.boot.len() == SECTOR as usize && self.boot.ends_with(&[0x55, 0xaa]),
+            "boot.img is not a boot sector"
+        );
         let mut core = self.core.clone();
         core.resize(core.len().next_multiple_of(SECTOR as usize), 0);
         let count = core.len() as u64 / SECTOR;
-        ensure!((2..=sectors).contains(&count), "a core image of {count} sectors does not go into {sectors} sectors");
+        ensure!((2..=sectors).contains(&count), "a core image of {count} sectors does not fit into {sectors} sectors");
         // Kept of the record: a BIOS parameter block, and from 0x1b8 on the disk's signature and partitions.
         mbr[..0x03].copy_from_slice(&self.boot[..0x03]);
         mbr[0x5a..0x1b8].copy_from_slice(&self.boot[0x5a..0x1b8]);

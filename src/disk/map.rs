@@ -1,8 +1,8 @@
 //! What lies where on a volume.
 //!
-//! Every writer of this room answers with a [`Map`]: the pieces that are not zero, where each lies, and where its bytes
-//! come from. Nothing else is ever written; what lies between the pieces is a hole. A map costs memory for metadata
-//! only, as the bytes of files stay in the store until [`Map::write`].
+//! Every writer of this module returns a [`Map`]: the pieces that are not zero, the offset of each, and where its bytes
+//! come from. Nothing else is ever written; the space between pieces is a hole. A map takes memory for metadata only,
+//! as the bytes of files stay in the store until [`Map::write`].
 
 use crate::rootfs::Content;
 use anyhow::{Result, ensure};

@@ -6,8 +6,7 @@
 
 use super::{
     map::{Data, Piece},
-    packed::Packed,
-    qcow2::Compression,
+    qcow2::{Compression, Packed},
 };
 use crate::{
     model::{Digest, Sha256},
@@ -38,7 +37,7 @@ impl CachedResult for Clusters {
     }
 }
 
-/// The checksum of a chunk whose contents were what their digests say.
+/// The checksum of a chunk whose contents matched their digests.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Checked {
     xxh3: [u64; 2],
@@ -77,7 +76,7 @@ impl<'a> Memory<'a> {
         Memory { store, new: Mutex::default() }
     }
 
-    /// What stands for the bytes of the chunk at `range`, in which all of `pieces` lie.
+    /// The key of the chunk at `range`, which holds all of `pieces`.
     pub(super) fn key(range: &Range<u64>, pieces: &[Piece]) -> Digest {
         let mut hasher = Sha256::new();
         let note = |hasher: &mut Sha256, numbers: &[u64]| {
@@ -143,4 +142,18 @@ fn clusters_key(key: &Digest, compression: Compression) -> Digest {
     // Another version of a compressor may give other bytes.
     let (program, zstd) = (env!("CARGO_PKG_VERSION"), zstd::zstd_safe::version_number());
     Digest::of(format!("{key} {compression:?} {program} {zstd}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<Clusters>(
+            r#"{"blob":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee"}"#,
+        );
+        assert_still_read::<Checked>(r#"{"xxh3":[9728847511198614021,1]}"#);
+    }
 }

@@ -5,25 +5,22 @@
 //! store, so laying out a disk of any size takes milliseconds. [`Map::write`] then makes the raw and the qcow2 image of
 //! it in one pass. Equal input gives equal bytes, on any machine, with any number of processors.
 
+mod bootable;
 mod buffer;
 mod bytes;
 pub mod ext4;
 pub mod fat;
 pub mod gpt;
 pub mod grub;
-mod image;
-mod image_file;
 mod map;
 mod memory;
-mod packed;
-mod qcow2;
+pub mod qcow2;
 mod uuid;
 mod write;
 
-pub use image::{Disk, Identity};
-pub use image_file::ImageFile;
+pub use bootable::{Disk, Identity};
 pub use map::{Data, Map, Piece};
-pub use qcow2::Compression;
+pub use qcow2::{Compression, ImageFile};
 pub use uuid::Uuid;
 pub use write::Outputs;
 

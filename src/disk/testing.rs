@@ -1,7 +1,7 @@
 //! What this room's tests share: a store, images on disk, and the tools that know the formats.
 
 use super::{Map, Outputs};
-use crate::{exec::Run, model::Digest, rootfs::Content, store::Store};
+use crate::{exec::Run, model::Digest, rootfs::Content, store::Store, testing::require_program};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -51,8 +51,8 @@ pub(super) fn noise(size: usize) -> Vec<u8> {
     (0..size).map(|_| next()).collect()
 }
 
-/// What a program says of `image`, its arguments being `words` with `{}` for the image. `None`, and a line that says
-/// so, where the program is not installed.
+/// The output of a program about `image`; its arguments are `words` with `{}` for the image. `None` where the program
+/// is not installed.
 pub(super) fn ask(words: &str, image: &Path) -> Option<String> {
     run(words, image).map(|said| said.unwrap_or_else(|error| panic!("{error}")))
 }
@@ -62,10 +62,10 @@ pub(super) fn run(words: &str, image: &Path) -> Option<Result<String, String>> {
     let mut words = words.split(' ');
     let name = words.next().unwrap();
     let program = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].map(|folder| Path::new(folder).join(name));
-    let Some(program) = program.into_iter().find(|program| program.exists()) else {
-        println!("skipped: {name} is not installed");
+    if !require_program(name) {
         return None;
-    };
+    }
+    let program = program.into_iter().find(|program| program.exists()).unwrap();
     let arguments = words.map(|word| word.replace("{}", &image.to_string_lossy()));
     let run = Run::new(program).args(arguments).env("LC_ALL", "C.UTF-8").limit(Duration::from_secs(120));
     Some(

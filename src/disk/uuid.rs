@@ -13,7 +13,7 @@ impl Uuid {
         Uuid(bits.to_be_bytes())
     }
 
-    /// The identifier of the thing that plays `role` in what `seed` stands for: always the same for the same two.
+    /// The identifier for `role` and `seed`: always the same for the same two.
     ///
     /// It is of version 8, the one for methods of one's own (RFC 9562, section 5.8); the method is SHA-256.
     pub fn derive(seed: &Digest, role: &str) -> Uuid {

@@ -6,10 +6,10 @@
 
 use super::{
     buffer::{Buffer, RawFile},
+    bytes::{CLUSTER, is_zero},
     map::{Data, Map, Piece},
     memory::Memory,
-    packed::Packed,
-    qcow2::{Compression, Compressor, Writer},
+    qcow2::{Compression, Compressor, Packed, Writer},
 };
 use crate::{
     model::{Digest, Sha256},
@@ -28,8 +28,6 @@ use std::{
     thread,
 };
 
-/// The unit in which holes are looked for and qcow2 images are compressed, in bytes.
-pub(super) const CLUSTER: u64 = 64 << 10;
 /// What a worker takes at a time, and what compressed clusters are remembered by, in bytes.
 const CHUNK: u64 = 32 * CLUSTER;
 /// Finished chunks that wait in each worker's channel.
@@ -47,9 +45,9 @@ pub struct Outputs<'a> {
 /// What a worker made of a chunk.
 #[derive(Debug, Default)]
 struct Filled {
-    /// The clusters, if somebody wants them packed.
+    /// The clusters, if an output needs them compressed.
     packed: Option<Packed>,
-    /// All bytes, if somebody wants their digest.
+    /// All bytes, if an output needs their digest.
     bytes: Buffer,
 }
 
@@ -57,12 +55,12 @@ struct Filled {
 type Pool = Mutex<Vec<Buffer>>;
 
 impl Map {
-    /// Writes the volume to all of `outputs`, checking every content against its digest. `advance` is told the bytes
-    /// done, whose sum is that of [`Map::ranges`]. Returns the digest of the raw image, if there is one: hashing a disk
-    /// takes longer than writing it, and cannot be shared, so that it begins with the first bytes.
+    /// Writes the volume to all of `outputs`, checking every content against its digest. `advance` is called with the
+    /// bytes done, whose sum is that of [`Map::ranges`]. Returns the digest of the raw image, if there is one: hashing
+    /// a disk takes longer than writing it, and cannot be shared, so it begins with the first bytes.
     ///
     /// # Errors
-    /// When a content is gone or damaged, or an output cannot be written. The outputs are then worth nothing.
+    /// When a content is missing or damaged, or an output cannot be written. The outputs are then useless.
     pub fn write(&self, store: &Store, outputs: Outputs<'_>, advance: &(dyn Fn(u64) + Sync)) -> Result<Option<Digest>> {
         let raw = outputs.raw.map(RawFile::new);
         if let Some(raw) = &raw {
@@ -90,8 +88,9 @@ impl Map {
                 .collect();
             for (index, chunk) in chunks.iter().enumerate() {
                 // Dropping the receivers ends the workers.
-                let filled =
-                    results[index % workers].recv().map_err(|_| anyhow!("a thread that writes the image died"))??;
+                let filled = results[index % workers]
+                    .recv()
+                    .map_err(|_| anyhow!("a thread that writes the image panicked"))??;
                 if let (Some(qcow2), Some(packed)) = (&mut qcow2, &filled.packed) {
                     let first = chunk.start / CLUSTER;
                     packed.clusters().try_for_each(|(index, cluster)| qcow2.put(first + index, cluster))?;
@@ -163,7 +162,7 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// Fills `chunks` until one fails, or nobody wants them any more.
+    /// Fills `chunks` until one fails, or the receiver is gone.
     fn run<'c>(mut self, chunks: impl Iterator<Item = &'c Range<u64>>, results: &SyncSender<Result<Filled>>) {
         let mut compressor = match self.compression.map(Compressor::new).transpose() {
             Ok(compressor) => compressor,
@@ -205,7 +204,7 @@ impl Worker<'_> {
             write_sparse(raw, chunk.start, &buffer)?;
         }
         if let (None, Some(compressor), Some(compression)) = (&packed, compressor, self.compression) {
-            // The last cluster of a volume may be short; qcow2 knows whole ones only.
+            // The last cluster of a volume may be short; qcow2 has whole ones only.
             buffer.resize(clusters * CLUSTER as usize);
             let new = Packed::new(&buffer, compressor)?;
             self.memory.keep_clusters(&key, compression, &new)?;
@@ -238,7 +237,7 @@ impl Worker<'_> {
     fn read(&mut self, content: &Content) -> Result<()> {
         let mut reader = BufReader::with_capacity(CHUNK as usize / 4, self.contents.open(content)?);
         let read = io::copy(&mut reader, &mut io::sink()).context("reading from the store")?;
-        ensure!(read == content.size, "a content of the store changed while it was read");
+        ensure!(read == content.size, "a file in the store changed while it was read");
         Ok(())
     }
 }
@@ -262,9 +261,4 @@ fn write_sparse(raw: &RawFile<'_>, start: u64, buffer: &[u8]) -> Result<()> {
         at = end;
     }
     Ok(())
-}
-
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<16>();
-    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }

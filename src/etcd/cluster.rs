@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Member {
-    /// Its id.
     #[serde(rename = "ID", deserialize_with = "number")]
     pub id: u64,
     /// Its name; empty until it has started.
@@ -24,7 +23,7 @@ pub struct Member {
     pub is_learner: bool,
 }
 
-/// How one member stands.
+/// The state of one member.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Status {
@@ -38,7 +37,7 @@ pub struct Status {
     /// Bytes of it that hold something; the rest is given back by defragmentation alone.
     #[serde(rename = "dbSizeInUse", deserialize_with = "number")]
     pub db_size_in_use: u64,
-    /// The leader's id; 0 if this member knows of none.
+    /// The leader's id; 0 if this member does not know one.
     #[serde(deserialize_with = "number")]
     pub leader: u64,
     /// The index that this member has reached.
@@ -135,7 +134,7 @@ impl Client {
         self.call_at::<Value>(endpoint, "/v3/maintenance/transfer-leadership", &body).map(drop)
     }
 
-    /// How the member at `endpoint` stands.
+    /// The state of the member at `endpoint`.
     ///
     /// # Errors
     /// When it does not answer.

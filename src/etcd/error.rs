@@ -2,12 +2,11 @@
 
 use std::fmt;
 
-/// Why etcd did not do what it was asked.
+/// Why a request to etcd failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EtcdError {
     /// No connection, or it broke before the answer was complete.
     Unreachable {
-        /// The endpoint.
         endpoint: String,
         /// What the transport said.
         message: String,
@@ -16,14 +15,13 @@ pub enum EtcdError {
     },
     /// etcd answered with an error.
     Refused {
-        /// The endpoint.
         endpoint: String,
         /// gRPC's status code.
         code: u32,
         /// etcd's message.
         message: String,
     },
-    /// The settings cannot work: a file that cannot be read, an endpoint that is no URL.
+    /// The settings cannot work: a file that cannot be read, an endpoint that is not a URL.
     Settings(String),
 }
 

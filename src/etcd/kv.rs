@@ -12,10 +12,8 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct KeyValue {
-    /// The key.
     #[serde(deserialize_with = "bytes")]
     pub key: Vec<u8>,
-    /// The value.
     #[serde(deserialize_with = "bytes")]
     pub value: Vec<u8>,
     /// The revision that created it.
@@ -48,7 +46,6 @@ pub struct RangeRequest {
 }
 
 impl RangeRequest {
-    /// One key.
     pub fn key(key: impl Into<Vec<u8>>) -> RangeRequest {
         RangeRequest { key: key.into(), ..RangeRequest::default() }
     }
@@ -59,7 +56,8 @@ impl RangeRequest {
         RangeRequest { end: prefix_end(&key), key, ..RangeRequest::default() }
     }
 
-    pub(super) fn json(&self) -> Value {
+    /// The request as the gateway takes it.
+    pub fn json(&self) -> Value {
         let mut json = json!({"key": encode(&self.key)});
         if !self.end.is_empty() {
             json["range_end"] = encode(&self.end).into();

@@ -1,4 +1,4 @@
-//! Leases: keys that vanish unless somebody keeps them alive.
+//! Leases: keys that vanish unless they are kept alive.
 
 use super::{Client, Result, transport::Repeat, wire::number};
 use serde::Deserialize;

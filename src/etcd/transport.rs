@@ -95,7 +95,7 @@ impl Client {
         for endpoint in &mut settings.endpoints {
             endpoint.truncate(endpoint.trim_end_matches('/').len());
             if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-                return Err(EtcdError::Settings(format!("the etcd endpoint `{endpoint}` is no http or https URL")));
+                return Err(EtcdError::Settings(format!("the etcd endpoint `{endpoint}` is not an http or https URL")));
             }
         }
         if settings.endpoints.is_empty() {
@@ -112,7 +112,6 @@ impl Client {
         })))
     }
 
-    /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
     }
@@ -128,7 +127,7 @@ impl Client {
         let current = self.0.endpoint.load(Ordering::Relaxed);
         let endpoints = &self.0.settings.endpoints;
         if endpoints[current % endpoints.len()] == endpoint {
-            // Another thread may have left it meanwhile; then its choice stands.
+            // Another thread may have chosen another one meanwhile; then its choice counts.
             let _ = self.0.endpoint.compare_exchange(current, current + 1, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
@@ -172,7 +171,7 @@ impl Client {
 
     /// Asks one endpoint; renews the token once if that is what is missing.
     pub(super) fn call_at<T: DeserializeOwned>(&self, endpoint: &str, path: &str, body: &Value) -> Result<T> {
-        // Changed files that cannot be read (a rotation half done) must not stop work that still goes well.
+        // Changed files that cannot be read (a rotation in progress) must not stop requests that still work.
         let _ = self.refresh_tls();
         let agent = lock(&self.0.tls).agent.clone();
         let send = |token: Option<&str>| -> Result<T> {
@@ -229,7 +228,7 @@ impl Client {
                 .map_err(|error| unreachable(endpoint, &error))?;
             match read::<Answer>(endpoint, &bytes) {
                 Ok(answer) => *token = Some(answer.token),
-                // A user is set, but this cluster asks nobody who they are.
+                // A user is set, but this cluster does not use authentication.
                 Err(error) if error.to_string().contains("authentication is not enabled") => return Ok(None),
                 Err(error) => return Err(error),
             }
@@ -294,7 +293,7 @@ fn read<T: DeserializeOwned>(endpoint: &str, bytes: &[u8]) -> Result<T> {
     })
 }
 
-/// The error that the body of a refusal, or a line of a stream, stands for.
+/// The error in the body of a refusal, or in a line of a stream.
 ///
 /// Gateways differ: etcd 3.4 writes `{"error":"…","code":14}`, newer ones `{"code":14,"message":"…"}`; in a stream, both
 /// put an object under `error`.

@@ -24,12 +24,12 @@ pub enum Event {
     Delete(KeyValue),
 }
 
-/// What a watch has to tell.
+/// An event of a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
     /// The store changed, at the header's revision.
     Events(Header, Vec<Event>),
-    /// The wanted revision has been compacted away up to this one: read everything again.
+    /// The revision has been compacted away up to this one: read everything again.
     Compacted(u64),
     /// Nothing within the time given.
     Quiet,

@@ -16,7 +16,6 @@ pub struct Header {
     /// The store's revision.
     #[serde(deserialize_with = "number")]
     pub revision: u64,
-    /// The Raft term.
     #[serde(deserialize_with = "number")]
     pub raft_term: u64,
 }
@@ -31,7 +30,9 @@ pub fn number<'de, D: Deserializer<'de>, N: TryFrom<i128>>(deserializer: D) -> R
         Unsigned(u64),
     }
     let wide = match Either::deserialize(deserializer)? {
-        Either::Text(text) => text.parse::<i128>().map_err(|_| D::Error::custom(format!("`{text}` is no number")))?,
+        Either::Text(text) => {
+            text.parse::<i128>().map_err(|_| D::Error::custom(format!("`{text}` is not a number")))?
+        }
         Either::Signed(number) => number.into(),
         Either::Unsigned(number) => number.into(),
     };

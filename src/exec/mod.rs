@@ -1,23 +1,23 @@
-//! The one door through which child processes are run.
+//! Runs child processes. No other module starts one.
 //!
-//! A [`Run`] is an argument vector and what becomes of the streams. Every failure names the whole command line, how it
-//! ended, and the end of what it said. Modules above give each program its own typed functions.
+//! A [`Run`] is an argument vector and what happens to its streams. Every error names the whole command line, how the
+//! program ended, and the end of its output. Modules above give each program typed functions of its own.
 
 use std::{
     ffi::OsString,
     fmt,
     io::{self, Read, Write as _},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
     time::Duration,
 };
 
-/// How many bytes of a failed program's words an error repeats.
+/// Bytes of a failed program's output that an error repeats.
 const TAIL: usize = 2048;
 
-/// A program to run, with its arguments.
+/// A program to run, with its arguments and input.
 #[derive(Debug)]
 pub struct Run {
     command: Command,
@@ -25,67 +25,53 @@ pub struct Run {
     limit: Option<Duration>,
 }
 
-/// Why a program did not do its work.
+/// Why a program failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
     /// It could not be started.
     #[error("starting `{command}`")]
-    Start {
-        /// The command line.
-        command: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// It ended badly.
+    Start { command: String, source: io::Error },
+    /// It ended with another status than 0, or by a signal.
     #[error("`{command}` {}{}", ended(status), said(tail))]
     Failed {
-        /// The command line.
         command: String,
-        /// How it ended.
         status: ExitStatus,
-        /// The end of its standard error, or of its output if it said nothing there.
+        /// The end of its standard error, or of its standard output if that is empty.
         tail: String,
     },
-    /// It did not end in time; it and all that it started have been killed.
+    /// It did not end within its time limit; its process group was killed.
     #[error("`{command}` did not end within {} s and was killed{}", limit.as_secs_f64(), said(tail))]
     TimedOut {
-        /// The command line.
         command: String,
-        /// The time it had.
         limit: Duration,
-        /// The end of what it said.
+        /// The end of its output.
         tail: String,
     },
 }
 
-/// What a program that ended well said.
+/// The output of a program that ended with status 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captured {
-    /// Its standard output.
     pub stdout: Vec<u8>,
-    /// Its standard error.
     pub stderr: Vec<u8>,
 }
 
 impl Run {
-    /// A program, looked for in PATH, with no arguments and no input.
+    /// `program`, looked up in PATH, with no arguments and no input.
     pub fn new(program: impl Into<OsString>) -> Run {
         Run { command: Command::new(program.into()), input: Vec::new(), limit: None }
     }
 
-    /// Adds an argument.
     pub fn arg(mut self, argument: impl Into<OsString>) -> Run {
         self.command.arg(argument.into());
         self
     }
 
-    /// Adds arguments.
     pub fn args<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Run {
         self.command.args(arguments.into_iter().map(Into::into));
         self
     }
 
-    /// Sets a variable of the environment.
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Run {
         self.command.env(name, value.into());
         self
@@ -97,19 +83,19 @@ impl Run {
         self
     }
 
-    /// What the program reads from standard input.
+    /// Sets what the program reads from standard input.
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Run {
         self.input = bytes.into();
         self
     }
 
-    /// Kills the program, and every process of its group, when it has not ended by then.
+    /// Kills the program's process group when it has not ended after `limit`.
     pub fn limit(mut self, limit: Duration) -> Run {
         self.limit = Some(limit);
         self
     }
 
-    /// The command line, quoted where a shell would need it.
+    /// The command line, quoted as a shell needs it.
     pub fn command_line(&self) -> String {
         std::iter::once(self.command.get_program())
             .chain(self.command.get_args())
@@ -118,10 +104,10 @@ impl Run {
             .join(" ")
     }
 
-    /// Runs the program to its end and returns what it said. Streams: both are captured.
+    /// Runs the program to its end. Both output streams are captured.
     ///
     /// # Errors
-    /// When it cannot be started, ends with another status than 0, or does not end in time.
+    /// When it cannot be started, does not end with status 0, or does not end within the limit.
     pub fn capture(mut self) -> Result<Captured, ExecError> {
         let command = self.command_line();
         let start = |source| ExecError::Start { command: command.clone(), source };
@@ -132,7 +118,7 @@ impl Run {
         let stderr = collect(child.stderr.take());
         if let Some(mut stdin) = child.stdin.take() {
             let input = std::mem::take(&mut self.input);
-            // A program may end without reading its input; how it ends tells whether that was wrong.
+            // A program may end without reading its input; its exit status says whether that was wrong.
             thread::spawn(move || stdin.write_all(&input));
         }
         let status = wait(&mut child, self.limit).map_err(start)?;
@@ -144,12 +130,85 @@ impl Run {
         }
     }
 
-    /// As [`Run::capture`], the standard output as text without white space around it.
+    /// Starts the program and returns while it runs. Streams: standard output is the caller's, who must read it to its end;
+    /// the standard error is kept for an error. Neither input nor limit of time are used.
     ///
     /// # Errors
-    /// As [`Run::capture`]; bytes that are no UTF-8 are replaced.
+    /// When it cannot be started.
+    pub fn start(mut self) -> Result<Running, ExecError> {
+        let command = self.command_line();
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = self.command.spawn().map_err(|source| ExecError::Start { command: command.clone(), source })?;
+        let stderr = collect(child.stderr.take());
+        Ok(Running { child, command, stderr: Some(stderr) })
+    }
+
+    /// As [`Run::capture`]; returns the standard output without white space around it.
+    ///
+    /// # Errors
+    /// As [`Run::capture`]; bytes that are not UTF-8 are replaced.
     pub fn text(self) -> Result<String, ExecError> {
         Ok(String::from_utf8_lossy(&self.capture()?.stdout).trim().to_owned())
+    }
+}
+
+/// A program that runs. It is killed with its children when the value goes.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    command: String,
+    stderr: Option<mpsc::Receiver<Vec<u8>>>,
+}
+
+impl Running {
+    /// Its standard output, once.
+    pub fn stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends it a signal; nothing happens if it has ended.
+    pub fn signal(&mut self, signal: rustix::process::Signal) {
+        if self.ended() {
+            return;
+        }
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// Waits for its end, at most `limit`, and returns its standard error.
+    ///
+    /// # Errors
+    /// When it ends with another status than 0, or does not end in time and is killed.
+    pub fn finish(mut self, limit: Duration) -> Result<String, ExecError> {
+        let status = wait(&mut self.child, Some(limit));
+        let stderr = self.stderr.take().map(take).unwrap_or_default();
+        let tail = Captured { stdout: Vec::new(), stderr }.tail();
+        let command = self.command.clone();
+        match status.map_err(|source| ExecError::Start { command: command.clone(), source })? {
+            Some(status) if status.success() => Ok(tail),
+            Some(status) => Err(ExecError::Failed { command, status, tail }),
+            None => Err(ExecError::TimedOut { command, limit, tail }),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended() {
+            kill_group(&self.child);
+            let _ = self.child.wait();
+        }
     }
 }
 
@@ -173,14 +232,18 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> io::Result<Option<ExitSta
         }
         let now = std::time::Instant::now();
         if now >= end {
-            if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
-                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-            }
+            kill_group(child);
             child.wait()?;
             return Ok(None);
         }
         thread::sleep(pause.min(end - now));
         pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+fn kill_group(child: &Child) {
+    if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     }
 }
 
@@ -196,7 +259,7 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>
     receive
 }
 
-/// What a stream held. A grandchild that went on in a group of its own may keep the stream open: it is not waited for.
+/// The bytes of a stream. A grandchild in a group of its own may keep the stream open: nobody waits for it.
 fn take(stream: mpsc::Receiver<Vec<u8>>) -> Vec<u8> {
     stream.recv_timeout(Duration::from_secs(5)).unwrap_or_default()
 }
@@ -255,6 +318,27 @@ mod tests {
             "`sh -c 'kill -9 $$'` was ended by signal 9, saying nothing"
         );
         assert_eq!(Run::new("/no/such").text().unwrap_err().to_string(), "starting `/no/such`");
+    }
+
+    #[test]
+    fn a_program_that_was_started_is_read_ended_and_killed() {
+        let mut program = shell("echo one; echo two; echo why >&2; exit 3").start().unwrap();
+        let mut said = String::new();
+        program.stdout().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said, "one\ntwo\n");
+        assert!(program.stdout().is_none());
+        let error = program.finish(Duration::from_secs(10)).unwrap_err().to_string();
+        assert!(error.ends_with("ended with status 3: why"), "{error}");
+        let mut program = shell("trap 'exit 0' INT; while :; do sleep 0.01; done").start().unwrap();
+        while !program.ended() {
+            program.signal(rustix::process::Signal::INT);
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(program.finish(Duration::from_secs(1)).is_ok());
+        let program = shell("sleep 600 & wait").start().unwrap();
+        let group = rustix::process::Pid::from_raw(program.child.id() as i32).unwrap();
+        drop(program);
+        assert!(rustix::process::test_kill_process_group(group).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Addresses of hosts, looked up once for all connections.
+//! Looks up addresses of hosts once for all connections.
 //!
-//! Without this each request asks for the address again, even on a connection that was kept; name servers that drop
+//! Without it each request looks the address up again, even on a connection that was kept. Name servers that drop
 //! queries when many come at once then cost seconds.
 
 use std::{
@@ -20,17 +20,17 @@ use ureq::{
     },
 };
 
-/// How long an address is believed.
+/// How long an address is used before it is looked up again.
 const LIFETIME: Duration = Duration::from_secs(300);
 
-/// Looks names up and remembers their addresses.
+/// Looks up names and caches their addresses.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     resolver: DefaultResolver,
     known: Mutex<HashMap<String, Arc<Mutex<Known>>>>,
 }
 
-/// What is known of one host; locked while it is being looked up, so that others wait for the same answer.
+/// The addresses of one host; locked during a look-up, so that others wait for the same answer.
 #[derive(Debug, Default)]
 struct Known(Option<(Instant, Vec<SocketAddr>)>);
 

@@ -2,14 +2,14 @@
 //!
 //! The stream is cut into blocks of fixed size, each compressed by itself: gzip blocks end in a sync flush, so that
 //! together they are one member (RFC 1951, 3.2.4; RFC 1952), zstd blocks are frames (RFC 8878, 3.1). Neither the number
-//! of threads nor their speed shows in the result. A layer is compressed once: the store remembers what came of it.
+//! of threads nor their speed shows in the result. A layer is compressed once: the store keeps the result.
 
 use crate::{
     error::UserError,
     model::Digest,
     progress::Step,
     rootfs::tar::StoredLayer,
-    store::{CachedResult, Store},
+    store::{CachedResult, Store, lost_blob},
 };
 use anyhow::{Context as _, Result, ensure};
 use flate2::{Compress, Crc, FlushCompress, Status};
@@ -99,7 +99,7 @@ impl FromStr for Compression {
     /// Reads `none`, `gzip`, `zstd`, `gzip:LEVEL` or `zstd:LEVEL`.
     fn from_str(text: &str) -> Result<Compression, UserError> {
         let wrong = || {
-            UserError::usage(format!("`{text}` is no compression"))
+            UserError::usage(format!("`{text}` is not a compression"))
                 .hint("one of: none, gzip, gzip:1 to gzip:9, zstd, zstd:1 to zstd:19")
         };
         let (codec, level) = match text.split_once(':') {
@@ -150,13 +150,13 @@ pub fn pack_layer(store: &Store, layer: &StoredLayer, compression: Compression, 
     }
     let key = Digest::of(format!("packed-layer\n{FORMAT}\n{compression}\n{}\n", layer.tar));
     let (packed, known) = store.memoise(&key, || {
-        let tar = store.read_blob(&layer.tar)?.ok_or_else(|| lost(&layer.tar))?;
-        ensure!(tar.size() == layer.size, lost(&layer.tar));
+        let tar = store.read_blob(&layer.tar)?.ok_or_else(|| lost_blob(&layer.tar))?;
+        ensure!(tar.size() == layer.size, lost_blob(&layer.tar));
         let mut blob = store.write_blob()?;
         let threads = thread::available_parallelism().map_or(1, usize::from);
         compress(&mut Advancing { inner: tar, step }, &mut blob, compression, threads)
             .map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidData => anyhow::Error::new(error).context(lost(&layer.tar)),
+                io::ErrorKind::InvalidData => anyhow::Error::new(error).context(lost_blob(&layer.tar)),
                 _ => error.into(),
             })
             .with_context(|| format!("compressing the layer {}", layer.tar))?;
@@ -167,12 +167,6 @@ pub fn pack_layer(store: &Store, layer: &StoredLayer, compression: Compression, 
         step.advance(layer.size);
     }
     Ok(packed)
-}
-
-/// A blob that should be in the store is not there, or not what it was.
-pub(super) fn lost(blob: &Digest) -> UserError {
-    UserError::runtime(format!("the store no longer has the blob {blob} whole"))
-        .hint("build again: what is lost is made anew")
 }
 
 struct Advancing<'a, R> {
@@ -221,7 +215,7 @@ fn gzip(input: &mut dyn Read, output: &mut dyn Write, level: u8, threads: usize)
 
 /// Compresses single blocks, as one thread does.
 trait Blocks {
-    /// What is learnt of a block besides its compressed bytes.
+    /// The result for a block besides its compressed bytes.
     type Note: Send;
 
     fn pack(&mut self, block: &[u8]) -> io::Result<(Vec<u8>, Self::Note)>;
@@ -278,7 +272,7 @@ impl Blocks for ZstdBlocks {
 }
 
 type Packed<N> = io::Result<(Vec<u8>, N)>;
-/// A block, and where to send what comes of it.
+/// A block, and where to send its result.
 type Job<N> = (Vec<u8>, SyncSender<Packed<N>>);
 
 /// Cuts `input` into blocks of `size` bytes, has them compressed by `threads` threads, writes them in order, and hands
@@ -303,7 +297,7 @@ fn in_blocks<B: Blocks>(
         for _ in 0..threads {
             scope.spawn(|| work(&queue, &blocks));
         }
-        // Dropped on every way out, which ends the threads.
+        // Dropped on every return, which ends the threads.
         let jobs = jobs;
         let mut pending = VecDeque::new();
         for first in std::iter::once(true).chain(std::iter::repeat(false)) {

@@ -1,13 +1,14 @@
 //! What two images have that differs.
 
-use super::{Image, Node};
+use super::{FoundContent, FoundEntry, Image};
+use crate::rootfs::{Differing, Kind};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt::Write as _,
 };
 
-/// What becomes of something from the first image to the second.
+/// The difference of one thing between two images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
@@ -24,7 +25,6 @@ pub enum Change {
 pub struct Difference {
     /// Packages and their versions.
     pub packages: BTreeMap<String, Change>,
-    /// Overlays.
     pub overlays: BTreeMap<String, Change>,
     /// The disk and its partitions, kernels, and what GRUB starts.
     pub boot: BTreeMap<String, Change>,
@@ -38,16 +38,13 @@ impl Difference {
         let overlays = |image: &Image| -> BTreeMap<String, String> {
             image.summary.overlays.iter().map(|name| (name.clone(), name.clone())).collect()
         };
-        let files = |image: &Image| -> BTreeMap<String, String> {
-            // A file system's own; no tree has it.
-            let nodes = image.nodes.iter().filter(|(path, _)| *path != "/lost+found");
-            nodes.map(|(path, node)| (path.clone(), node.to_string())).collect()
-        };
+        // A file system's own; no tree has it.
+        let files = first.tree.differing(&second.tree).filter(|differing| differing.path.as_str() != "/lost+found");
         Difference {
             packages: changes(&first.summary.packages, &second.summary.packages),
             overlays: changes(&overlays(first), &overlays(second)),
             boot: changes(&boot(first), &boot(second)),
-            files: changes(&files(first), &files(second)),
+            files: files.filter_map(file_change).collect(),
         }
     }
 
@@ -73,7 +70,7 @@ fn changes(first: &BTreeMap<String, String>, second: &BTreeMap<String, String>) 
     names.into_iter().filter_map(|name| Some((name.clone(), change(name)?))).collect()
 }
 
-/// What tells how an image boots, by name.
+/// What decides how an image boots, by name.
 fn boot(image: &Image) -> BTreeMap<String, String> {
     let summary = &image.summary;
     let mut facts = BTreeMap::new();
@@ -94,18 +91,32 @@ fn boot(image: &Image) -> BTreeMap<String, String> {
     facts
 }
 
-impl fmt::Display for Node {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:04o} {}:{}", self.kind, self.mode, self.uid, self.gid)?;
-        if self.kind == "file" {
-            write!(f, " {} bytes", self.size)?;
+fn file_change(differing: Differing<'_, FoundContent>) -> Option<(String, Change)> {
+    let change = match (differing.before.map(describe), differing.after.map(describe)) {
+        (Some(before), Some(after)) => Change::Changed(before, after),
+        (Some(before), None) => Change::Removed(before),
+        (None, after) => Change::Added(after?),
+    };
+    Some((differing.path.to_string(), change))
+}
+
+/// Kind, mode, owners, size, digest or target of an entry.
+fn describe(entry: &FoundEntry) -> String {
+    let kind = match entry.kind {
+        Kind::Directory => "directory",
+        Kind::File(FoundContent::Bytes { .. }) | Kind::Hardlink(_) => "file",
+        Kind::File(FoundContent::Special) => "other",
+        Kind::Symlink(_) => "link",
+        Kind::Fifo => "pipe",
+    };
+    let mut text = format!("{kind} {:04o} {}:{}", entry.mode, entry.uid, entry.gid);
+    let _ = match &entry.kind {
+        Kind::File(FoundContent::Bytes { size, sha256: None }) => write!(text, " {size} bytes"),
+        Kind::File(FoundContent::Bytes { size, sha256: Some(digest) }) => {
+            write!(text, " {size} bytes {}", &digest.hex()[..16])
         }
-        if let Some(digest) = &self.sha256 {
-            write!(f, " {}", &digest.hex()[..16])?;
-        }
-        if let Some(target) = &self.target {
-            write!(f, " -> {target}")?;
-        }
-        Ok(())
-    }
+        Kind::Symlink(target) => write!(text, " -> {target}"),
+        _ => Ok(()),
+    };
+    text
 }

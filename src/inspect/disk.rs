@@ -1,17 +1,19 @@
 //! Reads disks: partitions, and the files of an ext4 root.
 
-use super::{Found, Node, Partition, TELLING};
+use super::{Found, FoundContent, FoundEntry, Partition, TELLING};
 use crate::{
     disk::{
         ImageFile, ext4,
         gpt::{Table, kinds},
     },
     error::UserError,
-    model::Digest,
+    model::{Digest, GuestPath},
+    rootfs::{Entry, Kind},
 };
 use anyhow::{Context as _, Result, anyhow};
-use ext4_view::{Ext4, Ext4Read, FileType};
+use ext4_view::{Ext4, Ext4Read, FileType, Metadata};
 use std::{
+    collections::BTreeMap,
     error::Error,
     io::{Read as _, Seek as _, SeekFrom},
     path::Path,
@@ -47,7 +49,9 @@ pub(super) fn read(path: &Path, digests: bool) -> Result<(&'static str, Found)> 
     if let Some(offset) = root {
         let volume = Volume { disk, offset };
         let ext4 = Ext4::load(Box::new(volume)).map_err(|error| anyhow!("reading the root file system: {error}"))?;
-        walk(&ext4, "/", digests, &mut found)?;
+        let metadata = ext4.metadata("/").map_err(|error| anyhow!("reading `/`: {error}"))?;
+        found.tree.entries.insert(GuestPath::root(), found_entry(Kind::Directory, &metadata));
+        walk(&ext4, &GuestPath::root(), digests, &mut found)?;
     }
     Ok((format, found))
 }
@@ -80,48 +84,46 @@ impl Ext4Read for Volume {
     }
 }
 
-fn walk(ext4: &Ext4, folder: &str, digests: bool, found: &mut Found) -> Result<()> {
+fn found_entry(kind: Kind<FoundContent>, metadata: &Metadata) -> FoundEntry {
+    let mode = u32::from(metadata.mode()) & 0o7777;
+    Entry { kind, mode, uid: metadata.uid(), gid: metadata.gid(), mtime: 0, xattrs: BTreeMap::new() }
+}
+
+fn walk(ext4: &Ext4, folder: &GuestPath, digests: bool, found: &mut Found) -> Result<()> {
     let reading = |error: &dyn std::fmt::Display| anyhow!("reading `{folder}`: {error}");
-    for entry in ext4.read_dir(folder).map_err(|error| reading(&error))? {
+    for entry in ext4.read_dir(folder.as_str()).map_err(|error| reading(&error))? {
         let entry = entry.map_err(|error| reading(&error))?;
         let name = entry.file_name();
         let name = name.as_str().map_err(|error| reading(&error))?;
         if name == "." || name == ".." {
             continue;
         }
-        let path = format!("{}/{name}", folder.trim_end_matches('/'));
+        let path = folder.join(name)?;
         let reading = |error: &dyn std::fmt::Display| anyhow!("reading `{path}`: {error}");
         let metadata = entry.metadata().map_err(|error| reading(&error))?;
         let kind = match metadata.file_type() {
-            FileType::Regular => "file",
-            FileType::Directory => "directory",
-            FileType::Symlink => "link",
-            FileType::Fifo => "pipe",
-            _ => "other",
-        };
-        let mut node = Node {
-            kind,
-            mode: u32::from(metadata.mode()) & 0o7777,
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-            size: if kind == "file" { metadata.len() } else { 0 },
-            sha256: None,
-            target: None,
-        };
-        let telling = TELLING.contains(&path.as_str());
-        if kind == "file" && (digests || telling) {
-            let bytes = ext4.read(path.as_str()).map_err(|error| reading(&error))?;
-            node.sha256 = digests.then(|| Digest::of(&bytes));
-            if telling {
-                found.telling.insert(path.clone(), bytes);
+            FileType::Regular => {
+                let telling = TELLING.contains(&path.as_str());
+                let mut sha256 = None;
+                if digests || telling {
+                    let bytes = ext4.read(path.as_str()).map_err(|error| reading(&error))?;
+                    let digest = Digest::of(&bytes);
+                    found.telling.extend(telling.then_some((digest, bytes)));
+                    sha256 = Some(digest);
+                }
+                Kind::File(FoundContent::Bytes { size: metadata.len(), sha256 })
             }
-        }
-        if kind == "link" {
-            let target = ext4.read_link(path.as_str()).map_err(|error| reading(&error))?;
-            node.target = Some(target.display().to_string());
-        }
-        found.nodes.insert(path.clone(), node);
-        if kind == "directory" {
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => {
+                let target = ext4.read_link(path.as_str()).map_err(|error| reading(&error))?;
+                Kind::Symlink(target.display().to_string())
+            }
+            FileType::Fifo => Kind::Fifo,
+            _ => Kind::File(FoundContent::Special),
+        };
+        let directory = kind == Kind::Directory;
+        found.tree.entries.insert(path.clone(), found_entry(kind, &metadata));
+        if directory {
             walk(ext4, &path, digests, found)?;
         }
     }

@@ -1,4 +1,4 @@
-//! What is in an image, whoever made it: read from its file, without mounting it or running anything of it.
+//! Reads what is in an image, whoever made it, without mounting it or running any of it.
 
 mod difference;
 mod disk;
@@ -9,13 +9,14 @@ pub use difference::{Change, Difference};
 use crate::{
     debian::deb822,
     error::UserError,
-    model::{Digest, MANIFEST_PATH},
+    model::{Digest, GuestPath, MANIFEST_PATH},
+    rootfs::{Entry, Kind, Tree},
 };
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use std::{collections::BTreeMap, fs::File, io::Seek as _, path::Path};
 
-/// Files whose bytes tell what an image is.
+/// Files whose contents describe an image.
 const TELLING: [&str; 4] = [STATUS, MANIFEST_PATH, GRUB, FSTAB];
 /// dpkg's database.
 const STATUS: &str = "/var/lib/dpkg/status";
@@ -43,7 +44,7 @@ pub struct Summary {
     pub boot: Option<Boot>,
     /// Installed packages and their versions.
     pub packages: BTreeMap<String, String>,
-    /// Overlays of the recipe; none if nothing tells of them.
+    /// Overlays of the recipe; empty if the image does not list them.
     pub overlays: Vec<String>,
     /// Paths in the root file system.
     pub paths: usize,
@@ -51,12 +52,9 @@ pub struct Summary {
     pub bytes: u64,
 }
 
-/// A partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Partition {
-    /// Its number.
     pub number: u32,
-    /// Its name.
     pub name: String,
     /// What it is for: `bios`, `esp`, `root`, or the identifier of its type.
     pub kind: String,
@@ -74,7 +72,6 @@ pub struct Partition {
 /// How an image boots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Boot {
-    /// Its kernels.
     pub kernels: Vec<String>,
     /// What GRUB's menu starts first, with all arguments.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,34 +80,33 @@ pub struct Boot {
     pub mounts: Vec<String>,
 }
 
-/// What is at one path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Node {
-    /// `file`, `directory`, `link`, `pipe` or `other`.
-    pub kind: &'static str,
-    /// The permission bits.
-    pub mode: u32,
-    /// The owner's number.
-    pub uid: u32,
-    /// The group's number.
-    pub gid: u32,
-    /// A file's size in bytes.
-    pub size: u64,
-    /// A file's SHA-256, where it was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<Digest>,
-    /// A link's target.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub target: Option<String>,
+/// What is known of a file's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundContent {
+    /// A regular file's.
+    Bytes {
+        /// Their number.
+        size: u64,
+        /// Their SHA-256, where it was requested.
+        sha256: Option<Digest>,
+    },
+    /// A device node or socket has none.
+    Special,
 }
+
+/// The root file system of an image. A hard link is a file like its other names; times and extended attributes are not
+/// read.
+pub type FoundTree = Tree<FoundContent>;
+
+/// The entry of a path in an image.
+pub type FoundEntry = Entry<FoundContent>;
 
 /// An image that was read.
 #[derive(Debug)]
 pub struct Image {
-    /// Its summary.
     pub summary: Summary,
-    /// Every path of its root file system.
-    pub nodes: BTreeMap<String, Node>,
+    /// Its root file system; without a path if it has none.
+    pub tree: FoundTree,
 }
 
 /// What a reader of one format finds.
@@ -119,9 +115,17 @@ struct Found {
     disk_size: Option<u64>,
     partitions: Vec<Partition>,
     layers: Vec<Digest>,
-    nodes: BTreeMap<String, Node>,
-    /// The bytes of the [`TELLING`] files.
-    telling: BTreeMap<String, Vec<u8>>,
+    tree: FoundTree,
+    /// The bytes of the [`TELLING`] files, by their digest.
+    telling: BTreeMap<Digest, Vec<u8>>,
+}
+
+impl Found {
+    /// The text of one of the [`TELLING`] files.
+    fn text(&self, path: &str) -> Option<String> {
+        let FoundContent::Bytes { sha256: Some(digest), .. } = self.tree.content(path)? else { return None };
+        self.telling.get(digest).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    }
 }
 
 impl Image {
@@ -148,28 +152,35 @@ impl Image {
             file.rewind().with_context(reading)?;
             (format, found, Digest::of_reader(file).with_context(reading)?, size)
         };
-        let Found { disk_size, partitions, layers, nodes, telling } = found;
-        let text = |path: &str| telling.get(path).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
         let summary = Summary {
             format,
             file_size,
             sha256,
-            disk_size,
-            partitions,
-            layers,
-            boot: boot(&nodes, text(GRUB), text(FSTAB)),
-            packages: text(STATUS).map(|text| packages(&text)).unwrap_or_default(),
-            overlays: text(MANIFEST_PATH).map(|text| overlays(&text)).transpose()?.unwrap_or_default(),
-            paths: nodes.len(),
-            bytes: nodes.values().map(|node| node.size).sum(),
+            disk_size: found.disk_size,
+            boot: boot(&found),
+            packages: found.text(STATUS).map(|text| packages(&text)).unwrap_or_default(),
+            overlays: found.text(MANIFEST_PATH).map(|text| overlays(&text)).transpose()?.unwrap_or_default(),
+            paths: found.tree.below(&GuestPath::root()).count(),
+            bytes: found.tree.entries.values().map(bytes).sum(),
+            partitions: found.partitions,
+            layers: found.layers,
         };
-        Ok(Image { summary, nodes })
+        Ok(Image { summary, tree: found.tree })
     }
 }
 
-fn boot(nodes: &BTreeMap<String, Node>, grub: Option<String>, fstab: Option<String>) -> Option<Boot> {
+/// The number of bytes of a regular file, else 0.
+fn bytes(entry: &FoundEntry) -> u64 {
+    match entry.kind {
+        Kind::File(FoundContent::Bytes { size, .. }) => size,
+        _ => 0,
+    }
+}
+
+fn boot(found: &Found) -> Option<Boot> {
+    let paths = found.tree.entries.keys();
     let kernels: Vec<String> =
-        nodes.keys().filter_map(|path| Some(path.strip_prefix("/boot/vmlinuz-")?.to_owned())).collect();
+        paths.filter_map(|path| Some(path.as_str().strip_prefix("/boot/vmlinuz-")?.to_owned())).collect();
     if kernels.is_empty() {
         return None;
     }
@@ -182,7 +193,8 @@ fn boot(nodes: &BTreeMap<String, Node>, grub: Option<String>, fstab: Option<Stri
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         lines.map(str::to_owned).collect()
     };
-    Some(Boot { kernels, command: grub.and_then(first), mounts: fstab.map(lines).unwrap_or_default() })
+    let (command, mounts) = (found.text(GRUB).and_then(first), found.text(FSTAB).map(lines).unwrap_or_default());
+    Some(Boot { kernels, command, mounts })
 }
 
 /// The installed packages of dpkg's database, by name.

@@ -1,14 +1,18 @@
 //! Reads container images: the sum of their layers (OCI image specification).
 
-use super::{Found, Node, TELLING};
-use crate::model::{Digest, Sha256};
-use anyhow::{Context as _, Result, bail, ensure};
+use super::{Found, FoundContent, FoundEntry, FoundTree, TELLING};
+use crate::{
+    model::{Digest, GuestPath, Sha256},
+    rootfs::{Change, Entry, Kind, Layer, tar::EntryName},
+};
+use anyhow::{Context as _, Result, bail};
 use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read, Seek as _, SeekFrom},
+    ops::Bound,
     path::PathBuf,
 };
 use tar::{Archive, EntryType};
@@ -44,7 +48,7 @@ struct Descriptor {
 }
 
 impl Blobs {
-    /// The members of an archive file; `None` if it is none.
+    /// The members of an archive file; `None` if it is not one.
     pub(super) fn of_archive(file: &File) -> Result<Option<Blobs>> {
         let mut magic = [0; 262];
         let mut start = file.try_clone()?;
@@ -97,6 +101,7 @@ pub(super) fn read(blobs: &Blobs) -> Result<(Found, Digest, u64)> {
     };
     let manifest: Manifest = blobs.document(&blob(&descriptor.digest))?;
     let mut found = Found::default();
+    found.tree.entries.insert(GuestPath::root(), Entry::directory(0o755, 0));
     for layer in &manifest.layers {
         let name = blob(&layer.digest);
         let packed = blobs.open(&name)?;
@@ -105,75 +110,118 @@ pub(super) fn read(blobs: &Blobs) -> Result<(Found, Digest, u64)> {
             Some("zstd") => Box::new(zstd::Decoder::new(packed).context("starting the decompressor")?),
             _ => packed,
         };
-        apply(bytes, &mut found).with_context(|| format!("reading the layer {}", layer.digest))?;
+        let reading = || format!("reading the layer {}", layer.digest);
+        let changes = read_layer(bytes, &found.tree, &mut found.telling).with_context(reading)?;
+        found.tree.apply(&changes).with_context(reading)?;
         found.layers.push(layer.digest);
     }
     let size = manifest.layers.iter().map(|layer| layer.size).sum();
     Ok((found, descriptor.digest, size))
 }
 
-/// Puts a layer on top (layer.md, "Representing Changes").
-fn apply(bytes: impl Read, found: &mut Found) -> Result<()> {
+/// The changes that a layer makes to `below` (layer.md, "Representing Changes"); the bytes of telling files go to
+/// `telling`.
+fn read_layer(
+    bytes: impl Read,
+    below: &FoundTree,
+    telling: &mut BTreeMap<Digest, Vec<u8>>,
+) -> Result<Layer<FoundContent>> {
+    let mut layer = Layer::default();
+    let (mut removed, mut emptied) = (Vec::new(), Vec::new());
     let mut archive = Archive::new(bytes);
     for entry in archive.entries().context("reading the layer")? {
         let mut entry = entry.context("reading the layer")?;
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let path = format!("/{}", name.trim_start_matches("./").trim_matches('/'));
-        if path == "/" {
-            continue;
-        }
-        let (folder, last) = path.rsplit_once('/').unwrap_or(("", &path));
-        if let Some(gone) = last.strip_prefix(".wh.") {
-            let gone = format!("{folder}/{gone}");
-            remove(found, &gone);
-            continue;
-        }
-        let header = entry.header();
-        let (mode, uid, gid) = (header.mode()? & 0o7777, header.uid()? as u32, header.gid()? as u32);
-        let mut telling = None;
-        let mut node = Node { kind: "other", mode, uid, gid, size: 0, sha256: None, target: None };
-        match header.entry_type() {
-            EntryType::Directory => node.kind = "directory",
-            EntryType::Fifo => node.kind = "pipe",
-            EntryType::Symlink => {
-                node.kind = "link";
-                node.target = entry.link_name_bytes().map(|name| String::from_utf8_lossy(&name).into_owned());
+        match EntryName::of(guest_path(&entry.path_bytes())?)? {
+            EntryName::Removed(path) => removed.push(path),
+            EntryName::Emptied(path) => emptied.push(path),
+            EntryName::Path(path) => {
+                let found = found_entry(&mut entry, &path, below, &layer, telling)
+                    .with_context(|| format!("reading `{path}`"))?;
+                layer.changes.insert(path, Change::Set(found));
             }
-            EntryType::Link => {
-                let target = entry.link_name_bytes().map(|name| String::from_utf8_lossy(&name).into_owned());
-                let target = format!("/{}", target.unwrap_or_default().trim_start_matches("./").trim_matches('/'));
-                node = found.nodes.get(&target).with_context(|| format!("`{path}` is a link to nothing"))?.clone();
-                telling = found.telling.get(&target).cloned();
-            }
-            kind if kind.is_file() => {
-                (node.kind, node.size) = ("file", entry.size());
-                let mut hashed = HashingReader { inner: &mut entry, hasher: Sha256::new() };
-                if TELLING.contains(&path.as_str()) {
-                    let mut bytes = Vec::new();
-                    hashed.read_to_end(&mut bytes)?;
-                    telling = Some(bytes);
-                } else {
-                    io::copy(&mut hashed, &mut io::sink())?;
-                }
-                node.sha256 = Some(hashed.hasher.finish());
-            }
-            _ => {}
         }
-        if node.kind != "directory" {
-            remove(found, &path);
-        }
-        found.telling.extend(telling.map(|bytes| (path.clone(), bytes)));
-        found.nodes.insert(path, node);
     }
-    ensure!(!found.nodes.is_empty(), "the layer is empty");
-    Ok(())
+    // Whiteouts concern the layers below only: what this layer has itself stays.
+    for path in removed {
+        match layer.changes.get(&path) {
+            None if !has_below(&layer, &path) => _ = layer.changes.insert(path, Change::Remove),
+            None | Some(Change::Set(Entry { kind: Kind::Directory, .. })) => emptied.push(path),
+            Some(_) => {}
+        }
+    }
+    for directory in emptied {
+        for (path, _) in below.below(&directory) {
+            if !layer.changes.contains_key(path) && !has_below(&layer, path) {
+                layer.changes.insert(path.clone(), Change::Remove);
+            }
+        }
+    }
+    add_parents(&mut layer, below);
+    Ok(layer)
 }
 
-/// Takes away a path and all that is in it.
-fn remove(found: &mut Found, path: &str) {
-    let below = format!("{path}/");
-    found.nodes.retain(|known, _| known != path && !known.starts_with(&below));
-    found.telling.remove(path);
+fn guest_path(name: &[u8]) -> Result<GuestPath> {
+    Ok(format!("/{}", String::from_utf8_lossy(name)).parse()?)
+}
+
+/// Whether the layer puts something into the directory `path`.
+fn has_below(layer: &Layer<FoundContent>, path: &GuestPath) -> bool {
+    let first = format!("{}/", path.as_str().trim_end_matches('/'));
+    let after = layer.changes.range::<str, _>((Bound::Included(first.as_str()), Bound::Unbounded));
+    after.take_while(|(inner, _)| inner.is_within(path)).any(|(_, change)| matches!(change, Change::Set(_)))
+}
+
+/// Adds the directories that a layer leaves out, as engines make them.
+fn add_parents(layer: &mut Layer<FoundContent>, below: &FoundTree) {
+    let set = layer.changes.iter().filter(|(_, change)| matches!(change, Change::Set(_)));
+    let parents: BTreeSet<GuestPath> =
+        set.flat_map(|(path, _)| std::iter::successors(path.parent(), GuestPath::parent)).collect();
+    for path in parents.into_iter().filter(|path| below.get(path.as_str()).is_none()) {
+        layer.changes.entry(path).or_insert(Change::Set(Entry::directory(0o755, 0)));
+    }
+}
+
+/// An entry of a layer that lies on `below`, of which `layer` was read so far.
+fn found_entry(
+    entry: &mut tar::Entry<'_, impl Read>,
+    path: &GuestPath,
+    below: &FoundTree,
+    layer: &Layer<FoundContent>,
+    telling: &mut BTreeMap<Digest, Vec<u8>>,
+) -> Result<FoundEntry> {
+    let header = entry.header();
+    let (mode, uid, gid) = (header.mode()? & 0o7777, header.uid()? as u32, header.gid()? as u32);
+    let kind = match header.entry_type() {
+        EntryType::Directory => Kind::Directory,
+        EntryType::Fifo => Kind::Fifo,
+        EntryType::Symlink => {
+            let target = entry.link_name_bytes().context("it is a symbolic link without a target")?;
+            Kind::Symlink(String::from_utf8_lossy(&target).into_owned())
+        }
+        EntryType::Link => {
+            let target = guest_path(&entry.link_name_bytes().context("it is a hard link without a target")?)?;
+            let other = match layer.changes.get(&target) {
+                Some(Change::Set(other)) => Some(other),
+                _ => below.get(target.as_str()),
+            };
+            return other.cloned().with_context(|| format!("it is a hard link to `{target}`, which is not there"));
+        }
+        kind if kind.is_file() => {
+            let size = entry.size();
+            let mut hashed = HashingReader { inner: entry, hasher: Sha256::new() };
+            let mut bytes = Vec::new();
+            let is_telling = TELLING.contains(&path.as_str());
+            match is_telling {
+                true => _ = hashed.read_to_end(&mut bytes)?,
+                false => _ = io::copy(&mut hashed, &mut io::sink())?,
+            }
+            let digest = hashed.hasher.finish();
+            telling.extend(is_telling.then_some((digest, bytes)));
+            Kind::File(FoundContent::Bytes { size, sha256: Some(digest) })
+        }
+        _ => Kind::File(FoundContent::Special),
+    };
+    Ok(Entry { kind, mode, uid, gid, mtime: 0, xattrs: BTreeMap::new() })
 }
 
 /// Hashes what is read.
@@ -187,5 +235,126 @@ impl<R: Read> Read for HashingReader<R> {
         let count = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..count]);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tar::{Builder, Header};
+
+    /// A layer of these entries: a name and a type flag, with what a file holds or a link leads to.
+    fn layer(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
+        let mut archive = Builder::new(Vec::new());
+        for (name, kind, text) in entries {
+            let mut header = Header::new_gnu();
+            header.set_entry_type(*kind);
+            header.set_mode(0o700);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            header.set_size(0);
+            match kind {
+                EntryType::Link | EntryType::Symlink => archive.append_link(&mut header, name, text).unwrap(),
+                _ => {
+                    header.set_size(text.len() as u64);
+                    archive.append_data(&mut header, name, text.as_bytes()).unwrap();
+                }
+            }
+        }
+        archive.into_inner().unwrap()
+    }
+
+    /// The sum of layers: each path, with the size of a file.
+    fn sum(layers: &[Vec<u8>]) -> Result<Vec<String>> {
+        let mut tree = FoundTree::default();
+        tree.entries.insert(GuestPath::root(), Entry::directory(0o755, 0));
+        for bytes in layers {
+            let changes = read_layer(&bytes[..], &tree, &mut BTreeMap::new())?;
+            tree.apply(&changes)?;
+        }
+        let root = GuestPath::root();
+        let shown = tree.below(&root).map(|(path, entry)| match &entry.kind {
+            Kind::Directory => format!("{path}/"),
+            Kind::File(FoundContent::Bytes { size, .. }) => format!("{path} {size}"),
+            kind => format!("{path} {kind:?}"),
+        });
+        Ok(shown.collect())
+    }
+
+    const FOLDER: EntryType = EntryType::Directory;
+    const FILE: EntryType = EntryType::Regular;
+
+    fn base() -> Vec<u8> {
+        let file = |name| (name, FILE, "old");
+        layer(&[
+            ("./a/", FOLDER, ""),
+            file("a/one"),
+            file("a/two"),
+            ("a/deep/", FOLDER, ""),
+            file("a/deep/file"),
+            file("b"),
+        ])
+    }
+
+    #[test]
+    fn a_whiteout_removes_what_lower_layers_have() {
+        let top = layer(&[("a/.wh.deep", FILE, ""), (".wh.b", FILE, ""), ("a/.wh.never", FILE, "")]);
+        assert_eq!(sum(&[base(), top]).unwrap(), ["/a/", "/a/one 3", "/a/two 3"]);
+    }
+
+    #[test]
+    fn an_emptied_directory_keeps_what_its_own_layer_has() {
+        for top in [
+            [("a/.wh..wh..opq", FILE, ""), ("a/one", FILE, "newer"), ("a/deep/new", FILE, "")],
+            [("a/one", FILE, "newer"), ("a/deep/new", FILE, ""), (".wh.a", FILE, "")],
+        ] {
+            assert_eq!(sum(&[base(), layer(&top)]).unwrap(), ["/a/", "/a/deep/", "/a/deep/new 0", "/a/one 5", "/b 3"]);
+        }
+    }
+
+    #[test]
+    fn entries_replace_each_other() {
+        let top = layer(&[("a", FILE, "file"), ("b/", FOLDER, ""), ("b/inner", EntryType::Symlink, "../a")]);
+        assert_eq!(sum(&[base(), top]).unwrap(), ["/a 4", "/b/", "/b/inner Symlink(\"../a\")"]);
+    }
+
+    #[test]
+    fn a_hard_link_is_a_file_of_this_layer_or_of_one_below() {
+        let top = layer(&[("c", EntryType::Link, "a/one"), ("d", FILE, "newer"), ("e", EntryType::Link, "./d")]);
+        assert_eq!(
+            sum(&[base(), top]).unwrap(),
+            ["/a/", "/a/deep/", "/a/deep/file 3", "/a/one 3", "/a/two 3", "/b 3", "/c 3", "/d 5", "/e 5"]
+        );
+        let error = format!("{:#}", sum(&[layer(&[("c", EntryType::Link, "gone")])]).unwrap_err());
+        assert_eq!(error, "reading `/c`: it is a hard link to `/gone`, which is not there");
+    }
+
+    #[test]
+    fn directories_that_are_left_out_are_added_and_links_are_not_followed() {
+        let one = layer(&[("x/y/z", FILE, ""), ("null", EntryType::Char, "")]);
+        assert_eq!(sum(&[one]).unwrap(), ["/null File(Special)", "/x/", "/x/y/", "/x/y/z 0"]);
+        let link = layer(&[("lib", EntryType::Symlink, "usr/lib")]);
+        let error = sum(&[link, layer(&[("lib/evil", FILE, "")])]).unwrap_err().to_string();
+        assert_eq!(error, "`/lib/evil` has no parent directory: `/lib` is a symbolic link");
+    }
+
+    #[test]
+    fn a_path_that_climbs_is_refused() {
+        // The writer refuses such a name, so it is put in place of another of the same length.
+        let mut bytes = layer(&[("aa/evil", FILE, "")]);
+        bytes[..7].copy_from_slice(b"../evil");
+        let sum_of_header = bytes[..512].iter().enumerate().map(|(at, byte)| match at {
+            148..156 => u32::from(b' '),
+            _ => u32::from(*byte),
+        });
+        let checksum = format!("{:06o}\0 ", sum_of_header.sum::<u32>());
+        bytes[148..156].copy_from_slice(checksum.as_bytes());
+        assert!(sum(&[bytes]).unwrap_err().to_string().contains("`..`"));
+    }
+
+    #[test]
+    fn an_empty_layer_changes_nothing() {
+        assert_eq!(sum(&[base(), layer(&[])]).unwrap(), sum(&[base()]).unwrap());
     }
 }

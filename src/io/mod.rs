@@ -1,3 +1,3 @@
-//! Streams: what goes over sockets.
+//! Streams and sockets.
 
 pub mod socket;

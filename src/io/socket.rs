@@ -1,7 +1,7 @@
 //! Unix sockets in folders of any depth, and JSON lines over them.
 //!
-//! The address of a Unix socket holds 107 bytes (unix(7)), which a folder in a deep path exceeds; so sockets are
-//! reached through the open folder. QEMU, which knows no such way, is started in the folder and gets bare names.
+//! The address of a Unix socket has at most 107 bytes (unix(7)), which a deep path exceeds, so sockets are reached
+//! through the open folder. QEMU cannot do that; it is started in the folder and gets bare names.
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::fs::{Mode, OFlags};
@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The longest line that a peer may send, in bytes: a guest's file contents come in one.
+/// The longest line that a peer may send, in bytes. A guest sends a whole file in one line.
 const LONGEST: usize = 64 << 20;
 
 /// Connects to the socket `path`.
@@ -24,7 +24,7 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(short)
 }
 
-/// Listens on the socket `path`; what a listener that is gone left there makes way.
+/// Listens on the socket `path`. A socket that a former listener left is replaced.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     let (_folder, short) = short(path)?;
     match UnixListener::bind(&short) {
@@ -107,7 +107,7 @@ impl Lines {
     /// The next value; `None` if none came until `deadline`.
     ///
     /// # Errors
-    /// When the peer goes away or says what is no JSON.
+    /// When the peer goes away or sends something that is not JSON.
     pub(crate) fn value(&mut self, deadline: Instant) -> Result<Option<serde_json::Value>> {
         loop {
             let Some(line) = self.line(deadline)? else { return Ok(None) };

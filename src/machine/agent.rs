@@ -1,7 +1,8 @@
 //! Commands in the guest through the QEMU guest agent (QEMU, qga/qapi-schema.json), over a virtio serial port.
 //!
-//! The port is a wire: a client that left in the middle of an answer leaves the rest of it to the next one. Each
-//! connection therefore begins with `guest-sync-delimited`, whose answer begins with a byte that is in no JSON text.
+//! The port is a serial line: a client that left in the middle of an answer leaves the rest of it to the next one. Each
+//! connection therefore begins with `guest-sync-delimited`, whose answer begins with a byte that is not in any JSON
+//! text.
 
 use crate::io::socket::{self, Lines};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -15,7 +16,7 @@ use std::{
 
 /// Ends what came before, on both ways of the wire.
 const DELIMITER: u8 = 0xff;
-/// How often the agent is asked anew whether it is there; a request from before it started is lost.
+/// How often the agent is pinged until it answers; a request from before it started is lost.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// A connection to the agent of a running guest; one at a time.
@@ -38,7 +39,7 @@ pub struct Ended {
 
 impl Agent {
     /// Connects through the socket `path` and waits until the guest's agent answers. `deadline` is the end of this and
-    /// of all that is asked for afterwards.
+    /// of all later requests.
     ///
     /// # Errors
     /// When the machine is gone, or no agent answers in time: it is not installed, or the guest has not started it yet.
@@ -65,7 +66,7 @@ impl Agent {
                 break;
             }
         }
-        Err(anyhow!("no guest agent answers: the guest has not started it, or has none"))
+        Err(anyhow!("the guest agent does not answer: it has not started yet, or is not installed"))
     }
 
     /// Has the agent execute `command`, and returns what it returns.
@@ -91,7 +92,7 @@ impl Agent {
     /// Runs the program `argv[0]` in the guest, as root, to its end; `input` is its standard input.
     ///
     /// # Errors
-    /// When it cannot be started, or has not ended at the deadline; it then goes on in the guest.
+    /// When it cannot be started, or has not ended at the deadline; it then continues in the guest.
     pub fn run(&mut self, argv: &[&str], input: &[u8]) -> Result<Ended> {
         let (program, arguments) = argv.split_first().context("no program to run in the guest")?;
         let mut request = json!({"path": program, "arg": arguments, "capture-output": true});
@@ -174,6 +175,6 @@ mod tests {
         let path = folder.path().join("agent.sock");
         let _listener = socket::listen(&path).unwrap();
         let error = Agent::connect(&path, Instant::now() + Duration::from_millis(50)).unwrap_err();
-        assert!(error.to_string().starts_with("no guest agent answers"), "{error}");
+        assert!(error.to_string().starts_with("the guest agent does not answer"), "{error}");
     }
 }

@@ -65,7 +65,7 @@ pub struct PortForward {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Net {
-    /// QEMU's own, with DHCP, a way out, and these ports in.
+    /// QEMU's own, with DHCP, a way to the outside, and these ports to the guest.
     User(Vec<PortForward>),
     /// A port of a switch, which listens on `network.sock` in the machine's folder.
     Switch,
@@ -84,7 +84,6 @@ pub enum Console {
 /// A machine to be started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineSpec {
-    /// Its name.
     pub name: String,
     /// What runs its instructions.
     pub accel: Accel,
@@ -110,7 +109,7 @@ pub struct MachineSpec {
     pub console: Console,
 }
 
-/// The file of a machine's folder that says what the machine is.
+/// The file in a machine's folder that describes the machine.
 const SPEC: &str = "machine.json";
 
 impl MachineSpec {
@@ -158,7 +157,7 @@ impl MachineSpec {
             argv.drive("if=pflash,unit=1,format=raw", Path::new(files::VARIABLES));
             if secure {
                 argv.words(&["-global", "driver=cfi.pflash01,property=secure,value=on"]);
-                // Waking up is not protected, so the firmware asks for machines that cannot sleep.
+                // Waking up is not protected, so the firmware requires machines that cannot sleep.
                 argv.words(&["-global", "ICH9-LPC.disable_s3=1"]);
             }
         }
@@ -186,8 +185,8 @@ impl MachineSpec {
                 argv.option("-netdev", &format!("stream,id=net,server=off,addr.type=unix,addr.path={socket}"));
             }
         }
-        // Booting from the network is not wanted, so its ROM need not be loaded.
-        // The switch takes frames of any size, and few large ones cost less than many small ones.
+        // Nothing boots from the network, so its ROM need not be loaded. The switch takes frames of any size, and few
+        // large ones cost less than many small ones.
         let mtu = if self.net == Net::Switch { ",host_mtu=9000" } else { "" };
         argv.option("-device", &format!("virtio-net-pci,netdev=net,mac={},romfile={mtu}", Mac::of(&self.name)));
         match self.console {

@@ -1,4 +1,4 @@
-//! Firmware that machines boot with; `qemu/firmware.yaml` knows where it lies.
+//! Firmware that machines boot with; `qemu/firmware.yaml` has the paths.
 
 use crate::{document::Document, error::UserError};
 use anyhow::Result;

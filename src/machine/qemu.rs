@@ -31,9 +31,7 @@ impl fmt::Display for Version {
 /// QEMU on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Qemu {
-    /// The program.
     pub program: OsString,
-    /// Its version.
     pub version: Version,
 }
 
@@ -41,7 +39,7 @@ impl Qemu {
     /// Finds QEMU in PATH.
     ///
     /// # Errors
-    /// A wrong request when it is missing or too old, naming the package; when it does not tell its version.
+    /// A wrong request when it is missing or too old, naming the package; when it does not print its version.
     pub fn find() -> Result<Qemu> {
         if Arch::HOST != Arch::Amd64 {
             let message = format!("machines are amd64 so far, and images built here are {}", Arch::HOST);
@@ -65,7 +63,7 @@ impl Qemu {
             }
             Err(error) => return Err(error).context("asking QEMU for its version"),
         };
-        let version = parse(&text).with_context(|| format!("QEMU tells no version that is known: {text}"))?;
+        let version = parse(&text).with_context(|| format!("QEMU prints an unknown version: {text}"))?;
         let qemu = Qemu { program, version };
         qemu.require(OLDEST, "joining machines")?;
         Ok(qemu)

@@ -24,7 +24,7 @@ pub struct Qmp {
     events: VecDeque<Event>,
 }
 
-/// What QEMU tells by itself.
+/// An event of QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// Its name, such as `SHUTDOWN`.
@@ -37,7 +37,7 @@ impl Qmp {
     /// Connects to the monitor that listens on the socket `path`.
     ///
     /// # Errors
-    /// When nobody listens there, or another client keeps the monitor busy for 30 s.
+    /// When there is no monitor, or another client keeps it busy for 30 s.
     pub fn connect(path: &Path) -> Result<Qmp> {
         let opening = || format!("connecting to the machine's monitor {}", path.display());
         let stream = socket::connect(path).with_context(opening)?;
@@ -62,7 +62,7 @@ impl Qmp {
     /// The number of that process.
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// When the kernel does not know it.
     pub fn pid(&self) -> Result<Pid> {
         Ok(socket_peercred(self.lines.stream()).context("finding QEMU's process")?.pid)
     }

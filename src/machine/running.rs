@@ -27,15 +27,14 @@ use std::{
 
 /// How long QEMU may take from its start to its first answer.
 const START: Duration = Duration::from_secs(30);
-/// How long QEMU may take to end once it was told to.
+/// How long QEMU may take to end after it was told to quit.
 const END: Duration = Duration::from_secs(10);
-/// How much of QEMU's words an error repeats, in bytes.
+/// Bytes of QEMU's output that an error repeats.
 const TAIL: usize = 2048;
 
 /// A machine to be prepared.
 #[derive(Debug, Clone)]
 pub struct MachineConfig {
-    /// Its name.
     pub name: String,
     /// What it boots.
     pub image: DiskImage,
@@ -110,7 +109,7 @@ impl MachineConfig {
     }
 }
 
-/// A running machine. Dropped, a tied one ends; a detached one goes on.
+/// A running machine. On drop, a tied one ends; a detached one goes on.
 #[derive(Debug)]
 pub struct Machine {
     folder: PathBuf,
@@ -125,12 +124,12 @@ impl Machine {
     /// Starts the machine that was prepared in `folder`.
     ///
     /// # Errors
-    /// When there is none, it runs already, or QEMU does not start; the error then has QEMU's words.
+    /// When there is none, it is running already, or QEMU does not start; the error then has QEMU's output.
     pub fn start(qemu: &Qemu, folder: &Path, lifetime: Lifetime, launcher: &Launcher) -> Result<Machine> {
         let spec = MachineSpec::load(folder)?;
         let starting = || format!("starting the machine {}", spec.name);
         if Machine::open(folder)?.is_some() {
-            return Err(anyhow!("it runs already")).with_context(starting);
+            return Err(anyhow!("it is running already")).with_context(starting);
         }
         let log = folder.join(files::QEMU_LOG);
         let words = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
@@ -162,7 +161,7 @@ impl Machine {
         let tied = match lifetime {
             Lifetime::Tied => Some(child),
             Lifetime::Detached => {
-                // It outlives this program mostly; if not, somebody must bury it.
+                // It usually outlives this program; if not, it must be waited for.
                 thread::spawn(move || child.wait());
                 None
             }
@@ -176,7 +175,7 @@ impl Machine {
     /// When a QEMU listens there and does not answer.
     pub fn open(folder: &Path) -> Result<Option<Machine>> {
         let monitor = folder.join(files::MONITOR);
-        // A socket that nobody listens on is what a machine that has ended leaves.
+        // A machine that has ended leaves its socket.
         if socket::connect(&monitor).is_err() {
             return Ok(None);
         }
@@ -184,7 +183,6 @@ impl Machine {
         Ok(Some(Machine { folder: folder.to_owned(), process, tied: None }))
     }
 
-    /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -226,7 +224,7 @@ impl Machine {
         self.monitor()?.execute("cont", Value::Null).map(drop)
     }
 
-    /// Presses its power button: a guest that heeds it shuts down, and the machine ends.
+    /// Presses its power button: a guest that reacts to it shuts down, and the machine ends.
     ///
     /// # Errors
     /// When the machine has ended.
@@ -234,7 +232,7 @@ impl Machine {
         self.monitor()?.execute("system_powerdown", Value::Null).map(drop)
     }
 
-    /// Pulls its plug: the guest does not hear of it. What it wrote to its disk is there, synced or not.
+    /// Cuts its power: the guest gets no signal. What it wrote to its disk is there, synced or not.
     ///
     /// # Errors
     /// When the machine does not end.
@@ -249,7 +247,7 @@ impl Machine {
             Err(error) => return Err(error).context("killing QEMU"),
         }
         if !self.wait(END)? {
-            bail!("the machine in {} does not end", self.folder.display());
+            bail!("the machine in {} does not stop", self.folder.display());
         }
         Ok(())
     }
@@ -257,7 +255,7 @@ impl Machine {
     /// Waits until the machine has ended; whether it has within `limit`.
     ///
     /// # Errors
-    /// When the kernel cannot tell.
+    /// When the kernel reports an error.
     pub fn wait(&self, limit: Duration) -> Result<bool> {
         let end = Instant::now() + limit;
         loop {

@@ -14,11 +14,11 @@ const SIZE: u64 = 4 << 20;
 /// Names that a seed's files have; the first two must be there.
 const NAMES: [&str; 4] = ["user-data", "meta-data", "network-config", "vendor-data"];
 
-/// A machine's seed: NoCloud's files by name, and their texts.
+/// A machine's seed: NoCloud's files by name, with their contents.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Seed {
-    /// `user-data` (what the user wants), `meta-data` (what the machine is), `network-config` (version 1 or 2; without
-    /// it, cloud-init asks by DHCP), `vendor-data` (what the provider wants).
+    /// `user-data` (from the user), `meta-data` (about the machine), `network-config` (version 1 or 2; without it,
+    /// cloud-init uses DHCP), `vendor-data` (from the provider).
     pub files: BTreeMap<String, String>,
 }
 
@@ -98,8 +98,7 @@ mod tests {
 
     #[test]
     fn other_programs_read_the_volume() {
-        if Run::new("mtype").arg("--version").capture().is_err() {
-            println!("skipped: mtools are not installed here");
+        if !crate::testing::require_program("mtype") {
             return;
         }
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Users and groups whose numbers an image fixes, so that data volumes keep their owners from image to image.
+//! Users and groups with fixed numbers, so that data volumes keep their owners from image to image.
 
 use super::GuestPath;
 use serde::{Deserialize, Serialize};

@@ -44,7 +44,7 @@ const OWN_PARAMETERS: [&str; 20] = [
     "wal_log_hints",
 ];
 
-/// The most members that etcd is known to serve well with every member voting.
+/// The most members that etcd serves well, each of them voting.
 const MOST_MEMBERS: usize = 9;
 
 #[derive(Default)]
@@ -72,7 +72,7 @@ impl ClusterSpec {
             findings.refuse("/cluster", format!("the cluster's name `{}` {reason}", self.cluster));
         }
         match decode_secret(&self.secret) {
-            None => findings.refuse("/secret", "the secret is no base64"),
+            None => findings.refuse("/secret", "the secret is not base64"),
             Some(bytes) if bytes.len() < SECRET_BYTES => findings
                 .refuse("/secret", format!("the secret has {} bytes; {SECRET_BYTES} or more are needed", bytes.len())),
             Some(_) => {}
@@ -156,7 +156,7 @@ impl ClusterSpec {
             }
         }
         if network.address.is_unspecified() || network.address.is_loopback() || network.address.is_multicast() {
-            findings.refuse("/vip/address", format!("{} is no address that clients can reach", network.address));
+            findings.refuse("/vip/address", format!("{} is not an address that clients can reach", network.address));
         }
         if vip.router_id == Some(0) {
             findings.refuse("/vip/router-id", "a VRRP group's number is 1 to 255");
@@ -166,7 +166,7 @@ impl ClusterSpec {
                 || interface.len() > 15
                 || !interface.chars().all(|c| c.is_ascii_graphic() && c != '/'))
         {
-            findings.refuse("/vip/interface", format!("`{interface}` is no network interface's name"));
+            findings.refuse("/vip/interface", format!("`{interface}` is not a network interface's name"));
         }
     }
 
@@ -196,7 +196,7 @@ impl ClusterSpec {
             let pointer = format!("/postgresql/parameters/{name}");
             let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '.';
             if name.is_empty() || !name.chars().all(known) {
-                findings.refuse(pointer, format!("`{name}` is no server parameter's name"));
+                findings.refuse(pointer, format!("`{name}` is not a server parameter's name"));
             } else if OWN_PARAMETERS.contains(&name.as_str()) {
                 findings.refuse(pointer, format!("`{name}` is set by the cluster itself"));
             } else if matches!(value, super::Setting::Text(text) if text.contains(char::is_control)) {
@@ -209,7 +209,7 @@ impl ClusterSpec {
             let kind = words.next().unwrap_or_default();
             let least = if kind == "local" { 3 } else { 4 };
             if !kinds.contains(&kind) || words.count() < least || line.contains(char::is_control) {
-                findings.refuse(format!("/postgresql/hba/{index}"), format!("`{line}` is no line of pg_hba.conf"));
+                findings.refuse(format!("/postgresql/hba/{index}"), format!("`{line}` is not a line of pg_hba.conf"));
             }
         }
         let mut users = BTreeMap::new();

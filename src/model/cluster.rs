@@ -31,7 +31,7 @@ pub struct ClusterSpec {
     pub secret: Secret,
     /// The nodes, each of which runs every service.
     pub members: Vec<Member>,
-    /// The address that moves to a node whose front door is open.
+    /// The address that moves to a node whose HAProxy is open.
     #[serde(default)]
     pub vip: Option<Vip>,
     /// Whether a commit waits for a replica.
@@ -63,7 +63,7 @@ pub struct Member {
     pub name: String,
     /// The address by which the other nodes reach it.
     pub address: IpAddr,
-    /// The cloud's id of the instance, for nodes that neither address nor host name tells apart.
+    /// The cloud's id of the instance, for nodes that neither address nor host name identifies.
     #[serde(default)]
     pub instance_id: Option<String>,
 }
@@ -78,13 +78,13 @@ pub struct Vip {
     /// The network interface that carries it; the one with the member's address if nothing is said.
     #[serde(default)]
     pub interface: Option<String>,
-    /// The number that tells this address's VRRP group from others on the same network, 1 to 255; derived from the
-    /// cluster's name and address if nothing is said.
+    /// The number of this address's VRRP group, 1 to 255, different from others on the same network; by default,
+    /// derived from the cluster's name and address.
     #[serde(default)]
     pub router_id: Option<u8>,
 }
 
-/// An address and the network it lies in.
+/// An address and its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
     /// The address.
@@ -93,9 +93,9 @@ pub struct Network {
     pub prefix: u8,
 }
 
-/// Why a text is no address with its network.
+/// Why a string is not an address with its network.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is no address with the length of its network's prefix (such as 10.0.0.10/24)")]
+#[error("`{0}` is not an address with the length of its network's prefix (such as 10.0.0.10/24)")]
 pub struct NetworkError(String);
 
 impl Network {
@@ -175,7 +175,7 @@ pub struct Synchronous {
 #[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SynchronousMode {
-    /// For nobody.
+    /// No replica.
     Off,
     /// For chosen replicas.
     On,

@@ -8,13 +8,13 @@ use std::{fmt, io, str::FromStr};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
-/// Why a text is no digest.
+/// Why a string is not a digest.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a SHA-256 digest (64 hexadecimal digits, optionally after `sha256:`)")]
 pub struct DigestError(String);
 
 impl Digest {
-    /// 32 zero bytes, which nothing known has as its digest: stands for one not known yet.
+    /// 32 zero bytes, which is not the digest of anything known: a placeholder.
     pub const ZEROS: Digest = Digest([0; 32]);
 
     /// The digest of `bytes`.
@@ -22,6 +22,16 @@ impl Digest {
         let mut hasher = Sha256::new();
         hasher.update(bytes.as_ref());
         hasher.finish()
+    }
+
+    /// The digest of `value` as JSON: the key of what was made from it.
+    ///
+    /// # Errors
+    /// When `value` has no form in JSON, such as a map whose keys are not strings.
+    pub fn of_json<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<Digest> {
+        let mut hasher = Sha256::new();
+        serde_json::to_writer(&mut hasher, value)?;
+        Ok(hasher.finish())
     }
 
     /// The digest of everything that `reader` yields.

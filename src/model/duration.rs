@@ -7,9 +7,9 @@ use std::{fmt, str::FromStr, time::Duration};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub Duration);
 
-/// Why a text is no length of time.
+/// Why a string is not a length of time.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is no length of time (write a whole number and ms, s, m, h or d, such as 30s)")]
+#[error("`{0}` is not a length of time (write a whole number and ms, s, m, h or d, such as 30s)")]
 pub struct TimeError(String);
 
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];

@@ -9,7 +9,7 @@ use std::{borrow::Borrow, fmt, str::FromStr};
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestPath(String);
 
-/// Why a text is no guest path.
+/// Why a string is not a guest path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GuestPathError {
     /// It does not begin at the root.
@@ -71,7 +71,7 @@ impl GuestPath {
         format!("{}/{relative}", self.0).parse()
     }
 
-    /// Whether this is `directory` or lies below it.
+    /// Whether this is `directory` or a path below it.
     pub fn is_within(&self, directory: &GuestPath) -> bool {
         directory.0 == "/"
             || self.0.strip_prefix(&directory.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

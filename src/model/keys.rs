@@ -20,7 +20,7 @@ impl std::fmt::Debug for Keys<'_> {
     }
 }
 
-/// The bytes of a cluster's secret; `None` if it is no base64.
+/// The bytes of a cluster's secret; `None` if it is not base64.
 pub fn decode_secret(secret: &Secret) -> Option<Zeroizing<Vec<u8>>> {
     let text = secret.expose().trim().trim_end_matches('=');
     let text = text.replace('-', "+").replace('_', "/");
@@ -28,7 +28,7 @@ pub fn decode_secret(secret: &Secret) -> Option<Zeroizing<Vec<u8>>> {
 }
 
 impl<'a> Keys<'a> {
-    /// The keys of the cluster `spec`, whose secret has been checked: one that is no base64 is taken as it stands.
+    /// The keys of the cluster `spec`, whose secret was checked: a secret that is not base64 is used as it is.
     pub fn new(spec: &'a ClusterSpec) -> Keys<'a> {
         let bytes =
             decode_secret(&spec.secret).unwrap_or_else(|| Zeroizing::new(spec.secret.expose().as_bytes().to_vec()));

@@ -10,7 +10,7 @@ pub struct Mac(pub [u8; 6]);
 impl Mac {
     /// The address of the machine `name`, in the range that QEMU uses; equal names give equal addresses.
     pub fn of(name: &str) -> Mac {
-        // FNV-1a: few machines, and a clash is told when they are joined.
+        // FNV-1a: there are few machines, and a clash is reported when they are joined.
         let hash = name.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         let [_, a, b, c] = hash.to_be_bytes();
         Mac([0x52, 0x54, 0x00, a, b, c])

@@ -1,4 +1,4 @@
-//! What an image tells the guest program about itself: the build's half of the contract, `/usr/share/pgha/image.json`.
+//! The build's part of the contract with the guest program: `/usr/share/pgha/image.json`.
 
 use super::{GuestPath, Time};
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// Where a node's cluster document is, in the guest.
 pub const DOCUMENT_PATH: &str = "/etc/pgha/cluster.yaml";
-/// Where the manifest lies in every image.
+/// The path of the manifest in every image.
 pub const MANIFEST_PATH: &str = "/usr/share/pgha/image.json";
 /// The folder of the templates that the guest program renders: `OVERLAY/GUEST/PATH.hbs` below it.
 pub const TEMPLATES_PATH: &str = "/usr/share/pgha/templates";
@@ -23,7 +23,7 @@ pub struct Manifest {
     pub name: String,
     /// The recipe's parameters, as they were set.
     pub parameters: BTreeMap<String, serde_json::Value>,
-    /// The overlays, each after those that it wants started before it.
+    /// The overlays, each after those whose services start before its own.
     pub overlays: Vec<Component>,
 }
 
@@ -45,7 +45,7 @@ pub struct Component {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Template {
-    /// Where the template lies.
+    /// The path of the template.
     pub template: GuestPath,
     /// What it becomes.
     pub target: GuestPath,
@@ -55,7 +55,7 @@ pub struct Template {
     pub group: String,
     /// Its permission bits.
     pub mode: u32,
-    /// A program and its arguments that must end well on the staged file, which replaces `{file}`; nothing if empty.
+    /// A program and its arguments that must succeed on the staged file, which replaces `{file}`; nothing if empty.
     pub check: Vec<String>,
 }
 

@@ -1,5 +1,7 @@
 //! Words that both programs share: pure values, no input or output.
 
+#![deny(missing_docs)]
+
 mod account;
 mod arch;
 mod check;
@@ -13,7 +15,9 @@ mod manifest;
 pub mod samples;
 pub mod scope;
 mod secret;
+pub mod status;
 pub mod timing;
+pub mod tuning;
 
 pub use account::{Group, User};
 pub use arch::Arch;

@@ -1,7 +1,7 @@
 //! Every timer of a cluster, decided in one place, and the recovery times that follow from them.
 //!
-//! Patroni's lease (`ttl`) decides how long a lost primary is waited for; all other timers are kept well below it.
-//! Rules: Patroni, `docs/dynamic_configuration.rst` and `docs/watchdog.rst`; etcd, `tuning`; RFC 5798, section 6.1.
+//! Patroni's lease (`ttl`) decides how long the others wait for a lost primary; all other timers are kept well below
+//! it. Rules: Patroni, `docs/dynamic_configuration.rst` and `docs/watchdog.rst`; etcd, `tuning`; RFC 5798, section 6.1.
 
 use super::Time;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -105,6 +105,7 @@ impl schemars::JsonSchema for TimingSpec {
 
 /// Every timer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Timing {
     /// etcd's.
     pub etcd: Etcd,
@@ -120,6 +121,7 @@ pub struct Timing {
 
 /// etcd's timers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Etcd {
     /// Between two signs of life of the leader.
     pub heartbeat: Time,
@@ -129,6 +131,7 @@ pub struct Etcd {
 
 /// Patroni's timers, whole seconds all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Patroni {
     /// The lease of the leader key.
     pub ttl: Time,
@@ -146,6 +149,7 @@ pub struct Patroni {
 
 /// HAProxy's timers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Haproxy {
     /// Between checks of a server that is up.
     pub inter: Time,
@@ -170,6 +174,7 @@ pub struct Haproxy {
 
 /// keepalived's timers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Vrrp {
     /// Between two signs of life of the address's holder.
     pub advert: Time,
@@ -185,6 +190,7 @@ pub struct Vrrp {
 
 /// TCP connections of PostgreSQL and PgBouncer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Connection {
     /// Silence before the first keepalive probe.
     pub keepalive_idle: Time,
@@ -262,7 +268,7 @@ impl Preset {
 }
 
 impl TimingSpec {
-    /// A preset as it is.
+    /// The settings of a preset.
     pub fn preset(preset: Preset) -> TimingSpec {
         TimingSpec { preset, changes: Changes { preset, ..Changes::default() } }
     }
@@ -303,7 +309,7 @@ impl Timing {
             ("retry-timeout", patroni.retry_timeout),
             ("primary-start-timeout", patroni.primary_start_timeout),
         ] {
-            refuse(!whole(time), key, format!("{time} is no whole number of seconds, which Patroni counts in"));
+            refuse(!whole(time), key, format!("{time} is not a whole number of seconds, which Patroni counts in"));
         }
         refuse(patroni.ttl < s(20), "ttl", format!("{} is less than the 20s that Patroni allows", patroni.ttl));
         refuse(
@@ -353,7 +359,7 @@ impl Timing {
         refuse(
             vrrp.advert < ms(50) || vrrp.advert > ms(40_950) || vrrp.advert.0.as_millis() % 10 != 0,
             "vrrp-advert",
-            format!("{} is no number of hundredths of a second from 50ms to 40950ms", vrrp.advert),
+            format!("{} is not a number of hundredths of a second from 50ms to 40950ms", vrrp.advert),
         );
         found
     }
@@ -413,7 +419,7 @@ pub struct Recovery {
 /// A time's bounds and middle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Estimate {
-    /// If all goes well.
+    /// In the best case.
     pub best: Time,
     /// Half way between.
     pub mean: Time,

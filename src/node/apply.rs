@@ -1,12 +1,13 @@
 //! Files for this node: rendered all, then checked all, then put in place one by one, each whole.
 
 use crate::{
+    accounts,
     exec::Run,
     files::{NewFile, read_text},
     model::{Manifest, Template, scope::Scope},
     render::render,
 };
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use std::{
     fs,
     io::Write as _,
@@ -126,15 +127,7 @@ fn check(file: &Rendered<'_>, staged: &Path) -> Result<()> {
 /// The number of a user or group, from the table at `table`.
 fn id_of(root: &Path, table: &str, name: &str) -> Result<u32> {
     let text = read_text(&below(root, table))?;
-    for line in text.lines() {
-        let mut fields = line.split(':');
-        if fields.next() == Some(name)
-            && let Some(id) = fields.nth(1).and_then(|id| id.parse().ok())
-        {
-            return Ok(id);
-        }
-    }
-    bail!("{table} knows no `{name}`")
+    accounts::number_of(&text, name).with_context(|| format!("{table} has no `{name}`"))
 }
 
 /// The numbers of the user `name` and of the group of the same name.
@@ -216,6 +209,6 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let manifest = image(root.path(), "{{nothing}}", &[]);
         let error = format!("{:#}", render_all(&manifest, &scope(), root.path()).unwrap_err());
-        assert_eq!(error, "rendering a template: /t.hbs:1:1: nothing is called `nothing` here");
+        assert_eq!(error, "rendering a template: /t.hbs:1:1: there is no value `nothing` here");
     }
 }

@@ -15,15 +15,15 @@ use crate::{
     error::UserError,
     files::{Presence, sync_folder},
     log,
+    model::status::{Aside, AsideSize},
 };
 use anyhow::{Context as _, Result};
 use rustix::{
     fs::{CWD, RenameFlags, renameat_with},
     io::Errno,
 };
-use serde::Serialize;
 use std::{
-    fmt, fs,
+    fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
@@ -34,88 +34,38 @@ const MARK: &str = ".aside-";
 /// How many files of an aside are counted for its size, so that `status` answers soon.
 const COUNTED: u64 = 50_000;
 
-/// What was set aside.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Aside {
-    /// Where it is.
-    pub path: PathBuf,
-    /// Where it was.
-    pub was: PathBuf,
-    /// Since when, in seconds since 1970.
-    pub since: i64,
-    /// Why, in a word.
-    pub why: String,
-    /// How much room it takes.
-    #[serde(flatten)]
-    pub size: Size,
-    /// Which database it is, for a person, if it is one.
-    pub what: Option<String>,
-    /// The system identifier, if it is a database.
-    pub system: Option<String>,
-    /// The newest timeline that it contains, if it is a database.
-    pub timeline: Option<u32>,
+/// An aside in a line, for people.
+pub fn line(aside: &Aside) -> String {
+    let Aside { path, since, why, size, .. } = aside;
+    format!("{} ({size}, {why}, since {})", path.display(), clock::utc(*since))
 }
 
-impl Aside {
-    /// Its name, without the folders above.
-    pub fn name(&self) -> String {
-        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-    }
-}
-
-impl fmt::Display for Aside {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Aside { path, since, why, size, .. } = self;
-        write!(f, "{} ({size}, {why}, since {})", path.display(), clock::utc(*since))
-    }
-}
-
-/// How much room files take.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Size {
-    /// In bytes.
-    pub bytes: u64,
-    /// Whether there is more that was not counted.
-    pub more: bool,
-}
-
-impl Size {
-    /// Of everything below `folder`; no more than `most` files are counted. What cannot be read is left out.
-    pub fn of(folder: &Path, most: u64) -> Size {
-        let mut size = Size::default();
-        let mut folders = vec![folder.to_owned()];
-        let mut counted = 0;
-        while let Some(folder) = folders.pop() {
-            let Ok(entries) = fs::read_dir(&folder) else {
+/// The disk space of everything below `folder`; no more than `most` files are counted. What cannot be read is left out.
+pub fn measure(folder: &Path, most: u64) -> AsideSize {
+    let mut size = AsideSize::default();
+    let mut folders = vec![folder.to_owned()];
+    let mut counted = 0;
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else {
+            size.more = true;
+            continue;
+        };
+        for entry in entries.flatten() {
+            counted += 1;
+            if counted > most {
+                return AsideSize { more: true, ..size };
+            }
+            let Ok(found) = entry.metadata() else {
                 size.more = true;
                 continue;
             };
-            for entry in entries.flatten() {
-                counted += 1;
-                if counted > most {
-                    return Size { more: true, ..size };
-                }
-                let Ok(found) = entry.metadata() else {
-                    size.more = true;
-                    continue;
-                };
-                size.bytes += found.blocks() * 512;
-                if found.is_dir() {
-                    folders.push(entry.path());
-                }
+            size.bytes += found.blocks() * 512;
+            if found.is_dir() {
+                folders.push(entry.path());
             }
         }
-        size
     }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = ["KiB", "MiB", "GiB", "TiB"];
-        let power = (1..units.len()).rev().find(|power| self.bytes >> (10 * (power + 1)) > 0).unwrap_or(0);
-        let value = self.bytes as f64 / (1_u64 << (10 * (power + 1))) as f64;
-        write!(f, "{}{value:.1} {}", if self.more { "more than " } else { "" }, units[power])
-    }
+    size
 }
 
 /// Sets `folder` aside and returns its new path. `why` is a word or two, such as `diverged`.
@@ -124,6 +74,14 @@ impl fmt::Display for Size {
 /// When there is no such folder, it is a mount point or a symbolic link, or the disk does not allow it. Nothing has moved
 /// then.
 pub fn set_aside(folder: &Path, why: &str) -> Result<PathBuf> {
+    set_aside_as(folder, folder, why)
+}
+
+/// The same for what lies at `folder` for a moment and was at `was`, beside it.
+///
+/// # Errors
+/// As [`set_aside`].
+pub fn set_aside_as(folder: &Path, was: &Path, why: &str) -> Result<PathBuf> {
     let doing = || format!("setting {} aside", folder.display());
     let found = fs::symlink_metadata(folder).with_context(doing)?;
     if !found.is_dir() {
@@ -132,10 +90,10 @@ pub fn set_aside(folder: &Path, why: &str) -> Result<PathBuf> {
             .into());
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
-    let path = rename_free(folder, &format!("{}{MARK}{}-{}", folder.display(), clock::stamp(now), slug(why)))?;
+    let path = rename_free(folder, &format!("{}{MARK}{}-{}", was.display(), clock::stamp(now), slug(why)))?;
     sync_folder(above(folder)).with_context(doing)?;
-    let size = Size::of(&path, COUNTED);
-    log::warning!("set {} aside ({why}, {size}): it is {} now", folder.display(), path.display());
+    let size = measure(&path, COUNTED);
+    log::warning!("set {} aside ({why}, {size}): it is {} now", was.display(), path.display());
     Ok(path)
 }
 
@@ -215,7 +173,7 @@ pub fn list(root: &Path) -> Result<Vec<Aside>> {
                 was: folder.join(was),
                 since: since.unwrap_or(metadata.ctime()),
                 why: why.to_owned(),
-                size: Size::of(&path, COUNTED),
+                size: measure(&path, COUNTED),
                 what,
                 timeline: facts.as_ref().map(|facts| facts.reached().0),
                 system: facts.map(|facts| facts.system),
@@ -416,8 +374,9 @@ mod tests {
     #[test]
     fn a_mount_point_is_refused_with_the_way_that_works() {
         let device = |path: &str| fs::metadata(path).unwrap().dev();
-        if !rustix::process::geteuid().is_root() || device("/") == device("/proc") {
-            eprintln!("skipped: only root gets as far as to be told that /proc is a mount point, and it must be one");
+        if !crate::testing::require_root()
+            || !crate::testing::require("mounts", device("/") != device("/proc"), "/proc is not a mount point")
+        {
             return;
         }
         let error = rename_free(Path::new("/proc"), "/proc.aside-20261127T010909Z-x").unwrap_err();
@@ -426,18 +385,12 @@ mod tests {
     }
 
     #[test]
-    fn names_and_sizes_are_written_and_read() {
+    fn names_are_written_and_read() {
         assert_eq!(slug("WAL gone: slot `lost`"), "wal-gone-slot-lost");
         assert_eq!(slug("//"), "unnamed");
         let name = parse("main.aside-20261127T010909Z-wal-gone.2").unwrap();
         assert_eq!((name.was, name.since, name.why), ("main", Some(1_795_741_749), "wal-gone"));
         assert_eq!(parse("main.aside-x-y"), None);
         assert_eq!(parse(".aside-20261127T010909Z-y"), None);
-        let text = |bytes| Size { bytes, more: false }.to_string();
-        assert_eq!(
-            [text(512), text(8 << 20), text(3 << 29), text(5 << 50)],
-            ["0.5 KiB", "8.0 MiB", "1.5 GiB", "5120.0 TiB"]
-        );
-        assert_eq!(Size { bytes: 1 << 30, more: true }.to_string(), "more than 1.0 GiB");
     }
 }

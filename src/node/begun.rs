@@ -61,7 +61,7 @@ impl Begun {
 /// Takes the mark away, if there is one: what was begun is done, or set aside.
 ///
 /// # Errors
-/// When it cannot be taken away.
+/// When it cannot be removed.
 pub fn forget(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Ok(()) => sync_folder(path.parent().unwrap_or(Path::new("/"))),

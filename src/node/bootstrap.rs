@@ -5,25 +5,21 @@
 //! this node itself has begun and written down; another node's beginning stays as it is.
 
 use super::{
-    aside::{self, Size},
+    aside::{self, measure},
     begun::{self, BEGUN_PATH, Begun, What},
     database::{self, Database},
-    first::{self, Step, Store, System, View},
+    first::{self, Completion, Step, Store, View},
     state::POSTGRESQL_DATA,
 };
 use crate::{error::UserError, etcd::Client, log};
-use anyhow::{Context as _, Result};
-use rustix::process::{Signal, kill_process};
+use anyhow::Result;
 use std::{
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// How often it is looked again while Patroni may not start.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a server may take to shut down, of each kind of shutdown.
-const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// How many files are counted to learn how large a copy is.
 const COUNTED: u64 = 1_000_000;
 
@@ -145,7 +141,7 @@ impl Gate<'_> {
             }
             Step::SetAsideThenLookAgain(why) => {
                 let folder = self.folder();
-                stop_server(&folder)?;
+                database::stop_server(&folder)?;
                 aside::set_aside(&folder, why)?;
                 begun::forget(&self.mark())?;
             }
@@ -170,17 +166,13 @@ impl Gate<'_> {
             Ok(keys) => keys,
             Err(error) => return Ok(Some(format!("etcd does not say whose the first database is: {error}"))),
         };
-        let System::Known(system) = keys.system() else {
-            return Ok(Some("the cluster's first database gets its roles and databases".to_owned()));
-        };
         let database = database::of_version(self.version, Database::look(&self.folder()));
-        match &database {
-            Database::Present(facts) if facts.system == system && !facts.unstarted_copy => {}
-            other => return Ok(Some(format!("the database of this node is not whole yet: {}", other.words()))),
-        }
-        let pinned = keys.first.as_ref().is_some_and(|first| first.value.system.is_some());
-        if !pinned && !self.store().pin(&keys, self.me, system).unwrap_or(false) {
-            return Ok(Some("etcd is told which database is the cluster's".to_owned()));
+        match first::completion(&keys, &database) {
+            Completion::Wait(why) => return Ok(Some(why)),
+            Completion::Pin(system) if !self.store().pin(&keys, self.me, &system).unwrap_or(false) => {
+                return Ok(Some("etcd is told which database is the cluster's".to_owned()));
+            }
+            Completion::Pin(_) | Completion::Done => {}
         }
         begun::forget(&self.mark())?;
         Ok(None)
@@ -189,23 +181,6 @@ impl Gate<'_> {
 
 /// Whether the file system of `folder` is known to have room for as much as is in `folder`.
 fn has_room(folder: &Path) -> bool {
-    let size = Size::of(folder, COUNTED);
+    let size = measure(folder, COUNTED);
     rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > size.bytes)
-}
-
-/// Shuts down the server that runs with the data in `folder`, if one does: Patroni can end without it.
-pub(super) fn stop_server(folder: &Path) -> Result<()> {
-    for signal in [Signal::INT, Signal::QUIT] {
-        let Some(server) = database::server(folder)? else { return Ok(()) };
-        log::warning!("stopping the server of the unfinished database in {}", folder.display());
-        kill_process(server, signal).with_context(|| format!("stopping the server in {}", folder.display()))?;
-        let deadline = Instant::now() + STOP_WITHIN;
-        while Instant::now() < deadline {
-            if database::server(folder)?.is_none() {
-                return Ok(());
-            }
-            thread::sleep(PAUSE / 5);
-        }
-    }
-    Err(UserError::runtime(format!("the server in {} does not stop", folder.display())).into())
 }

@@ -7,6 +7,7 @@ mod confd;
 mod data;
 mod form;
 mod member;
+mod recover;
 
 use crate::error::{ErrorKind, kind_of, report};
 use clap::Command;
@@ -16,10 +17,11 @@ use std::{env, ffi::OsString, io::Write as _, path::Path, process::ExitCode};
 type Verb = (fn() -> Command, fn(Vec<OsString>) -> anyhow::Result<ExitCode>);
 
 /// All verbs.
-const VERBS: [Verb; 14] = [
+const VERBS: [Verb; 15] = [
     (member::init_command, member::init),
     (member::status_command, member::status),
     (form::command, form::run),
+    (recover::recover_command, recover::recover),
     (member::check_command, member::check),
     (member::renew_command, member::renew),
     (member::leave_command, member::leave),

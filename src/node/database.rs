@@ -10,15 +10,16 @@
 use crate::{
     clock,
     files::{Doubt, Presence},
+    log,
 };
 use anyhow::{Context as _, Result};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Serialize, Serializer};
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The first byte of the checksum in each known version of the layout (`pg_control_version`): PostgreSQL 13 to 16, 17, 18.
@@ -30,6 +31,8 @@ const LOCK_SIZE: u64 = 64 * 1024;
 /// How often a file is read whose checksum is wrong: a running server may be writing it just then.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a server may take to shut down, of each kind of shutdown.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
 
 /// A position in the write-ahead log, as PostgreSQL writes it: `0/17497C0`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -266,6 +269,26 @@ pub fn server(folder: &Path) -> Result<Option<Pid>> {
     Ok((works_in == folder).then_some(pid))
 }
 
+/// Shuts down the server that runs with the data in `folder`, if one does: Patroni can end without it.
+///
+/// # Errors
+/// When it does not stop, or it is not known whether one runs.
+pub fn stop_server(folder: &Path) -> Result<()> {
+    for signal in [Signal::INT, Signal::QUIT] {
+        let Some(server) = server(folder)? else { return Ok(()) };
+        log::warning!("stopping the server in {}", folder.display());
+        kill_process(server, signal).with_context(|| format!("stopping the server in {}", folder.display()))?;
+        let deadline = Instant::now() + STOP_WITHIN;
+        while Instant::now() < deadline {
+            if self::server(folder)?.is_none() {
+                return Ok(());
+            }
+            thread::sleep(5 * PAUSE);
+        }
+    }
+    anyhow::bail!("the server in {} does not stop", folder.display())
+}
+
 /// Why bytes are not a control file.
 #[derive(Debug, PartialEq, Eq)]
 enum UserError {
@@ -390,7 +413,7 @@ mod tests {
         let look = || Database::look(&main);
         assert_eq!(all(root.path()), Presence::Absent);
         fs::create_dir_all(&main).unwrap();
-        assert_eq!(look(), Database::Absent, "an empty folder is no database");
+        assert_eq!(look(), Database::Absent, "an empty folder is not a database");
         assert_eq!(all(root.path()), Presence::Absent);
         fs::write(main.join("postgresql.conf"), "").unwrap();
         assert!(matches!(look(), Database::Damaged(_)), "no version");

@@ -149,6 +149,47 @@ pub fn may_start(view: &View) -> Step {
     }
 }
 
+/// What is missing on a node where Patroni runs, before what was begun is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Completion {
+    /// `first` is to have this system identifier, then it looks again.
+    Pin(String),
+    /// Nothing: the node has the cluster's database as a whole, and the mark of its beginning goes.
+    Done,
+    /// It looks again later; what is missing.
+    Wait(String),
+}
+
+/// What is missing on a node where Patroni runs, which has `database`.
+pub fn completion(keys: &Keys, database: &Database) -> Completion {
+    let system = match keys.system() {
+        System::Known(system) => system,
+        System::Unknown => {
+            return Completion::Wait("the cluster's first database gets its roles and databases".to_owned());
+        }
+        System::Contradiction { made, pinned } => {
+            return Completion::Wait(format!(
+                "Patroni's key names a database with the system identifier {made}, and this cluster's with {pinned}: a \
+                 person must say which of them is right, see `pgha-node recover`"
+            ));
+        }
+    };
+    match database {
+        Database::Present(facts) if facts.system == system && !facts.unstarted_copy => {}
+        other => return Completion::Wait(format!("the database of this node is not whole yet: {}", other.words())),
+    }
+    match keys.first.as_ref().and_then(|first| first.value.system.as_ref()) {
+        Some(_) => Completion::Done,
+        None => Completion::Pin(system.to_owned()),
+    }
+}
+
+/// Whether Patroni, which runs on a node without a database, waits for what will not come: it was let in to begin, and would
+/// not be any more. It is stopped then, and comes back to [`may_start`].
+pub fn is_in_vain(view: &View) -> bool {
+    view.database == Database::Absent && !matches!(may_start(view), Step::Start(_))
+}
+
 fn unknown(doubt: &Doubt) -> Step {
     Step::Wait(format!("it is not known what is on the disk, and nothing is done until it is: {doubt}"))
 }

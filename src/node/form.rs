@@ -8,11 +8,18 @@ use super::{
     aside::set_aside,
     database::{self, Database},
     etcd_data::{EtcdData, Ids},
-    join::{self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, RECOVER, Step, Suggestion, View},
+    join::{
+        self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, RECOVER, Step, Stopped, Suggestion,
+        View, Write,
+    },
     lock,
     peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
-    progress::{Phase, Reporter},
+    progress::Reporter,
     promise::{self, Answer, Promises, Request},
+    recover::{
+        keys::{Names, Recovered},
+        lineage::{self, Lineage},
+    },
     state::{ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
     units,
 };
@@ -24,6 +31,7 @@ use crate::{
     model::{
         ClusterSpec, Member, Service,
         scope::{EtcdStart, client_url, peer_url, ports},
+        status::Phase,
     },
 };
 use anyhow::{Context as _, Result};
@@ -44,6 +52,8 @@ pub const ORDER_PATH: &str = "/var/lib/pgha/order.json";
 
 /// etcd's unit.
 const UNIT: &str = "etcd.service";
+/// Patroni's unit.
+const PATRONI: &str = "patroni.service";
 /// How often a node looks again while it waits.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest file of this program's own that is read, in bytes.
@@ -62,6 +72,7 @@ const DOUBT: Duration = Duration::from_secs(3);
 const ENTERING: &str = "entering the cluster's etcd";
 const STARTING: &str = "starting etcd";
 const SETTLING: &str = "forming the cluster's etcd";
+const LEFT_BEHIND: &str = "the cluster went on in another etcd than this node's, which has no quorum";
 
 /// What this node has on its disks, and where it is decided about.
 #[derive(Debug)]
@@ -169,25 +180,26 @@ impl Desk {
         state.begin(begun).named(&self.spec, self.own).store(&self.path(STATE_PATH))
     }
 
-    fn promise(&self, before: &Own, promises: &Promises) -> Result<bool> {
-        self.act(before, || self.write_promises(promises))
-    }
-
-    fn commit(&self, before: &Own, begun: &Begun) -> Result<bool> {
+    /// Does what a step does to the disks, if this node still is as it was when the step was decided. `stop` stops a
+    /// service, if it runs. Returns whether it was.
+    fn carry_out(&self, before: &Own, step: &Step, mut stop: impl FnMut(Stopped) -> Result<()>) -> Result<bool> {
         self.act(before, || {
-            if let Some(mark) = self.mark(begun) {
-                write_private(&mark, &begun.start.token)?;
+            for write in join::writes(step) {
+                match write {
+                    Write::Promises(promises) => self.write_promises(&promises)?,
+                    Write::Mark(begun) => {
+                        if let Some(mark) = self.mark(&begun) {
+                            write_private(&mark, &begun.start.token)?;
+                        }
+                    }
+                    Write::Begun(begun) => self.write_begun(begun)?,
+                    Write::NotBegun => remove_file(&self.path(STATE_PATH))?,
+                    Write::Ordered => remove_file(&self.path(ORDER_PATH))?,
+                    Write::Stop(service) => stop(service)?,
+                    Write::Aside(why) => set_aside(&self.path(ETCD_DATA), why).map(drop)?,
+                }
             }
-            self.write_begun(begun.clone())?;
-            // The order is carried out; a cluster that has formed takes no other.
-            remove_file(&self.path(ORDER_PATH))
-        })
-    }
-
-    fn forget(&self, before: &Own, promises: &Promises) -> Result<bool> {
-        self.act(before, || {
-            self.write_promises(promises)?;
-            remove_file(&self.path(STATE_PATH))
+            Ok(())
         })
     }
 
@@ -228,11 +240,12 @@ impl Host for Desk {
             },
             complete: own.complete,
             databases: databases(&self.path(POSTGRESQL_DATA))?,
+            recover: None,
         })
     }
 }
 
-/// Reads JSON; `None` if there certainly is no such file.
+/// Reads JSON; `None` if there certainly is not a such file.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(text) = Presence::of_text(path, LONGEST).known()? else { return Ok(None) };
     serde_json::from_str(&text).map(Some).with_context(|| format!("reading {}", path.display()))
@@ -365,7 +378,7 @@ impl Forming {
         write_private(&self.desk.path(ORDER_PATH), &serde_json::to_string_pretty(order)?)
     }
 
-    /// The same view, in which a namesake of this node has answered if it did a short time ago: one slow answer is no death.
+    /// The same view, in which a namesake of this node has answered if it did a short time ago: one slow answer is not a death.
     fn patient(&mut self, mut view: View) -> View {
         let url = peer_url(self.desk.me());
         let is_elsewhere = |member: &Listed| member.name == view.me && !member.peer_urls.contains(&url);
@@ -383,55 +396,25 @@ impl Forming {
         view
     }
 
-    /// Carries out a step that was decided from `view`. `stop` stops etcd, if it runs.
+    /// Carries out a step that was decided from `view`. `stop` stops a service, if it runs.
     ///
     /// # Errors
     /// When a disk or systemd fails.
-    pub fn act(&mut self, view: &View, step: Step, stop: impl FnOnce() -> Result<()>) -> Result<Acted> {
+    pub fn act(&mut self, view: &View, step: Step, stop: impl FnMut(Stopped) -> Result<()>) -> Result<Acted> {
+        if let Step::SetAside(Aside::OtherCluster) = step
+            && let Some(text) = self.stays(view)?
+        {
+            return Ok(Acted::Later(text));
+        }
         let (desk, before) = (&self.desk, &view.own);
         if !matches!(step, Step::Wait { .. }) {
             self.waits = None;
         }
         match step {
-            Step::Promise(promises) | Step::Release(promises) => {
-                desk.promise(before, &promises)?;
-            }
-            Step::Commit(begun) => {
-                if desk.commit(before, &begun)? {
-                    log::info!("this node's etcd member begins: {}", words_of(&begun));
-                    // Nothing else has changed, so that there is nothing to look at.
-                    let view = View { own: desk.look()?, ..view.clone() };
-                    if let Step::Start(start) = join::next(&view) {
-                        return Ok(Acted::Start(start));
-                    }
-                }
-            }
             Step::Start(start) => return Ok(Acted::Start(start)),
             Step::Resume => {
                 let state = desk.state()?.context("etcd has data, and nothing says how it started")?;
                 return Ok(Acted::Start(state.etcd));
-            }
-            Step::SetAside(why) => {
-                let why = match why {
-                    Aside::Removed => "removed",
-                    Aside::OtherCluster => "other-cluster",
-                    Aside::Unfinished => "unfinished",
-                };
-                desk.act(before, || {
-                    stop()?;
-                    set_aside(&desk.path(ETCD_DATA), why).map(drop)
-                })?;
-            }
-            Step::Abandon(promises, begun) => {
-                desk.act(before, || {
-                    desk.write_promises(&promises)?;
-                    desk.write_begun(begun)?;
-                    stop()?;
-                    set_aside(&desk.path(ETCD_DATA), "unformed").map(drop)
-                })?;
-            }
-            Step::Forget(promises) => {
-                desk.forget(before, &promises)?;
             }
             Step::Wait { why, order } => return Ok(Acted::Later(self.waiting(&why, order.as_ref()))),
             change @ (Step::Remove(_) | Step::Add | Step::Readdress(_)) => {
@@ -440,8 +423,67 @@ impl Forming {
                     return Ok(Acted::Later(format!("{}: {error:#}", words(&change))));
                 }
             }
+            step => {
+                if desk.carry_out(before, &step, stop)?
+                    && let Step::Commit(begun) = &step
+                {
+                    log::info!("this node's etcd member begins: {}", words_of(begun));
+                    // Nothing else has changed, so that there is nothing to look at.
+                    let view = View { own: desk.look()?, ..view.clone() };
+                    if let Step::Start(start) = join::next(&view) {
+                        return Ok(Acted::Start(start));
+                    }
+                }
+            }
         }
         Ok(Acted::Again)
+    }
+
+    /// Why this node keeps its etcd's data beside the cluster that is seen: a person had them replace that one.
+    fn stays(&self, view: &View) -> Result<Option<String>> {
+        let (EtcdData::Data(ids), Some(other)) = (&view.own.etcd, &view.cluster) else { return Ok(None) };
+        let path = self.desk.path(lineage::PATH);
+        if Lineage::load(&path).known()?.is_none() {
+            return Ok(None);
+        }
+        // Another cluster's member would say something else.
+        let is_its =
+            |found: &Peer| matches!(found, Peer::Etcd { cluster, .. } if cluster.is_none_or(|id| id == other.id));
+        let its: BTreeSet<&String> =
+            view.peers.iter().filter(|(_, found)| is_its(found)).map(|(name, _)| name).collect();
+        let members = self.desk.spec.members.iter().filter(|member| its.contains(&member.name));
+        let client = self.credentials.etcd(members.map(client_url).collect())?;
+        match Recovered::ask(&client, Names(&self.desk.spec.cluster)) {
+            Ok(theirs) => lineage::stays(&path, ids.cluster, theirs.as_ref()),
+            Err(error) => {
+                Ok(Some(format!("whether the cluster that answers has replaced this node's is not known: {error:#}")))
+            }
+        }
+    }
+
+    /// Whether this node's etcd, which runs, has no quorum while another cluster's answers: that one went on from another
+    /// node by a person's order.
+    fn is_left_behind(&mut self) -> Result<bool> {
+        let own = self.credentials.etcd(vec![client_url(self.desk.me())]);
+        if own.and_then(|client| client.cluster()).is_ok() {
+            return Ok(false);
+        }
+        let view = self.look(false)?;
+        let is_another = matches!(
+            (&view.own.etcd, &view.cluster),
+            (EtcdData::Data(ids), Some(other)) if ids.cluster != other.id
+        );
+        Ok(is_another && self.stays(&view)?.is_none())
+    }
+
+    /// Remembers from where the cluster went on, as this node's etcd says.
+    fn remember_recovery(&self) -> Result<()> {
+        let client = self.credentials.etcd(vec![client_url(self.desk.me())])?;
+        let theirs = Recovered::ask(&client, Names(&self.desk.spec.cluster))?;
+        match EtcdData::look(&self.desk.path(ETCD_DATA)) {
+            EtcdData::Data(ids) => lineage::learn(&self.desk.path(lineage::PATH), ids.cluster, theirs),
+            other => anyhow::bail!("etcd serves, and its data are not found: {other:?}"),
+        }
     }
 
     /// Changes the cluster's members.
@@ -530,7 +572,12 @@ pub fn enter(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<
     if runs()?
         && let Some(state) = forming.desk.state()?
     {
-        return Ok(Entered { start: state.etcd, discovery: None });
+        if !forming.is_left_behind()? {
+            return Ok(Entered { start: state.etcd, discovery: None });
+        }
+        reporter.report(Phase::Working, ENTERING, LEFT_BEHIND);
+        stop(Stopped::Patroni)?;
+        stop(Stopped::Etcd)?;
     }
     let discovery = forming.receive()?;
     let mut acts = 0;
@@ -561,8 +608,15 @@ fn runs() -> Result<bool> {
     Ok(matches!(units::show(UNIT)?.active.as_str(), "active" | "activating" | "reloading" | "deactivating"))
 }
 
-fn stop() -> Result<()> {
-    if runs()? { Ok(units::stop(UNIT)?) } else { Ok(()) }
+fn stop(service: Stopped) -> Result<()> {
+    let unit = match service {
+        Stopped::Patroni => PATRONI,
+        Stopped::Etcd => UNIT,
+    };
+    if matches!(units::show(unit)?.active.as_str(), "inactive" | "failed" | "") {
+        return Ok(());
+    }
+    Ok(units::stop(unit)?)
 }
 
 /// Starts etcd and waits until it serves, for the quorum as long as it takes. Returns whether it does: it does not when its
@@ -600,8 +654,10 @@ pub fn serve(spec: &ClusterSpec, own: usize, service: &Service, reporter: &mut R
             match join::next(&view) {
                 step @ (Step::SetAside(_) | Step::Abandon(..)) => {
                     reporter.report(Phase::Working, STARTING, &words(&step));
-                    forming.act(&view, step, stop)?;
-                    return Ok(false);
+                    match forming.act(&view, step, stop)? {
+                        Acted::Later(why) => waits = Some(why),
+                        _ => return Ok(false),
+                    }
                 }
                 Step::Resume | Step::Start(_) if matches!(own, Peer::Etcd { .. }) => {
                     let lost =
@@ -632,25 +688,30 @@ fn takes_clients(me: &Member) -> bool {
 }
 
 /// Waits until etcd's cluster knows its version, without which Patroni cannot speak to it; members that do not come for
-/// ten seconds are let go, see [`join::absent`], and those that an order leaves out at once.
+/// ten seconds are let go, see [`join::absent`], and those that an order leaves out at once. Then this node remembers from
+/// where the cluster went on last. Returns whether it is so: it is not when the cluster has gone on in another etcd
+/// meanwhile, so that the node must enter again.
 ///
 /// # Errors
 /// When a disk fails.
-pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<()> {
-    let forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<bool> {
+    let mut forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
     let promises = forming.desk.promises()?;
-    let me = forming.desk.me();
-    let deadline = Instant::now() + LATECOMERS;
+    let me = forming.desk.me().clone();
+    let (deadline, mut doubted) = (Instant::now() + LATECOMERS, Instant::now());
     loop {
-        match peers::unsettled(me, &forming.credentials) {
-            Ok(None) => return Ok(()),
+        match peers::unsettled(&me, &forming.credentials) {
+            Ok(None) => match forming.remember_recovery() {
+                Ok(()) => return Ok(true),
+                Err(error) => reporter.report(Phase::Waiting, SETTLING, &format!("{error:#}")),
+            },
             Ok(Some(cluster)) => {
-                let gone = going(&cluster, &promises, Instant::now() >= deadline);
+                let gone = join::going(&cluster, &promises, Instant::now() >= deadline);
                 if gone.is_empty() {
                     reporter.report(Phase::Waiting, SETTLING, "not every member has come yet");
                 } else {
                     reporter.report(Phase::Working, SETTLING, "going on without the members that have not come");
-                    let client = forming.credentials.etcd(vec![client_url(me)])?;
+                    let client = forming.credentials.etcd(vec![client_url(&me)])?;
                     for id in gone {
                         // Another node may have done it, or etcd wants all connections to be five seconds old: looked at again.
                         if let Err(error) = client.member_remove(id) {
@@ -660,17 +721,46 @@ pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result
                 }
             }
             // An etcd that is busy answers later.
-            Err(error) => reporter.report(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {error:#}")),
+            Err(error) => {
+                reporter.report(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {error:#}"));
+                if doubted.elapsed() >= DOUBT {
+                    doubted = Instant::now();
+                    if forming.is_left_behind()? {
+                        return Ok(false);
+                    }
+                }
+            }
         }
         lock::rest(PAUSE)?;
     }
 }
 
-/// Who is let go of those that have not come: at once whom the order left out, the others when it is time.
-fn going(cluster: &[Listed], promises: &Promises, late: bool) -> Vec<u64> {
-    let absent = join::absent(cluster);
-    let left_out: BTreeSet<&str> =
-        promises.held.iter().flat_map(|held| held.without.iter().map(String::as_str)).collect();
-    let members = cluster.iter().filter(|member| absent.contains(&member.id));
-    members.filter(|member| late || left_out.contains(member.name.as_str())).map(|member| member.id).collect()
+/// Looks from time to time whether the cluster has gone on in another etcd, while this node waits for something else.
+#[derive(Debug)]
+pub struct Attention {
+    forming: Forming,
+    paid: Instant,
+}
+
+impl Attention {
+    /// That of the member `own` of `spec`.
+    ///
+    /// # Errors
+    /// As [`Desk::new`].
+    pub fn new(spec: &ClusterSpec, own: usize) -> Result<Attention> {
+        let forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+        Ok(Attention { forming, paid: Instant::now() })
+    }
+
+    /// Looks, if it is time.
+    ///
+    /// # Errors
+    /// When it has: this node must enter it. Also when its own disks or certificates cannot be read.
+    pub fn pay(&mut self) -> Result<()> {
+        if self.paid.elapsed() < DOUBT {
+            return Ok(());
+        }
+        self.paid = Instant::now();
+        if self.forming.is_left_behind()? { Err(UserError::runtime(LEFT_BEHIND).into()) } else { Ok(()) }
+    }
 }

@@ -14,7 +14,7 @@ pub struct HostIdentity {
     pub instance_id: Option<String>,
 }
 
-/// The index of the member that a machine with these traits is; `None` if it is none of them, which may change while
+/// The index of the member that a machine with these traits is; `None` if it is not one of them, which may change while
 /// its network comes up.
 ///
 /// # Errors
@@ -37,12 +37,12 @@ pub fn identify(spec: &ClusterSpec, host: &HostIdentity) -> Result<Option<usize>
     }
 }
 
-/// What to say of a machine that is no member.
+/// What to say of a machine that is not a member.
 pub fn unknown_host(spec: &ClusterSpec, host: &HostIdentity) -> UserError {
     let addresses: Vec<_> = host.addresses.iter().map(ToString::to_string).collect();
     let members: Vec<_> = spec.members.iter().map(|member| format!("{} at {}", member.name, member.address)).collect();
     UserError::runtime(format!(
-        "this machine is none of the members {}: it is called `{}` and has the addresses {}",
+        "this machine is not one of the members {}: it is called `{}` and has the addresses {}",
         members.join(", "),
         host.host_name,
         if addresses.is_empty() { "(none)".to_owned() } else { addresses.join(", ") }

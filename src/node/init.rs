@@ -8,11 +8,13 @@ use super::{
     agent,
     apply::{self, Changed},
     bootstrap::{Closed, Gate},
+    first,
     form::{self, Entered},
     lock, machine, metadata,
-    peers::TlsCredentials,
+    peers::{DiscoveryListener, TlsCredentials},
     pki::{Authority, Store},
-    progress::{Phase, Reporter},
+    progress::Reporter,
+    recover,
     state::{self, Data, STATE_PATH, State},
     this_node, units,
 };
@@ -24,6 +26,7 @@ use crate::{
     model::{
         MANIFEST_PATH, Manifest, Readiness, Service,
         scope::{EtcdStart, Machine, Scope},
+        status::Phase,
     },
     poll::PollInterval,
 };
@@ -36,11 +39,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Exit status when systemd shall try again (sysexits.h).
+/// Exit status for systemd to try again (sysexits.h).
 pub const EX_TEMPFAIL: u8 = 75;
 /// Exit status when this machine holds data that is not the document's cluster's.
 pub const EX_NOPERM: u8 = 77;
-/// Exit status when there is no document; for systemd that is no failure.
+/// Exit status when there is no document; for systemd that is not a failure.
 pub const EX_NOINPUT: u8 = 66;
 /// Exit status when the document is wrong.
 pub const EX_CONFIG: u8 = 78;
@@ -115,6 +118,19 @@ fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
     let made = Store::of_the_node().ensure(&node.spec, node.own, &authority, SystemTime::now())?;
     let reread: BTreeSet<&str> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
 
+    let postgresql = postgresql_version(&manifest)?;
+    // Until Patroni has its port.
+    let mut window = None;
+    if let Some(version) = postgresql {
+        let here = recover::look::Here::of_the_node(&node.spec, node.own, version);
+        match recover::window::open(&here) {
+            Ok(listener) => window = Some(listener),
+            Err(error) => log::debug!("not telling the others what this node has: {error:#}"),
+        }
+        recover::act::go_on(&here, &mut window, |text| {
+            reporter.report(Phase::Working, "recovering the cluster", text);
+        })?;
+    }
     loop {
         let entered = form::enter(&node.spec, node.own, reporter)?;
         reporter.report(Phase::Working, "writing configuration", "");
@@ -130,7 +146,7 @@ fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
         let running = reread_changed(&manifest, &changed, &reread)?;
         // A node that formed the cluster with others may make its first database, until it has been complete once.
         let forms = !entered.start.existing && !known.as_ref().is_some_and(|state| state.complete);
-        if !start_all(&node, &manifest, entered, Start { forms, given }, reporter)? {
+        if !start_all(&node, &manifest, entered, &mut window, Start { forms, given }, reporter)? {
             continue;
         }
         let state = State::load(state_path)?.context("etcd serves, and nothing says how it started")?;
@@ -159,6 +175,7 @@ fn start_all(
     node: &Node,
     manifest: &Manifest,
     mut entered: Entered,
+    window: &mut Option<DiscoveryListener>,
     Start { forms, given }: Start,
     reporter: &mut Reporter,
 ) -> Result<bool, Failure> {
@@ -168,14 +185,16 @@ fn start_all(
             if !form::serve(&node.spec, node.own, service, reporter)? {
                 return Ok(false);
             }
-            form::settle(&node.spec, node.own, reporter)?;
+            if !form::settle(&node.spec, node.own, reporter)? {
+                return Ok(false);
+            }
             if given {
                 agent::document::declare_newest(node)?;
             }
             continue;
         }
         if name == PATRONI {
-            bring_up_patroni(service, node, forms, postgresql_version(manifest)?, reporter)?;
+            bring_up_patroni(service, node, window, forms, postgresql_version(manifest)?, reporter)?;
         } else {
             bring_up(name, service, node, reporter)?;
         }
@@ -226,6 +245,7 @@ fn reread_changed(manifest: &Manifest, changed: &[Changed], certificates: &BTree
 fn bring_up_patroni(
     service: &Service,
     node: &Node,
+    window: &mut Option<DiscoveryListener>,
     forms: bool,
     version: Option<u32>,
     reporter: &mut Reporter,
@@ -238,12 +258,37 @@ fn bring_up_patroni(
     if units::show(&service.unit)?.active != "active" {
         // systemd may be about to start it again.
         units::stop(&service.unit)?;
+        let here = recover::look::Here::of_the_node(&node.spec, node.own, version);
+        // The cluster may go on in another etcd meanwhile.
+        let mut attention = form::Attention::new(&node.spec, node.own)?;
+        let mut rest = |pause| {
+            lock::rest(pause)?;
+            attention.pay()
+        };
+        while let Some(why) = recover::returning::admit(&here, &client)? {
+            reporter.report(Phase::Waiting, &step, &why);
+            rest(PAUSE)?;
+        }
         let told = |why: &str| reporter.report(Phase::Waiting, &step, why);
-        gate.admit(told, lock::rest).map_err(|closed| match closed {
+        gate.admit(told, rest).map_err(|closed| match closed {
             Closed::Refused(problem) => refused(problem),
             Closed::Failed(error) => error.into(),
         })?;
     }
+    *window = None;
+    let outcome = wait_for_database(service, node, &gate, reporter);
+    if outcome.is_err() && gate.look().is_ok_and(|view| first::is_in_vain(&view)) {
+        log::warning!(
+            "Patroni waits for what will not come: it is stopped, and it is looked anew whether it may start"
+        );
+        units::stop(&service.unit)?;
+    }
+    Ok(outcome?)
+}
+
+/// Starts Patroni, which may start, and waits until this node has a whole database.
+fn wait_for_database(service: &Service, node: &Node, gate: &Gate<'_>, reporter: &mut Reporter) -> Result<()> {
+    let step = format!("starting {PATRONI}");
     bring_up(PATRONI, service, node, reporter)?;
     let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
     let deadline = Instant::now() + within;

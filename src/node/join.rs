@@ -134,6 +134,61 @@ pub enum Step {
     },
 }
 
+/// One thing that a step does to this node's own disks, which is there for good before the next one begins.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Write {
+    /// What it promises.
+    Promises(Promises),
+    /// The mark of a beginning, beside etcd's data.
+    Mark(Begun),
+    /// How its etcd member begins.
+    Begun(Begun),
+    /// That its etcd member has not begun.
+    NotBegun,
+    /// That a person's order is carried out.
+    Ordered,
+    /// No write, but this has stopped, if it ran, before the next one.
+    Stop(Stopped),
+    /// etcd's data are put aside; why, in a word.
+    Aside(&'static str),
+}
+
+/// A service that must have stopped before data are touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stopped {
+    /// Patroni and the database.
+    Patroni,
+    /// etcd.
+    Etcd,
+}
+
+/// What a step does to this node's own disks, in order. The power may fail between any two of them.
+pub fn writes(step: &Step) -> Vec<Write> {
+    match step {
+        Step::Promise(promises) | Step::Release(promises) => vec![Write::Promises(promises.clone())],
+        // A beginning without its mark would never start, and a mark without its beginning says nothing. A cluster that has
+        // formed takes no other order.
+        Step::Commit(begun) => vec![Write::Mark(begun.clone()), Write::Begun(begun.clone()), Write::Ordered],
+        // What the database here has more than the other cluster's is looked at before Patroni starts there.
+        Step::SetAside(why @ Aside::OtherCluster) => {
+            vec![Write::Stop(Stopped::Patroni), Write::Stop(Stopped::Etcd), Write::Aside(why.word())]
+        }
+        Step::SetAside(why) => vec![Write::Stop(Stopped::Etcd), Write::Aside(why.word())],
+        Step::Abandon(promises, begun) => {
+            vec![
+                Write::Promises(promises.clone()),
+                Write::Begun(begun.clone()),
+                Write::Stop(Stopped::Etcd),
+                Write::Aside("unformed"),
+            ]
+        }
+        Step::Forget(promises) => vec![Write::Promises(promises.clone()), Write::NotBegun],
+        Step::Start(_) | Step::Resume | Step::Remove(_) | Step::Add | Step::Readdress(_) | Step::Wait { .. } => {
+            Vec::new()
+        }
+    }
+}
+
 /// Why etcd's data are put aside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Aside {
@@ -143,6 +198,17 @@ pub enum Aside {
     OtherCluster,
     /// They were begun and have never held anything.
     Unfinished,
+}
+
+impl Aside {
+    /// It in a word, which the name of what is put aside ends with.
+    pub fn word(self) -> &'static str {
+        match self {
+            Aside::Removed => "removed",
+            Aside::OtherCluster => "other-cluster",
+            Aside::Unfinished => "unfinished",
+        }
+    }
 }
 
 /// An order that a person could give.
@@ -304,7 +370,7 @@ fn begin_again(view: &View, begun: &Begun) -> Step {
 }
 
 /// Whether a beginning has not become a cluster and never can: so many of its members say that they have not begun the
-/// same and cannot any more that the rest is no quorum, and nobody is silent.
+/// same and cannot any more that the rest is not a quorum, and nobody is silent.
 fn is_hopeless(view: &View, begun: &Begun, cluster: u64) -> bool {
     let Some((_, incarnation)) = begun.start.token.rsplit_once('-') else { return false };
     if begun.start.existing || view.own.complete || view.own.database != Found::Absent {
@@ -515,6 +581,15 @@ impl View {
 pub fn absent(cluster: &[Listed]) -> Vec<u64> {
     let never: Vec<u64> = cluster.iter().filter(|member| !member.started).map(|member| member.id).collect();
     if cluster.len() - never.len() > cluster.len() / 2 { never } else { Vec::new() }
+}
+
+/// Who is let go of those that have not come: at once whom the order left out, the others when it is time.
+pub fn going(cluster: &[Listed], promises: &Promises, late: bool) -> Vec<u64> {
+    let absent = absent(cluster);
+    let left_out: BTreeSet<&str> =
+        promises.held.iter().flat_map(|held| held.without.iter().map(String::as_str)).collect();
+    let members = cluster.iter().filter(|member| absent.contains(&member.id));
+    members.filter(|member| late || left_out.contains(member.name.as_str())).map(|member| member.id).collect()
 }
 
 /// Whether the document names the member, by its name or its address. One that it does not name and that does not answer

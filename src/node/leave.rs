@@ -230,7 +230,7 @@ fn switch_over(cluster: &str, from: &str, to: &str) -> Result<()> {
     let command =
         ["-c", "/etc/patroni/config.yml", "switchover", cluster, "--leader", from, "--candidate", to, "--force"];
     let said = Run::new("patronictl").args(command).limit(HANDED_OVER_WITHIN).text()?;
-    // It tells a refusal in words and ends well; whoever looks again sees what came of it.
+    // It tells a refusal in words and ends well; the next look shows the result.
     if said.contains("Successfully") || said.contains("status unknown") {
         return Ok(());
     }

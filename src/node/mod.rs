@@ -3,17 +3,17 @@
 //! A module imports from rows below its own only; `tests/it/layers.rs` reads this table and proves it.
 //!
 //! ```text
-//! cli
-//! check claim leader leave renew status
+//! cli model_check
+//! check claim leave renew status
 //! init
 //! agent
 //! this_node
-//! bootstrap form machine
-//! first peers
-//! order
-//! identity join pki state
-//! aside begun promise
-//! apply database etcd_data lock metadata progress units
+//! form leader
+//! bootstrap machine recover
+//! order peers
+//! join state
+//! aside first pki promise
+//! apply begun database etcd_data identity lock metadata progress units
 //! ```
 
 pub mod agent;
@@ -36,11 +36,14 @@ pub mod leave;
 pub mod lock;
 pub mod machine;
 pub mod metadata;
+#[cfg(test)]
+mod model_check;
 pub mod order;
 pub mod peers;
 pub mod pki;
 pub mod progress;
 pub mod promise;
+pub mod recover;
 pub mod renew;
 pub mod state;
 pub mod status;

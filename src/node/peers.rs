@@ -94,6 +94,9 @@ pub struct Facts {
     pub complete: bool,
     /// Its databases, one for each major version.
     pub databases: Vec<DatabaseFacts>,
+    /// What a person wants to know who looks for the node to go on from, as `recover` understands it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recover: Option<serde_json::Value>,
 }
 
 /// What a node knows of its database of one major version.
@@ -138,6 +141,11 @@ impl TlsCredentials {
     /// That of a node whose files lie elsewhere.
     pub fn at(folder: &Path) -> TlsCredentials {
         TlsCredentials(folder.to_owned())
+    }
+
+    /// Where they lie.
+    pub fn folder(&self) -> &Path {
+        &self.0
     }
 
     fn file(&self, name: &str) -> PathBuf {

@@ -8,7 +8,7 @@
 //! Incarnations of different documents need more. A node gives a promise up only
 //! * when its founder, asked after the promise was given, says that it does not found that incarnation any more, or
 //! * when the request's document or order leaves that founder out, and so few of that incarnation's members are left
-//!   outside that they are no quorum of it. Such an incarnation stays in [`Promises::outlived`]: whatever the node
+//!   outside that they are not a quorum of it. Such an incarnation stays in [`Promises::outlived`]: whatever the node
 //!   promises later must keep to that rule too.
 
 use super::etcd_data::{self, EtcdData, Ids};

@@ -44,7 +44,7 @@ pub struct Overlay {
     pub directories: BTreeMap<GuestPath, Directory>,
     /// Symbolic links and their targets.
     pub links: BTreeMap<GuestPath, String>,
-    /// Paths that it takes away.
+    /// Paths that it removes.
     pub remove: Vec<GuestPath>,
     /// Units that start at every boot.
     pub enable: Vec<String>,
@@ -73,7 +73,7 @@ pub struct File {
     pub group: String,
     /// The permission bits.
     pub mode: Mode,
-    /// What must end well on the staged file.
+    /// A program that must succeed on the staged file.
     pub check: Vec<String>,
     /// It is there before any package is.
     pub before_packages: bool,
@@ -171,7 +171,7 @@ fn walk(folder: &Path, at: &GuestPath, found: &mut BTreeMap<GuestPath, Found>) -
     for entry in entries {
         let path = entry.path();
         let name = entry.file_name();
-        let name = name.to_str().with_context(|| format!("{} has a name that is no UTF-8", path.display()))?;
+        let name = name.to_str().with_context(|| format!("{} has a name that is not UTF-8", path.display()))?;
         let metadata = fs::symlink_metadata(&path).with_context(|| format!("reading {}", path.display()))?;
         if metadata.is_dir() {
             walk(&path, &at.join(name)?, found)?;
@@ -213,8 +213,8 @@ fn files_of(
         let wrong = |message: String| UserError::usage(format!("{}: `{path}` {message}", document.name));
         if let Some(writer) = rule.writer.filter(|writer| *writer != found.writer) {
             let is = found.path.display();
-            return Err(wrong(format!("shall be written by {writer}, but {is} is written by {}", found.writer))
-                .hint(format!("the suffix names the writer: call it {}{}", path.file_name(), writer.suffix()))
+            return Err(wrong(format!("should be written by {writer}, but {is} is written by {}", found.writer))
+                .hint(format!("the suffix names the writer: rename it to {}{}", path.file_name(), writer.suffix()))
                 .into());
         }
         if rule.program.is_some() {
@@ -257,7 +257,7 @@ fn file(rule: FileRule, origin: Origin, installed: GuestPath, writer: Writer, mo
     }
 }
 
-/// An overlay is what lies in its folder, and a link could lead anywhere.
+/// An overlay consists of the files in its folder; a link could lead anywhere.
 fn refuse_link(path: &Path) -> Result<()> {
     if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {
         return Ok(());
@@ -266,6 +266,6 @@ fn refuse_link(path: &Path) -> Result<()> {
     let message =
         format!("{} is a symbolic link (to {}), which could lead out of the overlay", path.display(), target.display());
     Err(UserError::usage(message)
-        .hint("put the file itself there; links in the guest go under `links:` in overlay.yaml")
+        .hint("put the file itself there; links of the guest belong under `links:` in overlay.yaml")
         .into())
 }

@@ -40,6 +40,8 @@
 //! Overlays hold plain files: a symbolic link below `rootfs` is refused, since it could lead out of the folder.
 //! Links in the guest are declared under `links`.
 
+#![deny(missing_docs)]
+
 mod load;
 mod schema;
 

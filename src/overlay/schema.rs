@@ -46,7 +46,7 @@ pub struct OverlayFile {
     /// Symbolic links, by guest path, with their targets.
     #[serde(default)]
     pub links: BTreeMap<GuestPath, String>,
-    /// Guest paths that are taken away.
+    /// Guest paths that are removed.
     #[serde(default)]
     pub remove: Vec<GuestPath>,
     /// Units that start at every boot.
@@ -79,8 +79,8 @@ pub struct FileRule {
     /// The permission bits; 0755 for what is executable in the overlay, else 0644.
     #[serde(default)]
     pub mode: Option<Mode>,
-    /// A program and its arguments that must end well on the staged file, which replaces `{file}`, before it is put in
-    /// its place.
+    /// A program and its arguments that must succeed on the staged file, which replaces `{file}`, before the file is
+    /// published.
     #[serde(default)]
     pub check: Vec<String>,
     /// The file is there before any package is installed, so that packages find it.
@@ -171,7 +171,7 @@ impl<'de> Deserialize<'de> for Mode {
         match u32::from_str_radix(&text, 8) {
             Ok(mode) if mode <= 0o7777 && text.len() >= 3 => Ok(Mode(mode)),
             _ => Err(serde::de::Error::custom(format!(
-                "`{text}` is no file mode (write it as chmod takes it, such as \"0640\")"
+                "`{text}` is not a file mode (write it as chmod takes it, such as \"0640\")"
             ))),
         }
     }

@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-/// How long GRUB waits for somebody who wants another kernel, in seconds.
+/// How long GRUB shows its menu, in seconds.
 const MENU_SECONDS: u32 = 1;
 
 /// The system's name in GRUB's menu.
@@ -33,23 +33,26 @@ const TITLE: &str = "Debian GNU/Linux";
 /// How often what was written so far is sent to the disk.
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
 
-/// What tells the disks of `plan` from others. They follow from the packages: an edited overlay leaves them as they are,
-/// so that all but its own files stay where they were.
-fn identity(plan: &Plan, disk: &PlannedDisk) -> Identity {
+/// The identifiers of the disks of `plan`. They depend on the packages only: after an edit of an overlay, all blocks but
+/// those of its files stay in place, and compressed clusters are found in the store.
+fn identity(plan: &Plan, disk: &PlannedDisk) -> Result<Identity> {
     let packages: Vec<_> = plan.packages.iter().chain(&disk.packages).map(|package| package.sha256).collect();
-    Identity::of(&Digest::of(serde_json::to_vec(&(&plan.name, plan.arch, packages)).unwrap_or_default()))
+    Ok(Identity::of(&Digest::of_json(&(&plan.name, plan.arch, packages))?))
 }
 
-/// Files of a VM image that follow from its disk, by path.
-pub fn boot_files(plan: &Plan, disk: &PlannedDisk) -> Vec<(GuestPath, String)> {
-    let identity = identity(plan, disk);
+/// Files of a VM image that depend on its disk, by path.
+///
+/// # Errors
+/// When the plan has no form in JSON.
+pub fn boot_files(plan: &Plan, disk: &PlannedDisk) -> Result<Vec<(GuestPath, String)>> {
+    let identity = identity(plan, disk)?;
     let arguments: Vec<&str> = disk.arguments.iter().map(String::as_str).collect();
     let menu = Menu { arch: plan.arch, title: TITLE, arguments: &arguments, timeout: MENU_SECONDS };
-    vec![
+    Ok(vec![
         (GuestPath::constant("/etc/fstab"), identity.fstab()),
         (GuestPath::constant("/boot/grub/grub.cfg"), menu.config(&identity)),
         (GuestPath::constant("/etc/default/grub.d/60-pgha.cfg"), menu.defaults()),
-    ]
+    ])
 }
 
 /// Writes every VM image that `target` wants, in one pass.
@@ -68,7 +71,7 @@ pub fn write(
     let mut disk = Disk {
         arch: plan.arch,
         size: planned.size.map_or(0, |size| size.0),
-        identity: identity(plan, planned),
+        identity: identity(plan, planned)?,
         epoch: layers.epoch,
         bios: bios(plan.arch, &layers.tree, store)?,
         order: layers.layers.iter().map(|(_, layer)| layer.tar).collect(),
@@ -105,7 +108,9 @@ pub fn write(
             (measure(&file, known), sync.join())
         });
         let (sha256, size) = measured?;
-        synced.map_err(|_| anyhow!("the thread that writes {} died", path.display()))?.context("writing an image")?;
+        synced
+            .map_err(|_| anyhow!("the thread that writes {} panicked", path.display()))?
+            .context("writing an image")?;
         file.publish(&path)?;
         artifacts.push(Artifact { kind, path, sha256, size });
     }
@@ -120,7 +125,7 @@ fn flushing<T>(files: &[&File], work: impl FnOnce() -> T) -> T {
         let (working, ended) = channel::<()>();
         scope.spawn(move || {
             while ended.recv_timeout(FLUSH_EVERY) == Err(RecvTimeoutError::Timeout) {
-                // The sync at the end tells what is wrong.
+                // The sync at the end reports errors.
                 files.iter().for_each(|file| drop(file.sync_data()));
             }
         });

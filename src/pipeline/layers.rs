@@ -5,12 +5,13 @@ use crate::{
     base::{self, BaseSpec, SkeletonFile},
     debian::deb::ExpandedDeb,
     disk::grub,
+    error::UserError,
     image::compose::{self, Bytes, OverlayFiles, Owner, Place},
-    model::{Arch, Digest, GuestPath, User},
+    model::{Arch, Digest, Group, GuestPath, User},
     overlay::Writer,
     plan::{self, Package, Plan, PlannedDisk, PlannedFile, PlannedOverlay},
     progress::{Progress, Unit},
-    recipe::Source,
+    recipe::{Paths, Source},
     rootfs::{
         Change, Kind, Tree,
         tar::{Contents, StoredLayer},
@@ -20,7 +21,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 /// The longest time that one run of dpkg may take.
 const DPKG_LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -62,7 +63,7 @@ pub struct BuildContext<'a> {
     pub access: &'a Access,
     /// Where results are kept.
     pub store: &'a Store,
-    /// Who is told.
+    /// Where progress is reported.
     pub progress: &'a Progress,
 }
 
@@ -72,10 +73,10 @@ impl BuildContext<'_> {
     /// # Errors
     /// Whatever goes wrong with packages, maintainer scripts or the store.
     pub fn base(&self) -> Result<Base> {
-        let (base, known) = self.store.memoise(&base_key(self.plan), || {
+        let inputs = PackageLayer::base(self.plan);
+        let (base, known) = self.store.memoise(&inputs.key()?, || {
             let packages = self.fetch(&self.plan.packages)?;
-            let epoch = self.plan.epoch.unwrap_or(newest(&packages));
-            self.install(&[], base_spec(self.plan, &packages, epoch)?, &packages)
+            self.install(&[], inputs.spec(&packages, newest(&packages))?, &packages)
         })?;
         if known {
             self.progress.note("base        nothing changed");
@@ -91,16 +92,16 @@ impl BuildContext<'_> {
         self.compose(base, None)
     }
 
-    /// Makes the layers of VM images: above the base lies what they boot with, above the overlays of all images those of
-    /// disks.
+    /// Makes the layers of VM images: above the base the packages that they boot with, above the overlays of all images
+    /// those of disks.
     ///
     /// # Errors
     /// Whatever goes wrong with packages, maintainer scripts, overlays or the store.
     pub fn disk(&self, base: &Base, disk: &PlannedDisk) -> Result<Layers> {
-        let (boot, known) = self.store.memoise(&boot_key(self.plan, base, disk)?, || {
+        let inputs = PackageLayer::boot(self.plan, disk, base);
+        let (boot, known) = self.store.memoise(&inputs.key()?, || {
             let packages = self.fetch(&disk.packages)?;
-            let epoch = self.plan.epoch.unwrap_or(newest(&packages).max(base.epoch));
-            let spec = boot_spec(self.plan, disk, &packages, epoch)?;
+            let spec = inputs.spec(&packages, newest(&packages).max(base.epoch))?;
             self.install(std::slice::from_ref(&base.layer), spec, &packages)
         })?;
         if known {
@@ -131,7 +132,7 @@ impl BuildContext<'_> {
         tree.apply(&base.layer.load(store)?).context("reading the base layer")?;
         layers.push(("base".to_owned(), base.layer.clone()));
         if let Some((boot, _)) = boot {
-            tree.apply(&boot.layer.load(store)?).context("reading the layer that boots")?;
+            tree.apply(&boot.layer.load(store)?).context("reading the boot layer")?;
             layers.push(("boot".to_owned(), boot.layer.clone()));
             epoch = boot.epoch;
         }
@@ -143,7 +144,7 @@ impl BuildContext<'_> {
             }
             step.advance(1);
         }
-        let generated = [manifest(self.plan)?, boot.map(|(_, disk)| boot_files(self.plan, disk))];
+        let generated = [manifest(self.plan)?, boot.map(|(_, disk)| boot_files(self.plan, disk)).transpose()?];
         for files in generated.into_iter().flatten() {
             let composed = compose::compose(store, &mut tree, &files, base.epoch)?;
             layers.extend(composed.map(|composed| (files.name, composed.layer)));
@@ -169,21 +170,100 @@ fn overlay_title(name: &str) -> String {
     format!("overlay {name}")
 }
 
-/// The key of the base layer: everything of the plan that it is made of.
-fn base_key(plan: &Plan) -> Digest {
-    let packages: Vec<_> = plan.packages.iter().map(|package| (&package.name, package.sha256)).collect();
-    let skeleton: Vec<_> = plan.skeleton().map(|file| (&file.path, file.mode, file.sha256)).collect();
-    let rest = (&plan.preseed, &plan.paths, &plan.users, &plan.groups, plan.epoch);
-    Digest::of(serde_json::to_vec(&(base::ENGINE, packages, skeleton, rest)).unwrap_or_default())
+/// Everything of a plan that a layer of packages depends on: its digest is the layer's key, and its [`BaseSpec`] is made
+/// from nothing else.
+#[derive(Debug, Clone, Serialize)]
+struct PackageLayer<'a> {
+    /// Raised when equal inputs give another layer than before.
+    engine: u32,
+    /// The layer below, if there is one.
+    below: Option<&'a StoredLayer>,
+    /// Names and digests of packages.
+    packages: Vec<(&'a str, Digest)>,
+    /// Files that are there before packages are: path, mode, digest.
+    skeleton: Vec<(&'a GuestPath, u32, Digest)>,
+    /// Where those files are on this machine; their digests say what they hold.
+    #[serde(skip)]
+    sources: Vec<&'a Path>,
+    preseed: &'a [String],
+    paths: &'a Paths,
+    users: &'a BTreeMap<String, User>,
+    groups: &'a BTreeMap<String, Group>,
+    /// Programs that are run when everything is configured.
+    programs: Vec<Vec<String>>,
+    /// The time that no file may be later than; without, that of the newest package or of the layer below.
+    epoch: Option<i64>,
 }
 
-/// The key of the layer that VM images boot with.
-fn boot_key(plan: &Plan, base: &Base, disk: &PlannedDisk) -> Result<Digest> {
-    let packages: Vec<_> = disk.packages.iter().map(|package| (&package.name, package.sha256)).collect();
-    let skeleton: Vec<_> = disk.skeleton().map(|file| (&file.path, file.mode, file.sha256)).collect();
-    let rest = (&disk.preseed, &plan.paths, boot_programs(plan.arch), plan.epoch);
-    let key = (base::ENGINE, "boot", &base.layer, packages, skeleton, rest);
-    Ok(Digest::of(serde_json::to_vec(&key)?))
+impl<'a> PackageLayer<'a> {
+    /// The layer that all images have.
+    fn base(plan: &'a Plan) -> PackageLayer<'a> {
+        let skeleton = plan.skeleton().collect();
+        PackageLayer {
+            users: &plan.users,
+            groups: &plan.groups,
+            ..PackageLayer::new(plan, &plan.packages, skeleton, &plan.preseed)
+        }
+    }
+
+    /// The layer that VM images boot with, on top of `below`.
+    fn boot(plan: &'a Plan, disk: &'a PlannedDisk, below: &'a Base) -> PackageLayer<'a> {
+        let skeleton = disk.skeleton().collect();
+        PackageLayer {
+            below: Some(&below.layer),
+            programs: boot_programs(plan.arch),
+            ..PackageLayer::new(plan, &disk.packages, skeleton, &disk.preseed)
+        }
+    }
+
+    fn new(
+        plan: &'a Plan,
+        packages: &'a [Package],
+        skeleton: Vec<&'a PlannedFile>,
+        preseed: &'a [String],
+    ) -> PackageLayer<'a> {
+        static NO_USERS: BTreeMap<String, User> = BTreeMap::new();
+        static NO_GROUPS: BTreeMap<String, Group> = BTreeMap::new();
+        PackageLayer {
+            engine: base::ENGINE,
+            below: None,
+            packages: packages.iter().map(|package| (package.name.as_str(), package.sha256)).collect(),
+            sources: skeleton.iter().map(|file| file.source.as_path()).collect(),
+            skeleton: skeleton.into_iter().map(|file| (&file.path, file.mode.0, file.sha256)).collect(),
+            preseed,
+            paths: &plan.paths,
+            users: &NO_USERS,
+            groups: &NO_GROUPS,
+            programs: Vec::new(),
+            epoch: plan.epoch,
+        }
+    }
+
+    fn key(&self) -> Result<Digest> {
+        Digest::of_json(self).context("computing the key of a layer of packages")
+    }
+
+    /// What the layer is made of, with these `packages` and a time for those without [`PackageLayer::epoch`].
+    fn spec(&self, packages: &[ExpandedDeb], newest: i64) -> Result<BaseSpec> {
+        let skeleton = self.skeleton.iter().zip(&self.sources);
+        Ok(BaseSpec {
+            packages: packages.iter().map(base::Package::from).collect(),
+            skeleton: skeleton.map(|(file, source)| skeleton_file(*file, source)).collect::<Result<_>>()?,
+            preseed: self.preseed.iter().map(|answer| format!("{answer}\n")).collect(),
+            exclude: self.paths.exclude.clone(),
+            include: self.paths.include.clone(),
+            users: self.users.iter().map(|(name, user)| user_of(name, user)).collect(),
+            groups: self
+                .groups
+                .iter()
+                .map(|(name, group)| base::Group { name: name.clone(), gid: group.gid })
+                .collect(),
+            programs: self.programs.clone(),
+            epoch: self.epoch.unwrap_or(newest),
+            limit: DPKG_LIMIT,
+            place: base::Place::Auto,
+        })
+    }
 }
 
 /// What is run when the packages that VM images boot with are configured: GRUB for a BIOS is put together, as
@@ -198,39 +278,14 @@ fn boot_programs(arch: Arch) -> Vec<Vec<String>> {
     }
 }
 
-fn base_spec(plan: &Plan, packages: &[ExpandedDeb], epoch: i64) -> Result<BaseSpec> {
-    Ok(BaseSpec {
-        packages: packages.iter().map(base::Package::from).collect(),
-        skeleton: plan.skeleton().map(skeleton_file).collect::<Result<_>>()?,
-        preseed: plan.preseed.iter().map(|answer| format!("{answer}\n")).collect(),
-        exclude: plan.paths.exclude.clone(),
-        include: plan.paths.include.clone(),
-        users: plan.users.iter().map(|(name, user)| user_of(name, user)).collect(),
-        groups: plan.groups.iter().map(|(name, group)| base::Group { name: name.clone(), gid: group.gid }).collect(),
-        programs: Vec::new(),
-        epoch,
-        limit: DPKG_LIMIT,
-        place: base::Place::Auto,
-    })
-}
-
-fn boot_spec(plan: &Plan, disk: &PlannedDisk, packages: &[ExpandedDeb], epoch: i64) -> Result<BaseSpec> {
-    Ok(BaseSpec {
-        packages: packages.iter().map(base::Package::from).collect(),
-        skeleton: disk.skeleton().map(skeleton_file).collect::<Result<_>>()?,
-        preseed: disk.preseed.iter().map(|answer| format!("{answer}\n")).collect(),
-        exclude: plan.paths.exclude.clone(),
-        include: plan.paths.include.clone(),
-        programs: boot_programs(plan.arch),
-        epoch,
-        limit: DPKG_LIMIT,
-        ..BaseSpec::default()
-    })
-}
-
-fn skeleton_file(file: &PlannedFile) -> Result<SkeletonFile> {
-    let bytes = fs::read(&file.source).with_context(|| format!("reading {}", file.source.display()))?;
-    Ok(SkeletonFile { path: file.path.clone(), mode: file.mode.0, bytes })
+fn skeleton_file((path, mode, sha256): (&GuestPath, u32, Digest), source: &Path) -> Result<SkeletonFile> {
+    let bytes = fs::read(source).with_context(|| format!("reading {}", source.display()))?;
+    if Digest::of(&bytes) != sha256 {
+        return Err(UserError::runtime(format!("{} changed during the build", source.display()))
+            .hint("build again, without changing files meanwhile")
+            .into());
+    }
+    Ok(SkeletonFile { path: path.clone(), mode, bytes })
 }
 
 fn user_of(name: &str, user: &User) -> base::User {
@@ -282,12 +337,12 @@ fn place(file: &PlannedFile) -> Place {
             let owner = Owner { user: file.owner.clone(), group: file.group.clone() };
             Place::File { bytes, owner, mode: file.mode.0 }
         }
-        // A template is nobody's but root's; owner and mode are those of what it becomes.
+        // A template belongs to root; the overlay's owner and mode are those of the rendered file.
         Writer::Node | Writer::Confd => Place::File { bytes, owner: Owner::root(), mode: 0o644 },
     }
 }
 
-/// The layer with what the image tells the guest program about itself.
+/// The layer with the image's manifest.
 fn manifest(plan: &Plan) -> Result<Option<OverlayFiles>> {
     let Some(manifest) = plan.manifest() else { return Ok(None) };
     let mut bytes = serde_json::to_vec_pretty(&manifest)?;
@@ -298,12 +353,12 @@ fn manifest(plan: &Plan) -> Result<Option<OverlayFiles>> {
 }
 
 /// The layer with what a VM image's file systems are known by, and how it boots.
-fn boot_files(plan: &Plan, disk: &PlannedDisk) -> OverlayFiles {
-    let files = super::disk::boot_files(plan, disk).into_iter().map(|(path, text)| {
+fn boot_files(plan: &Plan, disk: &PlannedDisk) -> Result<OverlayFiles> {
+    let files = super::disk::boot_files(plan, disk)?.into_iter().map(|(path, text)| {
         let file = Place::File { bytes: Bytes::Here(text.into_bytes()), owner: Owner::root(), mode: 0o644 };
         (path, file)
     });
-    OverlayFiles { name: "disk".to_owned(), places: files.collect(), ..OverlayFiles::default() }
+    Ok(OverlayFiles { name: "disk".to_owned(), places: files.collect(), ..OverlayFiles::default() })
 }
 
 /// Which package of the base has `path`, if the base was built on this machine.
@@ -311,7 +366,7 @@ fn boot_files(plan: &Plan, disk: &PlannedDisk) -> OverlayFiles {
 /// # Errors
 /// When the store cannot be read.
 pub fn owner_in_base(plan: &Plan, store: &Store, path: &GuestPath) -> Result<Option<String>> {
-    let Some(base) = store.action::<Base>(&base_key(plan)) else { return Ok(None) };
+    let Some(base) = store.action::<Base>(&PackageLayer::base(plan).key()?) else { return Ok(None) };
     let layer = base.layer.load(store)?;
     let mut contents = Contents::new(store);
     for (list, change) in &layer.changes {
@@ -328,4 +383,17 @@ pub fn owner_in_base(plan: &Plan, store: &Store, path: &GuestPath) -> Result<Opt
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<Base>(
+            r#"{"layer":{"tar":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","size":7680,"index":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee"},"epoch":1750000000}"#,
+        );
+    }
 }

@@ -18,15 +18,15 @@ impl Mirrors {
     /// The mirrors that `given` names, or else those of the apt configuration in `etc_apt`.
     ///
     /// # Errors
-    /// A wrong request when `given` has something that is no URI.
+    /// A wrong request when `given` has something that is not a URI.
     pub fn find(given: &[String], etc_apt: &Path) -> Result<Mirrors, UserError> {
         if given.is_empty() {
             return Ok(Mirrors::of_uris(&apt_uris(etc_apt)));
         }
         for uri in given {
             if !["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme)) {
-                return Err(UserError::usage(format!("the mirror `{uri}` is no http or https URI"))
-                    .hint("a mirror is what stands in apt's sources, such as http://mirror.example/debian"));
+                return Err(UserError::usage(format!("the mirror `{uri}` is not an http or https URI"))
+                    .hint("a mirror is the URI in apt's sources, such as http://mirror.example/debian"));
             }
         }
         Ok(Mirrors {
@@ -159,6 +159,6 @@ mod tests {
         let none = Mirrors::find(&[], Path::new("/nonexistent")).unwrap().of(Archive::Debian).unwrap_err();
         assert_eq!(none.message, "no mirror of the Debian archive is known: this machine's apt sources name none");
         let wrong = Mirrors::find(&["mirror.example".to_owned()], Path::new("/nonexistent")).unwrap_err();
-        assert_eq!(wrong.message, "the mirror `mirror.example` is no http or https URI");
+        assert_eq!(wrong.message, "the mirror `mirror.example` is not an http or https URI");
     }
 }

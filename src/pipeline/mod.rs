@@ -85,7 +85,7 @@ impl Format {
     }
 }
 
-/// What came of a build.
+/// The result of a build.
 #[derive(Debug, Serialize)]
 pub struct Built {
     /// The files and folders that are there now.
@@ -125,14 +125,14 @@ pub struct Loaded {
     pub id: String,
 }
 
-/// Builds what is asked for.
+/// Builds an image.
 ///
 /// # Errors
 /// A wrong request when recipe, overlays and packages do not fit together, and failed work from anything below. No
 /// artifact is then changed but those that were finished.
 pub fn run(build: Build, store: &Store, progress: &Progress) -> Result<Built> {
     let Build { draft, locked, access, target } = build;
-    // Minutes of work for an image that nobody can take would be wasted.
+    // Checked first: minutes of work for an image that the engine cannot load would be wasted.
     let engine = target.load.map(|which| engine_for(which, target.compression)).transpose()?;
     let sources = draft.sources().clone();
     let draft = fit(draft, &target)?;
@@ -155,7 +155,7 @@ pub fn run(build: Build, store: &Store, progress: &Progress) -> Result<Built> {
     Ok(Built { artifacts, unchanged, loaded })
 }
 
-/// The draft of what `target` wants: packages that only VM images have are chosen where there will be one.
+/// The draft for `target`: packages of VM images are chosen only if one is built.
 fn fit(draft: Draft, target: &Target) -> Result<Draft> {
     if !target.formats.iter().any(|format| format.is_disk()) {
         return Ok(draft.without_disk());
@@ -191,7 +191,7 @@ fn make(context: &BuildContext<'_>, target: &Target) -> Result<Vec<Artifact>> {
         let contents = materials(plan, &layers, Some(planned));
         documents.extend(bills(["disk-spdx", "disk-cyclonedx"], ".disk", &contents)?);
     }
-    documents.insert(0, ("lock", format!("{}.lock.json", plan.name), Lock::of(plan).to_json()));
+    documents.insert(0, ("lock", format!("{}.lock.json", plan.name), Lock::of(plan).to_json()?));
     for (kind, file, text) in documents {
         artifacts.push(write_document(kind, &target.folder.join(file), &text)?);
     }

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-/// How long a package index is believed to be the newest. Debian publishes four times a day.
+/// How long a fetched package index counts as the newest. Debian publishes four times a day.
 const FRESH_FOR: Duration = Duration::from_secs(3600);
 
 /// How archives are reached.
@@ -47,8 +47,8 @@ impl CachedResult for Selection {
     }
 }
 
-/// Completes `draft` with the newest packages that satisfy it. What VM images have besides is chosen last, on top of the
-/// packages of every image, which stay as they are.
+/// Completes `draft` with the newest packages that satisfy it. The further packages of VM images are chosen last, on
+/// top of the packages of every image, which do not change.
 ///
 /// # Errors
 /// When an archive cannot be reached or trusted, and when no set of packages satisfies the draft.
@@ -66,7 +66,7 @@ pub fn plan(draft: Draft, access: &Access, store: &Store, progress: &Progress) -
         let request =
             solve::Request { packages, exclude: draft.plan().forbid.clone(), recommends, ..solve::Request::default() };
         let key = (1, releases.digest(), &names, &request.packages, &request.exclude, request.recommends);
-        let key = Digest::of(serde_json::to_vec(&key)?);
+        let key = Digest::of_json(&key)?;
         let (chosen, _) = store.memoise(&key, || {
             let indices = releases.indices(store, &http, progress)?;
             let step = progress.step("resolve", 0, Unit::Items);
@@ -88,7 +88,7 @@ pub fn plan(draft: Draft, access: &Access, store: &Store, progress: &Progress) -
                 packages.iter().map(|package| format!("{} (= {})", package.name, package.version)).collect();
             wanted.extend(asked(&disk.requests));
             // What the base was not given as recommended, it is not given now.
-            let all = choose(wanted, false).context("choosing the packages that VM images have besides")?;
+            let all = choose(wanted, false).context("choosing the further packages of VM images")?;
             let known: BTreeSet<&str> = packages.iter().map(|package| package.name.as_str()).collect();
             all.into_iter().filter(|package| !known.contains(package.name.as_str())).collect()
         }
@@ -99,7 +99,7 @@ pub fn plan(draft: Draft, access: &Access, store: &Store, progress: &Progress) -
 /// Gets `packages` into the store, expanded, in this order.
 ///
 /// # Errors
-/// When one cannot be had, or is not what the plan says.
+/// When one cannot be fetched, or is not what the plan says.
 pub fn fetch(
     packages: &[Package],
     sources: &BTreeMap<String, Source>,
@@ -109,7 +109,7 @@ pub fn fetch(
 ) -> Result<Vec<ExpandedDeb>> {
     let mut mirrors = BTreeMap::new();
     for (name, source) in sources {
-        // Without the network nobody needs a mirror.
+        // Without the network, no mirror is needed.
         let uris = if access.offline { Vec::new() } else { uris(source, access)? };
         mirrors.insert(name, uris);
     }
@@ -161,5 +161,18 @@ fn package(choice: solve::Choice, source: impl Fn(usize) -> String) -> Package {
         path: chosen.filename,
         source: source(choice.origin),
         reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<Selection>(
+            r#"{"packages":[{"name":"apt","version":"3.0","architecture":"amd64","sha256":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","size":3,"path":"pool/main/a/apt/apt_3.0_amd64.deb","source":"debian","source_package":"apt-source","reason":"requested"}]}"#,
+        );
     }
 }

@@ -28,7 +28,7 @@ struct Record {
     artifacts: Vec<ArtifactRecord>,
 }
 
-/// An artifact as it was when it was finished.
+/// An artifact when it was finished.
 #[derive(Debug, Serialize, Deserialize)]
 struct ArtifactRecord {
     kind: String,
@@ -38,7 +38,7 @@ struct ArtifactRecord {
     stamp: FileStamp,
 }
 
-/// What changes when somebody writes a file, replaces it, or touches it.
+/// Changes when the file is written, replaced or touched.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct FileStamp {
     inode: u64,
@@ -65,11 +65,11 @@ impl UpToDate {
             .with_context(|| format!("resolving the folder {}", target.folder.display()))?;
         let formats: Vec<&Format> = target.formats.iter().collect();
         let key =
-            (VERSION, base::ENGINE, env!("CARGO_PKG_VERSION"), plan.digest(), formats, target.compression, folder);
-        Ok(UpToDate(Digest::of(serde_json::to_vec(&key)?)))
+            (VERSION, base::ENGINE, env!("CARGO_PKG_VERSION"), plan.digest()?, formats, target.compression, folder);
+        Ok(UpToDate(Digest::of_json(&key)?))
     }
 
-    /// The artifacts, if this very build was finished before and nobody has touched them since.
+    /// The artifacts, if this very build was finished before and they have not been touched since.
     pub fn find(&self, store: &Store) -> Option<Vec<Artifact>> {
         let record = store.action::<Record>(&self.0)?;
         record
@@ -106,5 +106,18 @@ impl FileStamp {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::assert_still_read;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        assert_still_read::<Record>(
+            r#"{"artifacts":[{"kind":"qcow2","path":"/out/demo-amd64.qcow2","sha256":"sha256:1c8b63a1b1d9b3a8c0e7a0b0a6d4f5e2d3c4b5a697887766554433221100ffee","size":196640,"stamp":{"inode":12,"length":196640,"modified":[1750000000,5],"changed":[1750000001,0]}}]}"#,
+        );
     }
 }

@@ -18,13 +18,13 @@ use std::{
     path::Path,
 };
 
-/// A package that somebody asks for.
+/// A requested package.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// The package's name, maybe with a version constraint: `haproxy (>= 3.0)`.
     pub package: String,
-    /// Who asks: `recipe NAME` or `overlay NAME`.
+    /// The requester: `recipe NAME` or `overlay NAME`.
     pub by: String,
 }
 
@@ -119,7 +119,7 @@ impl Draft {
         self
     }
 
-    /// The plan with the packages that a solver chose: those of every image, and those that VM images have besides.
+    /// The plan with the packages that a solver chose: those of every image, and the further ones of VM images.
     pub fn with_packages(self, packages: Vec<Package>, of_disk: Vec<Package>) -> Plan {
         let disk = self.plan.disk.map(|disk| PlannedDisk { packages: of_disk, ..disk });
         Plan { packages, disk, ..self.plan }
@@ -139,7 +139,7 @@ fn asked(packages: &[String], by: &str) -> Vec<Request> {
     packages.iter().map(|package| Request { package: package.clone(), by: by.to_owned() }).collect()
 }
 
-/// Plans what VM images have besides. `by` is the recipe that asks for it.
+/// Plans what VM images have in addition. `by` is the recipe that requests it.
 fn plan_disk(disk: Disk, by: &str, overlays: Vec<Overlay>, programs: &Path) -> Result<PlannedDisk> {
     let mut requests = asked(&disk.packages, by);
     let mut preseed = Vec::new();
@@ -188,7 +188,7 @@ fn one_owner_each(overlays: &[Overlay]) -> Result<(), UserError> {
                     format!("two overlays own `{path}`: `{other}` has it as {their}, `{name}` as {what}")
                 };
                 return Err(
-                    UserError::usage(message).hint("one path belongs to one component; take it out of the other")
+                    UserError::usage(message).hint("each path belongs to one component: remove it from one of them")
                 );
             }
         }

@@ -66,7 +66,7 @@ pub fn explain(plan: &Plan, path: &GuestPath) -> Vec<Explanation> {
             explanations.push(say(format!("a symbolic link to {target}"), Writer::Image));
         }
         if overlay.remove.contains(path) {
-            explanations.push(say("taken away".to_owned(), Writer::Image));
+            explanations.push(say("removed".to_owned(), Writer::Image));
         }
     }
     explanations

@@ -1,4 +1,4 @@
-//! The lock: the packages that a build rests on, so that another one builds exactly the same.
+//! The lock file: the packages of a build, so that another build uses exactly the same.
 
 use super::{Package, Plan, Request};
 use crate::{
@@ -22,11 +22,11 @@ pub struct Lock {
     pub arch: Arch,
     /// Apt archives, by the names that the recipe gives them.
     pub sources: BTreeMap<String, LockedSource>,
-    /// What was asked for.
+    /// The requested packages.
     pub requests: Vec<Request>,
     /// The packages, by name.
     pub packages: Vec<Package>,
-    /// What VM images have besides, if one was built.
+    /// The further packages of VM images, if one was built.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<LockedDisk>,
 }
@@ -35,7 +35,7 @@ pub struct Lock {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedDisk {
-    /// What was asked for.
+    /// The requested packages.
     pub requests: Vec<Request>,
     /// The packages, by name.
     pub packages: Vec<Package>,
@@ -50,7 +50,6 @@ pub struct LockedSource {
     pub archive: Option<Archive>,
     /// The suite or its codename.
     pub suite: String,
-    /// The components.
     pub components: Vec<String>,
 }
 
@@ -87,10 +86,13 @@ impl Lock {
     }
 
     /// The lock as its file has it: JSON that people can read and compare.
-    pub fn to_json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+    ///
+    /// # Errors
+    /// When the lock has no form in JSON.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
-        text
+        Ok(text)
     }
 
     /// Reads a lock file; errors call it `name`.
@@ -142,14 +144,14 @@ impl Lock {
     }
 }
 
-/// What one of two lists of requests has and the other has not.
+/// The first difference between two lists of requests.
 fn difference(locked: &[Request], wanted: &[Request]) -> Option<String> {
     let names =
         |requests: &[Request]| -> BTreeSet<String> { requests.iter().map(|request| request.package.clone()).collect() };
     let (locked, wanted) = (names(locked), names(wanted));
     if let Some(package) = wanted.difference(&locked).next() {
-        return Some(format!("the recipe asks for `{package}`, the lock was made without"));
+        return Some(format!("the recipe requests `{package}`, the lock was made without it"));
     }
     let package = locked.difference(&wanted).next()?;
-    Some(format!("the lock was made for `{package}`, the recipe does not ask for it"))
+    Some(format!("the lock was made for `{package}`, which the recipe does not request"))
 }

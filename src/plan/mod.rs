@@ -42,7 +42,7 @@ pub struct Plan {
     pub parameters: BTreeMap<String, serde_json::Value>,
     /// Apt archives, by name.
     pub sources: BTreeMap<String, LockedSource>,
-    /// What was asked for, in the order of recipes and overlays.
+    /// The requested packages, in the order of recipes and overlays.
     pub requests: Vec<Request>,
     /// Packages that must not be installed.
     pub forbid: Vec<String>,
@@ -60,24 +60,24 @@ pub struct Plan {
     pub groups: BTreeMap<String, Group>,
     /// The latest time that anything in the image has, in seconds since 1970; that of its newest package if not given.
     pub epoch: Option<i64>,
-    /// The overlays, each after those that it wants started before it.
+    /// The overlays, each after those whose services start before its own.
     pub overlays: Vec<PlannedOverlay>,
-    /// What VM images have besides; `None` where none is built.
+    /// What VM images have in addition; `None` where none is built.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<PlannedDisk>,
     /// OCI images.
     pub oci: Oci,
 }
 
-/// What VM images have besides all that every image has.
+/// What VM images have in addition to what every image has.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlannedDisk {
     /// The disk's size; what the image needs if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
-    /// Arguments of the kernel, besides those for its consoles.
+    /// Arguments of the kernel, in addition to those for its consoles.
     pub arguments: Vec<String>,
-    /// What was asked for.
+    /// The requested packages.
     pub requests: Vec<Request>,
     /// The packages that are installed on those of every image, by name.
     pub packages: Vec<Package>,
@@ -91,9 +91,7 @@ pub struct PlannedDisk {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Package {
-    /// Its name.
     pub name: String,
-    /// Its version.
     pub version: String,
     /// Its architecture: the image's own or `all`.
     pub architecture: String,
@@ -116,17 +114,15 @@ pub struct Package {
 /// One overlay's part of the image.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlannedOverlay {
-    /// Its name.
     pub name: String,
     /// What it is for, in one line.
     pub description: String,
-    /// Its files.
     pub files: Vec<PlannedFile>,
     /// Directories that it makes or adjusts.
     pub directories: BTreeMap<GuestPath, Directory>,
     /// Symbolic links and their targets.
     pub links: BTreeMap<GuestPath, String>,
-    /// Paths that it takes away.
+    /// Paths that it removes.
     pub remove: Vec<GuestPath>,
     /// Units that start at every boot.
     pub enable: Vec<String>,
@@ -147,7 +143,7 @@ pub struct PlannedFile {
     pub installed: GuestPath,
     /// Where its bytes come from, as people know it: a path from the project's folder, or a program's name.
     pub origin: String,
-    /// The file on this machine; another one with the same bytes would do as well.
+    /// The file on this machine. Its path does not matter, only its bytes.
     #[serde(skip)]
     pub source: PathBuf,
     /// Who writes it.
@@ -158,7 +154,7 @@ pub struct PlannedFile {
     pub group: String,
     /// The permission bits.
     pub mode: Mode,
-    /// What must end well on the staged file.
+    /// A program that must succeed on the staged file.
     pub check: Vec<String>,
     /// It is there before any package is.
     pub before_packages: bool,
@@ -172,7 +168,10 @@ impl Plan {
     /// The digest that equal plans have: the key under which finished work is remembered.
     ///
     /// Why a package is there changes nothing that is built, and is left out.
-    pub fn digest(&self) -> Digest {
+    ///
+    /// # Errors
+    /// When the plan has no form in JSON.
+    pub fn digest(&self) -> serde_json::Result<Digest> {
         let mut bare = self.clone();
         bare.packages.iter_mut().for_each(|package| package.reason.clear());
         bare.requests.clear();
@@ -180,7 +179,7 @@ impl Plan {
             disk.packages.iter_mut().for_each(|package| package.reason.clear());
             disk.requests.clear();
         }
-        Digest::of(serde_json::to_vec(&bare).unwrap_or_default())
+        Digest::of_json(&bare)
     }
 
     /// The base name of everything that is built: `NAME-ARCH`.
@@ -193,7 +192,7 @@ impl Plan {
         before_packages(&self.overlays)
     }
 
-    /// What the image tells the guest program about itself; `None` if no overlay has the guest program.
+    /// The manifest for the guest program; `None` if no overlay has the guest program.
     pub fn manifest(&self) -> Option<Manifest> {
         let has_node = self.overlays.iter().any(|overlay| overlay.name == NODE_OVERLAY);
         has_node.then(|| Manifest {

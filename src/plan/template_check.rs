@@ -30,7 +30,7 @@ pub fn render_all(plan: &Plan) -> Result<()> {
         for scope in &scopes {
             render(&file.origin, &text, scope).map_err(|error| {
                 UserError::usage(error.root_cause().to_string())
-                    .hint("src/model/scope.rs tells what a template may name, src/render.rs which helpers there are")
+                    .hint("`pgha-image schema scope` prints the values that templates can use")
             })?;
         }
     }

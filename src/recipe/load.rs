@@ -57,7 +57,7 @@ pub struct Recipe {
     pub oci: Oci,
 }
 
-/// What VM images are like, and have besides.
+/// What VM images have in addition.
 #[derive(Debug, Clone, Default)]
 pub struct Disk {
     /// The disk's size; what the image needs if not given.
@@ -96,7 +96,7 @@ struct Link {
 /// `settings` are the user's `NAME=VALUE`.
 ///
 /// # Errors
-/// A wrong request, shown with its line, when a recipe is not as it must be.
+/// A wrong request, shown with its line, when a recipe is wrong.
 pub fn load(project: &Path, wanted: &str, settings: &[String]) -> Result<Recipe> {
     let path = find(project, wanted)?;
     let chain = read_chain(&path)?;
@@ -117,7 +117,7 @@ fn find(project: &Path, wanted: &str) -> Result<PathBuf> {
     let folder = project.join("recipes");
     let names = recipe_names(&folder);
     let problem = UserError::usage(format!("there is no recipe `{wanted}` in {}", folder.display()));
-    let hint = suggest(wanted, names.iter().map(String::as_str), "the recipes there are")
+    let hint = suggest(wanted, names.iter().map(String::as_str), "the recipes are")
         .unwrap_or_else(|| "run this in the project's folder, or name it with --project".to_owned());
     Err(problem.hint(hint).into())
 }
@@ -152,7 +152,7 @@ fn read_chain(path: &Path) -> Result<Vec<Link>> {
                 let names = recipe_names(folder);
                 let problem =
                     document.error_at(base.referenced, &format!("there is no recipe {}", base_path.display()));
-                let hint = suggest(&base.value, names.iter().map(String::as_str), "the recipes there are");
+                let hint = suggest(&base.value, names.iter().map(String::as_str), "the recipes are");
                 return Err(UserError { hint, ..problem }.into());
             }
             next = Some(base_path);
@@ -176,7 +176,7 @@ fn check_words(document: &Document, file: &RecipeFile) -> Result<(), UserError> 
     let names = file.overlays.iter().chain(of_disk).chain(&file.extends).chain([&file.name]);
     for name in names {
         if !plain(&name.value) {
-            let message = format!("`{}` is no name (lower-case letters, digits, `-`, `.` and `+`)", name.value);
+            let message = format!("`{}` is not a name (lower-case letters, digits, `-`, `.` and `+`)", name.value);
             return Err(document.error_at(name.referenced, &message));
         }
     }
@@ -311,7 +311,7 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
     Ok(recipe)
 }
 
-/// An overlay's name and where it stands; it may stand there once.
+/// An overlay's name and its place in the document; a document may name an overlay once.
 fn named(document: &Document, overlay: Spanned<String>, seen: &mut BTreeSet<String>) -> Result<(String, UserError)> {
     let site = document.error_at(overlay.referenced, &format!("the overlay `{}`", overlay.value));
     if !seen.insert(overlay.value.clone()) {
@@ -321,7 +321,7 @@ fn named(document: &Document, overlay: Spanned<String>, seen: &mut BTreeSet<Stri
     Ok((overlay.value, site))
 }
 
-/// Puts parameters where texts name them.
+/// Puts parameters where strings name them.
 fn put_in(document: &Document, texts: &[Spanned<String>], parameters: &BTreeMap<String, Value>) -> Result<Vec<String>> {
     texts
         .iter()

@@ -33,6 +33,8 @@
 //! A source without `uri` is part of the Debian archive; where that is comes from `--mirror`, from
 //! `PGHA_IMAGE_MIRROR`, or from the builder's own apt sources, so that no recipe depends on one mirror.
 
+#![deny(missing_docs)]
+
 mod load;
 mod schema;
 

@@ -33,7 +33,7 @@ pub struct RecipeFile {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub packages: Vec<Spanned<String>>,
-    /// Packages that must not be installed, whatever wants them.
+    /// Packages that must not be installed, whatever depends on them.
     #[serde(default)]
     pub forbid: Vec<String>,
     /// Whether recommended packages are installed too.
@@ -88,7 +88,7 @@ pub struct Parameter {
 pub enum ParameterType {
     /// A whole number.
     Integer,
-    /// A text.
+    /// A string.
     String,
     /// `true` or `false`.
     Boolean,
@@ -98,7 +98,7 @@ impl fmt::Display for ParameterType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ParameterType::Integer => "a whole number",
-            ParameterType::String => "a text",
+            ParameterType::String => "a string",
             ParameterType::Boolean => "true or false",
         })
     }
@@ -161,7 +161,7 @@ pub struct Paths {
     pub include: Vec<String>,
 }
 
-/// What VM images are like, and have besides.
+/// What VM images are like, and what they have in addition.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskFile {
@@ -177,7 +177,7 @@ pub struct DiskFile {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub overlays: Vec<Spanned<String>>,
-    /// Arguments of the kernel, besides those for its consoles.
+    /// Arguments of the kernel, in addition to those for its consoles.
     #[serde(default)]
     pub arguments: Vec<String>,
 }
@@ -204,9 +204,9 @@ impl Serialize for Size {
     }
 }
 
-/// Why a text is no size.
+/// Why a string is not a size.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("`{0}` is no size (write a whole number and MiB, GiB or TiB, such as 4GiB)")]
+#[error("`{0}` is not a size (write a whole number and MiB, GiB or TiB, such as 4GiB)")]
 pub struct SizeError(String);
 
 impl FromStr for Size {

@@ -11,4 +11,4 @@
 pub mod tar;
 mod tree;
 
-pub use tree::{Change, Clash, Content, Entry, Kind, Layer, Tree};
+pub use tree::{Change, Clash, Content, Differing, Entry, Kind, Layer, Tree};

@@ -8,7 +8,7 @@
 use super::{Change, Content, Entry, Kind, Layer};
 use crate::{
     model::{Digest, GuestPath, Sha256},
-    store::{BlobReader, BlobWriter, CachedResult, Store},
+    store::{BlobReader, BlobWriter, CachedResult, Store, lost_blob},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,39 @@ use std::{
 };
 
 const BLOCK: u64 = 512;
+
+/// What the name of a removed path's marker begins with.
+const WHITEOUT: &str = ".wh.";
+
+/// The marker in a directory of which nothing from the layers below is left; we write none.
+const OPAQUE: &str = ".wh..wh..opq";
+
+/// What an entry of a layer's stream stands for, by its name (OCI image specification, layer.md, "Whiteouts").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryName {
+    /// An entry of its own.
+    Path(GuestPath),
+    /// This path of the layers below is gone, with all that was in it.
+    Removed(GuestPath),
+    /// All that this directory had in the layers below is gone.
+    Emptied(GuestPath),
+}
+
+impl EntryName {
+    /// What the entry `path` stands for.
+    ///
+    /// # Errors
+    /// When it is a whiteout of something that is not a path.
+    pub fn of(path: GuestPath) -> Result<EntryName> {
+        let Some(directory) = path.parent() else { return Ok(EntryName::Path(path)) };
+        match path.file_name().strip_prefix(WHITEOUT) {
+            None => Ok(EntryName::Path(path)),
+            Some(_) if path.file_name() == OPAQUE => Ok(EntryName::Emptied(directory)),
+            Some("" | "." | "..") => bail!("the layer has the whiteout `{path}`, which names nothing"),
+            Some(name) => Ok(EntryName::Removed(directory.join(name)?)),
+        }
+    }
+}
 
 /// A layer that the store keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,8 +77,7 @@ impl StoredLayer {
     /// # Errors
     /// When the store no longer has them whole.
     pub fn load(&self, store: &Store) -> Result<Layer> {
-        let index =
-            store.get_blob(&self.index)?.context("a layer's index was damaged and has been dropped; build again")?;
+        let index = store.get_blob(&self.index)?.ok_or_else(|| lost_blob(&self.index))?;
         serde_json::from_slice(&index).context("reading a layer's index")
     }
 }
@@ -75,10 +107,10 @@ impl LayerWriter {
         })
     }
 
-    /// Makes `path` what `entry` says. A regular file's bytes are copied from where its content lies.
+    /// Sets the entry of `path`. A regular file's bytes are copied from its content.
     ///
     /// # Errors
-    /// When paths do not come in order, the bytes cannot be had, or the store cannot be written.
+    /// When paths do not come in order, the bytes cannot be read, or the store cannot be written.
     pub fn set(&mut self, path: GuestPath, mut entry: Entry) -> Result<()> {
         if let Kind::File(content) = entry.kind {
             let mut bytes = self.contents.open(&content)?;
@@ -134,7 +166,7 @@ impl LayerWriter {
     /// When paths do not come in order, or the store cannot be written.
     pub fn remove(&mut self, path: GuestPath) -> Result<()> {
         let directory = path.parent().context("the root cannot be removed")?;
-        let whiteout = directory.join(&format!(".wh.{}", path.file_name()))?;
+        let whiteout = directory.join(&format!("{WHITEOUT}{}", path.file_name()))?;
         let nothing = Entry { kind: Kind::Fifo, mode: 0o600, uid: 0, gid: 0, mtime: 0, xattrs: Default::default() };
         self.header(&whiteout, &nothing, 0, b'0', "")?;
         self.insert(path, Change::Remove)
@@ -183,7 +215,7 @@ impl LayerWriter {
     }
 }
 
-/// Stands for a blob whose digest is not known yet.
+/// A placeholder for a digest that is not known yet.
 const UNKNOWN: Digest = Digest::ZEROS;
 
 /// The header blocks of one entry: the ustar header, before it a pax header if something does not fit. `kind` is the
@@ -324,10 +356,7 @@ impl Contents {
         match self.open.entry(content.blob) {
             hash_map::Entry::Occupied(known) => Ok(known.into_mut()),
             hash_map::Entry::Vacant(new) => {
-                let blob = self
-                    .store
-                    .read_blob(&content.blob)?
-                    .with_context(|| format!("the store lost the blob {}; build again", content.blob))?;
+                let blob = self.store.read_blob(&content.blob)?.ok_or_else(|| lost_blob(&content.blob))?;
                 Ok(new.insert(blob))
             }
         }

@@ -21,14 +21,13 @@ pub struct Content {
     pub offset: u64,
 }
 
-/// What an entry is.
+/// What an entry is. `C` is what is known of a regular file's bytes: a [`Content`] for trees that are built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// A directory.
+pub enum Kind<C = Content> {
     Directory,
     /// A regular file.
-    File(Content),
+    File(C),
     /// A symbolic link and its target, as written.
     Symlink(String),
     /// Another name of the regular file at a path that sorts before this one; mode, owners, time and attributes repeat
@@ -38,11 +37,11 @@ pub enum Kind {
     Fifo,
 }
 
-/// What a tree knows of one path. Device nodes and sockets have no place in an image.
+/// The entry of a path in a tree. An image does not have device nodes and sockets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct Entry<C = Content> {
     /// Directory, file, link.
-    pub kind: Kind,
+    pub kind: Kind<C>,
     /// The permission bits, with set-user-id, set-group-id and sticky: at most 0o7777. Always 0o777 for a symbolic link.
     pub mode: u32,
     /// The owner's number.
@@ -56,54 +55,54 @@ pub struct Entry {
     pub xattrs: BTreeMap<String, Vec<u8>>,
 }
 
-impl Entry {
+impl<C> Entry<C> {
     /// A directory that root owns.
-    pub fn directory(mode: u32, mtime: i64) -> Entry {
+    pub fn directory(mode: u32, mtime: i64) -> Entry<C> {
         Entry { kind: Kind::Directory, mode, uid: 0, gid: 0, mtime, xattrs: BTreeMap::new() }
     }
 
     /// A regular file that root owns.
-    pub fn file(content: Content, mode: u32, mtime: i64) -> Entry {
+    pub fn file(content: C, mode: u32, mtime: i64) -> Entry<C> {
         Entry { kind: Kind::File(content), mode, uid: 0, gid: 0, mtime, xattrs: BTreeMap::new() }
     }
 
     /// A symbolic link that root owns.
-    pub fn symlink(target: impl Into<String>, mtime: i64) -> Entry {
+    pub fn symlink(target: impl Into<String>, mtime: i64) -> Entry<C> {
         Entry { kind: Kind::Symlink(target.into()), mode: 0o777, uid: 0, gid: 0, mtime, xattrs: BTreeMap::new() }
     }
 }
 
 /// The whole of a guest's `/`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Tree {
+pub struct Tree<C = Content> {
     /// Every path, the root included; a path's parent is always there and a directory.
-    pub entries: BTreeMap<GuestPath, Entry>,
+    pub entries: BTreeMap<GuestPath, Entry<C>>,
 }
 
 /// What one layer does to one path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Change {
+pub enum Change<C = Content> {
     /// The path is this now. A directory that stays a directory keeps what is in it.
-    Set(Entry),
+    Set(Entry<C>),
     /// The path is gone, with all that was in it (an OCI whiteout).
     Remove,
 }
 
 /// The change that one step of a build makes to a tree.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Layer {
+pub struct Layer<C = Content> {
     /// What changes, by path.
-    pub changes: BTreeMap<GuestPath, Change>,
+    pub changes: BTreeMap<GuestPath, Change<C>>,
 }
 
 /// A layer that does not fit the tree below it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Clash {
     /// Something is put where there is no directory to hold it.
-    #[error("`{path}` has no directory to lie in: `{parent}` is {found}")]
+    #[error("`{path}` has no parent directory: `{parent}` is {found}")]
     NoParent {
         /// What should be put.
         path: GuestPath,
@@ -112,8 +111,8 @@ pub enum Clash {
         /// What is there instead.
         found: &'static str,
     },
-    /// A hard link to a path that is no regular file.
-    #[error("`{path}` is a hard link to `{target}`, which is no regular file")]
+    /// A hard link to a path that is not a regular file.
+    #[error("`{path}` is a hard link to `{target}`, which is not a regular file")]
     DeadLink {
         /// The link.
         path: GuestPath,
@@ -122,14 +121,37 @@ pub enum Clash {
     },
 }
 
-impl Tree {
+/// Without any path, not even a root.
+impl<C> Default for Tree<C> {
+    fn default() -> Tree<C> {
+        Tree { entries: BTreeMap::new() }
+    }
+}
+
+impl<C> Default for Layer<C> {
+    fn default() -> Layer<C> {
+        Layer { changes: BTreeMap::new() }
+    }
+}
+
+/// A path at which two trees differ.
+#[derive(Debug)]
+pub struct Differing<'a, C = Content> {
+    pub path: &'a GuestPath,
+    /// Its entry in the first tree.
+    pub before: Option<&'a Entry<C>>,
+    /// Its entry in the second tree.
+    pub after: Option<&'a Entry<C>>,
+}
+
+impl<C: Clone + PartialEq> Tree<C> {
     /// The entry at `path`.
-    pub fn get(&self, path: &str) -> Option<&Entry> {
+    pub fn get(&self, path: &str) -> Option<&Entry<C>> {
         self.entries.get(path)
     }
 
     /// The content of the regular file at `path`, followed through hard links but not through symbolic ones.
-    pub fn content(&self, path: &str) -> Option<&Content> {
+    pub fn content(&self, path: &str) -> Option<&C> {
         match &self.get(path)?.kind {
             Kind::File(content) => Some(content),
             Kind::Hardlink(target) => self.content(target.as_str()),
@@ -138,7 +160,7 @@ impl Tree {
     }
 
     /// Everything below the directory `path`, itself excluded, in order.
-    pub fn below<'a>(&'a self, path: &'a GuestPath) -> impl Iterator<Item = (&'a GuestPath, &'a Entry)> {
+    pub fn below<'a>(&'a self, path: &'a GuestPath) -> impl Iterator<Item = (&'a GuestPath, &'a Entry<C>)> {
         // The names below `/a` begin with `/a/`, and `0` is the character after `/`.
         let first = format!("{}/", path.as_str().trim_end_matches('/'));
         let end = format!("{}0", path.as_str().trim_end_matches('/'));
@@ -149,8 +171,8 @@ impl Tree {
     /// Applies a layer.
     ///
     /// # Errors
-    /// [`Clash`] where the layer does not fit; the tree is then in between and worth nothing.
-    pub fn apply(&mut self, layer: &Layer) -> Result<(), Clash> {
+    /// [`Clash`] where the layer does not fit; the tree is then incomplete and useless.
+    pub fn apply(&mut self, layer: &Layer<C>) -> Result<(), Clash> {
         for (path, change) in &layer.changes {
             match change {
                 Change::Remove => self.remove(path),
@@ -160,24 +182,26 @@ impl Tree {
         Ok(())
     }
 
+    /// The paths at which `after` differs, first those of `self` in order, then those of `after` alone.
+    pub fn differing<'a>(&'a self, after: &'a Tree<C>) -> impl Iterator<Item = Differing<'a, C>> {
+        let known = self.entries.iter().filter_map(|(path, entry)| {
+            let other = after.entries.get(path);
+            (other != Some(entry)).then_some(Differing { path, before: Some(entry), after: other })
+        });
+        let added = after.entries.iter().filter(|(path, _)| !self.entries.contains_key(*path));
+        known.chain(added.map(|(path, entry)| Differing { path, before: None, after: Some(entry) }))
+    }
+
     /// The layer that turns `self` into `after`.
-    pub fn difference(&self, after: &Tree) -> Layer {
+    pub fn difference(&self, after: &Tree<C>) -> Layer<C> {
         let mut changes = BTreeMap::new();
-        for (path, entry) in &after.entries {
-            if self.entries.get(path) != Some(entry) {
-                changes.insert(path.clone(), Change::Set(entry.clone()));
-            }
-        }
-        // A name goes with its file: the entry says only which file that is.
-        for (path, entry) in &after.entries {
-            if let Kind::Hardlink(target) = &entry.kind
-                && changes.contains_key(target)
-            {
-                changes.insert(path.clone(), Change::Set(entry.clone()));
-            }
-        }
         let mut gone: Option<&GuestPath> = None;
-        for path in self.entries.keys().filter(|path| !after.entries.contains_key(*path)) {
+        for differing in self.differing(after) {
+            let path = differing.path;
+            if let Some(entry) = differing.after {
+                changes.insert(path.clone(), Change::Set(entry.clone()));
+                continue;
+            }
             // What was in a directory goes with it, and what was in one that is now something else is not there at all.
             let replaced = path
                 .parent()
@@ -187,16 +211,15 @@ impl Tree {
                 gone = Some(path);
             }
         }
-        Layer { changes }
-    }
-
-    /// The canonical text: one line per path with kind, mode, owners, time, and size and digest or target.
-    pub fn dump(&self) -> String {
-        let mut text = String::new();
-        for (path, entry) in &self.entries {
-            let _ = writeln!(text, "{path} {entry}");
+        // A name goes with its file: the entry says only which file that is.
+        for (path, entry) in &after.entries {
+            if let Kind::Hardlink(target) = &entry.kind
+                && matches!(changes.get(target), Some(Change::Set(_)))
+            {
+                changes.insert(path.clone(), Change::Set(entry.clone()));
+            }
         }
-        text
+        Layer { changes }
     }
 
     fn remove(&mut self, path: &GuestPath) {
@@ -206,12 +229,12 @@ impl Tree {
         }
     }
 
-    fn set(&mut self, path: &GuestPath, entry: &Entry) -> Result<(), Clash> {
+    fn set(&mut self, path: &GuestPath, entry: &Entry<C>) -> Result<(), Clash> {
         if let Some(parent) = path.parent() {
             let found = match self.entries.get(&parent).map(|entry| &entry.kind) {
                 Some(Kind::Directory) => None,
                 Some(Kind::Symlink(_)) => Some("a symbolic link"),
-                Some(_) => Some("no directory"),
+                Some(_) => Some("not a directory"),
                 None => Some("not there"),
             };
             if let Some(found) = found {
@@ -228,6 +251,17 @@ impl Tree {
         }
         self.entries.insert(path.clone(), entry.clone());
         Ok(())
+    }
+}
+
+impl Tree {
+    /// The canonical text: one line per path with kind, mode, owners, time, and size and digest or target.
+    pub fn dump(&self) -> String {
+        let mut text = String::new();
+        for (path, entry) in &self.entries {
+            let _ = writeln!(text, "{path} {entry}");
+        }
+        text
     }
 }
 
@@ -311,7 +345,7 @@ mod tests {
                 .map(|(p, _)| p.as_str())
                 .collect::<Vec<_>>(),
             ["/a/gone"],
-            "one whiteout takes a whole directory away"
+            "one whiteout removes a whole directory"
         );
         assert!(!layer.changes.contains_key("/a-b"));
         let mut built = before;
@@ -334,7 +368,7 @@ mod tests {
         let layer = Layer { changes: [(path("/lib/evil"), Change::Set(file("e")))].into() };
         assert_eq!(
             tree.apply(&layer).unwrap_err().to_string(),
-            "`/lib/evil` has no directory to lie in: `/lib` is a symbolic link"
+            "`/lib/evil` has no parent directory: `/lib` is a symbolic link"
         );
     }
 

@@ -24,11 +24,11 @@ use std::{
 
 /// What the first process says when it can be asked.
 pub(super) const READY: &str = "ready";
-/// What it says when the program runs; everything after that is the program's own words.
+/// Its message when the program runs; everything after that is the program's output.
 pub(super) const GO: &str = "go";
 /// Its exit status when there were too many processes.
 pub(super) const TOO_MANY: u8 = 251;
-/// Its exit status when it could not set up what was asked for.
+/// Its exit status when it could not set up what was requested.
 const BROKEN: u8 = 250;
 
 /// The name of the machine, as programs see it.
@@ -84,11 +84,11 @@ fn say(line: &str) {
 
 fn prepare() -> Result<(Request, [BpfProgram; 2])> {
     super::job::die_with_parent()?;
-    // From here on this process goes with the job. Had the job gone before, nobody would answer.
+    // From here on this process ends with the job. If the job ended before, there is no request.
     say(READY);
     let mut request = String::new();
     io::stdin().read_line(&mut request)?;
-    ensure!(!request.is_empty(), "nobody asked for anything");
+    ensure!(!request.is_empty(), "there is no request");
     let request: Request = serde_json::from_str(&request)?;
     // A session of its own has no terminal.
     rustix::process::setsid().context("leaving the terminal")?;
@@ -125,7 +125,7 @@ fn mount_all(sandbox_root: &SandboxRoot) -> Result<()> {
     }
     rustix::process::fchdir(&root)?;
     rustix::process::pivot_root(".", ".").context("changing the root")?;
-    // Below the new root lies the old one.
+    // The old root is below the new one.
     unmount(".", UnmountFlags::DETACH).context("letting go of the old root")?;
     rustix::process::chdir("/").context("entering the new root")
 }
@@ -143,7 +143,7 @@ fn place(root: &OwnedFd, name: &str) -> Result<OwnedFd> {
         Mode::empty(),
         ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH,
     )
-    .with_context(|| format!("/{name} is no directory to mount on"))
+    .with_context(|| format!("/{name} is not a directory to mount on"))
 }
 
 /// A path of the open directory, for calls that take paths only.
@@ -167,7 +167,7 @@ fn mount_proc(target: &OwnedFd) -> Result<()> {
     make_read_only(&inside(target)).context("making /proc read-only")
 }
 
-/// Adds read-only to the flags of a bind mount; those it has must be repeated, taking one away is not allowed to users.
+/// Adds read-only to the flags of a bind mount; those it has must be repeated, as users may not remove one.
 fn make_read_only(target: &Path) -> Result<()> {
     let have = rustix::fs::statvfs(target)?.f_flag;
     let mut flags = MountFlags::BIND | MountFlags::RDONLY;
@@ -254,7 +254,7 @@ fn filters() -> Result<[BpfProgram; 2]> {
 
 fn filter(calls: &[i64], action: SeccompAction) -> Result<BpfProgram> {
     let rules: BTreeMap<i64, Vec<_>> = calls.iter().map(|call| (*call, Vec::new())).collect();
-    let arch = std::env::consts::ARCH.try_into().context("filtering system calls of this machine")?;
+    let arch = std::env::consts::ARCH.try_into().context("filtering system calls")?;
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch).context("filtering system calls")?;
     filter.try_into().context("filtering system calls")
 }
@@ -266,7 +266,7 @@ fn launch(request: &Request, filters: &[BpfProgram]) -> Result<u8> {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
             // A kernel that does not know it does not grant it.
             Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-            Err(error) => return Err(error).context("giving capabilities up"),
+            Err(error) => return Err(error).context("dropping capabilities"),
         }
     }
     filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter)).context("filtering system calls")?;

@@ -45,17 +45,17 @@ pub(super) enum Event {
     Ready,
     /// The system did not let it in.
     Refused { what: String, errno: i32 },
-    /// What it has to tell while it works.
+    /// A report while it works.
     Report(serde_json::Value),
     /// What it needs to know to go on; the reply is the next line of its input.
     Question(serde_json::Value),
-    /// What came of it.
+    /// The result.
     Answer(serde_json::Value),
-    /// Why nothing came of it: whether the request is to blame, the chain of causes, the way out.
+    /// Why it failed: whether the request is wrong, the chain of causes, the hint.
     Failed { usage: bool, chain: Vec<String>, hint: Option<String> },
 }
 
-/// Tells the process that wants the work how it goes on.
+/// Reports to the process that started the job.
 #[derive(Debug)]
 pub struct Reporter(());
 
@@ -65,7 +65,7 @@ impl Reporter {
         say(&Event::Report(event));
     }
 
-    /// Asks for what only the process that wants the work can know, and waits for the reply.
+    /// Asks that process a question and waits for the reply.
     ///
     /// # Errors
     /// When that process goes away.
@@ -80,7 +80,7 @@ fn read_line() -> Result<serde_json::Value> {
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
     // The other side is gone, or could not give this process its ids.
-    ensure!(!line.is_empty(), "nobody is there any more");
+    ensure!(!line.is_empty(), "the other side is gone");
     Ok(serde_json::from_str(&line)?)
 }
 
@@ -199,5 +199,5 @@ pub(super) fn unshare(namespaces: UnshareFlags) -> rustix::io::Result<()> {
 ///
 /// That thread may have ended before; the process then gets no request and ends by itself.
 pub(super) fn die_with_parent() -> Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying a job to its parent")
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("making a job end with its parent")
 }

@@ -46,10 +46,10 @@ pub struct Sandbox {
 
 /// Who listens to a job.
 pub trait Listener {
-    /// Hears what the job tells.
+    /// Receives a report of the job.
     fn on_event(&mut self, event: serde_json::Value);
 
-    /// Replies to what the job asks.
+    /// Replies to a question of the job.
     ///
     /// # Errors
     /// When there is no reply; the job is then ended, and this is its error.
@@ -63,7 +63,7 @@ impl Listener for Nobody {
     fn on_event(&mut self, _: serde_json::Value) {}
 
     fn reply(&mut self, question: serde_json::Value) -> Result<serde_json::Value> {
-        bail!("nobody can reply to {question}")
+        bail!("there is no reply to {question}")
     }
 }
 
@@ -76,7 +76,7 @@ enum Way {
     User(Mapping),
 }
 
-/// How a job came to nothing.
+/// Why a job failed.
 enum Failure {
     /// The system does not let this user into the namespaces.
     Refused(anyhow::Error),
@@ -104,7 +104,7 @@ impl Sandbox {
     /// Whether this machine lets this user work in namespaces.
     ///
     /// # Errors
-    /// A [`UserError`] that says what is missing and how to get it.
+    /// A [`UserError`] with what is missing and how to get it.
     pub fn probe(&self) -> Result<()> {
         self.work(job::PROBE, &(), &mut Nobody)
     }
@@ -117,10 +117,10 @@ impl Sandbox {
         self.work(REMOVE, &folder, &mut Nobody)
     }
 
-    /// Has the job named `job` done in namespaces and returns its answer; `listener` hears what it tells meanwhile.
+    /// Runs the job named `job` in namespaces and returns its answer; `listener` receives its reports meanwhile.
     ///
     /// # Errors
-    /// When the namespaces cannot be entered (a [`UserError`] with the way out), and what the job fails with.
+    /// When the namespaces cannot be entered (a [`UserError`] with a hint), and the job's own error.
     pub fn work<A: DeserializeOwned>(
         &self,
         job: &str,
@@ -139,7 +139,7 @@ impl Sandbox {
             Err(Failure::Refused(error) | Failure::Other(error)) => Err(error),
             Ok(answer) => Ok(answer),
         }?;
-        serde_json::from_value(answer).context("reading what a sandboxed job answered")
+        serde_json::from_value(answer).context("reading the result of a sandboxed job")
     }
 
     fn try_work(
@@ -151,14 +151,16 @@ impl Sandbox {
     ) -> Result<serde_json::Value, Failure> {
         let mut child = self.start(way, job).map_err(Failure::Other)?;
         let answer = converse(&mut child, way, request, listener);
-        // Only a child that was told everything and answered ends by itself.
+        // Only a child that got everything and answered ends by itself.
         if answer.is_err() {
             child.kill();
         }
         let (ended, said) = child.wait().map_err(Failure::Other)?;
         match answer? {
             Some(answer) if ended.success() => Ok(answer),
-            _ => Err(Failure::Other(anyhow!("the sandboxed job `{job}` broke off ({ended}): {}", said.trim()))),
+            _ => {
+                Err(Failure::Other(anyhow!("the sandboxed job `{job}` ended unexpectedly ({ended}): {}", said.trim())))
+            }
         }
     }
 
@@ -228,9 +230,9 @@ fn converse(
     let other = |error: anyhow::Error| Failure::Other(error);
     let stdout = child.child.stdout.take().context("a job without output").map_err(other)?;
     for line in BufReader::new(stdout).lines() {
-        let line = line.context("listening to a sandboxed job").map_err(other)?;
+        let line = line.context("reading from a sandboxed job").map_err(other)?;
         let event: Event =
-            serde_json::from_str(&line).with_context(|| format!("a sandboxed job said `{line}`")).map_err(other)?;
+            serde_json::from_str(&line).with_context(|| format!("a sandboxed job printed `{line}`")).map_err(other)?;
         match event {
             Event::Ready => {
                 if let Way::User(mapping) = way {
@@ -254,7 +256,7 @@ fn converse(
 /// Gives a job a line of input.
 fn say(child: &mut JobProcess, line: &dyn std::fmt::Display) -> Result<(), Failure> {
     let stdin = child.child.stdin.as_mut().context("a job without input").map_err(Failure::Other)?;
-    // A job that is gone by now says why on its way out.
+    // A job that has ended by now reported why.
     let _ = writeln!(stdin, "{line}");
     Ok(())
 }

@@ -35,7 +35,7 @@ pub struct SandboxRoot {
     pub root: PathBuf,
     /// Folders of the host that are seen.
     pub binds: Vec<Bind>,
-    /// Variables besides those that every program has.
+    /// Variables in addition to those of every program.
     pub environment: Vec<(String, String)>,
     /// The longest time that one program may run.
     pub limit: Duration,
@@ -64,24 +64,24 @@ impl std::fmt::Display for Ending {
     }
 }
 
-/// What the first process of a program's namespaces is asked for.
+/// The request to the first process of a program's namespaces.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
     pub sandbox_root: SandboxRoot,
     pub arguments: Vec<String>,
 }
 
-/// The longest line that is told whole; a longer one comes in pieces.
+/// The longest line that is passed on whole; a longer one comes in pieces.
 const LINE: u64 = 16 << 10;
 
 impl SandboxRoot {
-    /// Runs the program `arguments[0]` to its end, from within a job. `on_line` hears each line that it writes to its
-    /// standard output or error, which are one stream; bytes that are no UTF-8 are replaced.
+    /// Runs the program `arguments[0]` to its end, from within a job. `on_line` is called with each line of its
+    /// standard output and error, which are one stream; bytes that are not UTF-8 are replaced.
     ///
     /// When this returns, no process of it is left.
     ///
     /// # Errors
-    /// When the namespaces cannot be set up or the program cannot be started; how it ends is no error here.
+    /// When the namespaces cannot be set up or the program cannot be started; how it ends is not an error here.
     pub fn run(&self, arguments: &[&str], on_line: &mut dyn FnMut(&str)) -> Result<Ending> {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let request = serde_json::to_string(&Request { sandbox_root: self.clone(), arguments })?;
@@ -170,7 +170,7 @@ fn listen(mut stdout: BufReader<ChildStdout>, lines: &mpsc::SyncSender<String>) 
         match (&mut stdout).take(LINE).read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => return,
             Ok(_) => {
-                // Nobody wants to know any more, but the writers must not block.
+                // Nobody reads it any more, but the writers must not block.
                 let _ = lines.send(String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned());
             }
         }

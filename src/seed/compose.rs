@@ -2,6 +2,7 @@
 
 use super::Seeds;
 use crate::model::scope::ports;
+use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
 /// The image that the file names if nothing else is said.
@@ -10,7 +11,6 @@ pub const DEFAULT_IMAGE: &str = "ha-postgres";
 /// What a Compose file needs to know beyond the document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compose {
-    /// The image.
     pub image: String,
     /// The length of the network's prefix, in bits.
     pub prefix: u8,
@@ -45,7 +45,10 @@ impl ControlGroups {
 
 impl Compose {
     /// The file's text. It names the seeds by their folders, which lie beside it.
-    pub fn text(&self, seeds: &Seeds) -> String {
+    ///
+    /// # Errors
+    /// When the file has no form in YAML.
+    pub fn text(&self, seeds: &Seeds) -> anyhow::Result<String> {
         let spec = &seeds.spec;
         let network = crate::model::Network { address: spec.members[0].address, prefix: self.prefix };
         let mut services = Map::new();
@@ -93,7 +96,7 @@ impl Compose {
             "volumes": volumes,
         });
         let head = "# Written by `pgha-image seed --compose`. Start: docker compose up --detach\n";
-        format!("{head}{}", serde_saphyr::to_string(&file).unwrap_or_default())
+        Ok(format!("{head}{}", serde_saphyr::to_string(&file).context("writing the Compose file")?))
     }
 }
 

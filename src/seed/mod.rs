@@ -20,7 +20,7 @@ use crate::{
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
-/// What nodes get besides the document.
+/// What nodes get in addition to the document.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Extras {
     /// Public keys that may log in over SSH as the distribution's user.
@@ -38,7 +38,7 @@ pub struct Seeds {
     pub spec: ClusterSpec,
     /// What is doubtful about it.
     pub warnings: Vec<String>,
-    /// What nodes get besides it.
+    /// What nodes get in addition to it.
     pub extras: Extras,
 }
 
@@ -47,7 +47,7 @@ pub struct Seeds {
 pub struct Seed {
     /// The node's name.
     pub node: String,
-    /// File names and their texts.
+    /// File names and their contents.
     pub files: [(&'static str, String); 3],
 }
 
@@ -88,7 +88,7 @@ impl Seeds {
         if !self.extras.ssh_keys.is_empty() {
             text.push_str("ssh_authorized_keys:\n");
             for key in &self.extras.ssh_keys {
-                // JSON texts are YAML texts.
+                // JSON is YAML.
                 text.push_str(&format!("  - {}\n", serde_json::Value::from(key.trim())));
             }
         }

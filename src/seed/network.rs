@@ -9,7 +9,7 @@ use std::net::IpAddr;
 /// How nodes come to their addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Addressing {
-    /// From whoever gives addresses on their network (DHCP, router advertisements).
+    /// From the network: DHCP, router advertisements.
     #[default]
     Dynamic,
     /// Each sets its own on its first Ethernet interface.
@@ -55,7 +55,7 @@ impl Addressing {
 
     /// The node's `network-config` (cloud-init, «Networking config Version 2»).
     pub fn network_config(&self, spec: &ClusterSpec, member: &Member) -> String {
-        // Without it cloud-init asks for addresses on every interface there is, Docker's own among them.
+        // Without it cloud-init uses DHCP on every interface, Docker's own among them.
         match self {
             Addressing::Preset => "config: disabled\n".to_owned(),
             Addressing::Dynamic => {

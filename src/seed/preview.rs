@@ -52,7 +52,7 @@ pub fn files(seeds: &Seeds, own: usize, plan: &Plan, machine: &Machine) -> Resul
         .collect()
 }
 
-/// Hides secrets in texts.
+/// Removes secrets from text.
 struct Redactor(Vec<String>);
 
 impl Redactor {

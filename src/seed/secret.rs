@@ -16,16 +16,16 @@ use zeroize::Zeroizing;
 /// When the kernel gives none.
 pub fn fresh_secret() -> Result<Secret> {
     let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
-    SystemRandom::new().fill(bytes.as_mut_slice()).map_err(|_| anyhow!("the kernel gives no random bytes"))?;
+    SystemRandom::new().fill(bytes.as_mut_slice()).map_err(|_| anyhow!("the kernel provides no random bytes"))?;
     Ok(Secret::new(STANDARD.encode(bytes.as_slice())))
 }
 
 /// The document with a secret: its own, or else that of `earlier`, or else a new one. Says whether it has a new one.
 ///
-/// Lines keep their numbers: what is added stands last.
+/// Lines keep their numbers: what is added comes last.
 ///
 /// # Errors
-/// A wrong request when the document is no mapping; failed work when there is no randomness.
+/// A wrong request when the document is not a mapping; failed work when there is no randomness.
 pub fn with_secret(document: Document, earlier: Option<&Document>) -> Result<(Document, bool)> {
     let value = shape(&document)?;
     if value.contains_key("secret") {

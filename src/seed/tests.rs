@@ -104,7 +104,7 @@ fn folders_are_written_for_their_owner_alone() {
 #[test]
 fn the_compose_file_is_what_it_was() {
     let seeds = demo(Extras { addressing: Addressing::Preset, ..Extras::default() });
-    let text = |groups| Compose { image: "ha-postgres".into(), prefix: 24, groups }.text(&seeds);
+    let text = |groups| Compose { image: "ha-postgres".into(), prefix: 24, groups }.text(&seeds).unwrap();
     insta::assert_snapshot!(text(ControlGroups::Unified));
     let hybrid = text(ControlGroups::Hybrid);
     assert!(hybrid.contains("/sys/fs/cgroup/unified:/sys/fs/cgroup") && !hybrid.contains("cgroup: host"), "{hybrid}");

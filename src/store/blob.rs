@@ -10,7 +10,7 @@ use std::{
 };
 use tempfile::NamedTempFile;
 
-/// Writes a new blob; gone without a trace unless [`BlobWriter::finish`] is called.
+/// Writes a new blob. Without [`BlobWriter::finish`] it leaves nothing.
 #[derive(Debug)]
 pub struct BlobWriter {
     store: Store,

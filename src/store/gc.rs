@@ -1,4 +1,4 @@
-//! Measuring the store, and taking the least recently used away.
+//! Measures the store, and removes what was used least recently.
 
 use super::{Store, open_lock};
 use anyhow::{Context as _, Result};
@@ -17,7 +17,7 @@ pub struct Usage {
     pub blobs: u64,
     /// Their size in bytes.
     pub blob_bytes: u64,
-    /// Number of remembered outcomes, by kind.
+    /// Number of cached results, by kind.
     pub actions: BTreeMap<String, u64>,
     /// Size of work in progress, in bytes.
     pub scratch_bytes: u64,
@@ -26,11 +26,11 @@ pub struct Usage {
 /// What garbage collection did.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
 pub struct Collected {
-    /// Number of objects taken away.
+    /// Number of removed objects.
     pub objects: u64,
     /// Their size in bytes.
     pub bytes: u64,
-    /// Size in bytes of what stayed.
+    /// Size in bytes of what is left.
     pub kept_bytes: u64,
 }
 
@@ -53,12 +53,12 @@ impl Store {
         Ok(usage)
     }
 
-    /// Takes away what was not used for `max_age`, then the least recently used until `max_bytes` are left.
+    /// Removes what was not used for `max_age`, then the least recently used until `max_bytes` are left.
     ///
     /// Returns `None`, having done nothing, while another program works in the store.
     ///
     /// # Errors
-    /// When an object cannot be taken away.
+    /// When an object cannot be removed.
     pub fn collect(root: &Path, max_age: Option<Duration>, max_bytes: Option<u64>) -> Result<Option<Collected>> {
         let guard = open_lock(&root.join("in-use"))?;
         if guard.try_lock().is_err() {
@@ -101,7 +101,7 @@ fn objects(folder: &Path) -> Result<Vec<Object>> {
     let mut objects = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
         let entry = entry.with_context(|| format!("reading {}", folder.display()))?;
-        // Gone since it was listed: another program dropped it.
+        // Another program removed it after it was listed.
         let Ok(metadata) = entry.metadata() else { continue };
         if metadata.is_file() {
             let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);

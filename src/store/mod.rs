@@ -1,17 +1,19 @@
-//! The content-addressed store: every expensive result, kept under the digest of what it was made from.
+//! A content-addressed store: it keeps every expensive result under the digest of what the result was made from.
 //!
 //! ```text
-//! STORE/CACHEDIR.TAG          tells backup programs to pass by
+//! STORE/CACHEDIR.TAG          backup programs leave the folder out
 //! STORE/blobs/HEX             content, named by its own SHA-256
-//! STORE/actions/KIND/HEX      JSON: what came of the work whose inputs have this digest
-//! STORE/scratch/…             work in progress; swept by the next program that finds itself alone here
+//! STORE/actions/KIND/HEX      JSON: the result of the action whose inputs have this digest
+//! STORE/scratch/…             work in progress; removed by the next program that has the store to itself
 //! STORE/in-use                locked shared by every program that works here, exclusively by garbage collection
-//! STORE/locks/KIND-HEX        held while one program does work that another one may want too
+//! STORE/locks/KIND-HEX        held while one program does work that others may need, too
 //! ```
 //!
 //! Everything appears by rename, so a program killed at any moment leaves whole objects and scratch only. Nothing is
-//! synced to the disk: a power cut can leave a torn blob behind, and a blob that no longer matches its name is dropped
-//! and made again, exactly as one that rotted. Deleting the whole folder is always safe.
+//! synced to the disk: after a power cut a blob may be damaged. A blob that does not match its name is removed and made
+//! again. It is always safe to delete the whole folder.
+
+#![deny(missing_docs)]
 
 mod blob;
 mod gc;
@@ -19,7 +21,7 @@ mod gc;
 pub use blob::{BlobReader, BlobWriter};
 pub use gc::{Collected, Usage};
 
-use crate::model::Digest;
+use crate::{error::UserError, model::Digest};
 use anyhow::{Context as _, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -44,16 +46,16 @@ pub trait CachedResult: Serialize + DeserializeOwned {
     /// The folder below `actions/` for results of this kind.
     const KIND: &'static str;
 
-    /// The blobs without which the result is worth nothing.
+    /// The blobs that the result needs.
     fn blobs(&self) -> Vec<Digest>;
 }
 
-/// The exclusive right to do one piece of work; given back on drop.
+/// The exclusive right to do one piece of work; released on drop.
 #[derive(Debug)]
 pub struct WorkLock(#[allow(dead_code, reason = "held for its lock")] File);
 
 impl Store {
-    /// Opens the store at `root`, making it if it is not there, and sweeps what killed programs left.
+    /// Opens the store at `root`, makes it if it is not there, and removes what killed programs left.
     ///
     /// # Errors
     /// When the folder cannot be made or locked.
@@ -70,7 +72,7 @@ impl Store {
         }
         let in_use = open_lock(&root.join("in-use"))?;
         if in_use.try_lock().is_ok() {
-            // Nobody else is here, so what is in scratch was left by a program that was killed.
+            // No other program works here, so what is in scratch was left by one that was killed.
             sweep(&root.join("scratch"));
             in_use.unlock().with_context(|| format!("unlocking the store {}", root.display()))?;
         }
@@ -84,8 +86,9 @@ impl Store {
         &self.root
     }
 
-    /// Takes away work in progress, if no other program works here: for a program that ends without dropping its values.
-    /// `remove` is tried on what this user may not remove as it is. Returns whether all is gone.
+    /// Removes work in progress if no other program works here: for a program that ends without dropping its values.
+    /// `remove` is called with what this user may not remove directly, such as files of mapped ids. Returns whether
+    /// nothing is left.
     pub fn abandon_scratch(&self, remove: impl Fn(&Path)) -> bool {
         // A program that is being killed holds its lock a moment longer.
         if self.in_use.try_lock().is_err() {
@@ -98,7 +101,7 @@ impl Store {
         fs::read_dir(&scratch).map_or(true, |mut entries| entries.next().is_none())
     }
 
-    /// Makes an empty folder for work in progress; it goes when the value goes.
+    /// Makes an empty folder for work in progress, which is removed on drop.
     ///
     /// # Errors
     /// When no folder can be made.
@@ -114,7 +117,7 @@ impl Store {
         self.root.join("scratch")
     }
 
-    /// The path of a blob's file, whether it is there or not.
+    /// The path of a blob's file, whether or not it is there.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(digest.hex())
     }
@@ -150,7 +153,7 @@ impl Store {
         BlobReader::open(self, digest)
     }
 
-    /// A whole blob in memory, checked. A blob that does not match its name is dropped and counts as not there.
+    /// A whole blob in memory, checked. A blob that does not match its name is removed and counts as missing.
     ///
     /// # Errors
     /// When the file is there and cannot be read.
@@ -170,7 +173,7 @@ impl Store {
         }
     }
 
-    /// Whether a blob is there and matches its name; drops it if it does not match.
+    /// Whether a blob is there and matches its name; removes it if it does not match.
     ///
     /// # Errors
     /// When the file is there and cannot be read.
@@ -183,15 +186,16 @@ impl Store {
         }
     }
 
-    /// Forgets a blob.
+    /// Removes a blob.
     pub fn drop_blob(&self, digest: &Digest) {
         let _ = fs::remove_file(self.blob_path(digest));
     }
 
-    /// What came of the work whose inputs have the digest `key`; `None` if it was never done, or if a blob of it is gone.
+    /// The result of the action whose inputs have the digest `key`; `None` if there is none, or if a blob of it is
+    /// missing.
     pub fn action<T: CachedResult>(&self, key: &Digest) -> Option<T> {
         let path = self.action_path::<T>(key);
-        // An unreadable or outdated record is as good as none: the work is done again.
+        // A record that cannot be read, or has another shape, counts as missing: the work is done again.
         let outcome: T = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
         let blobs = outcome.blobs();
         if blobs.iter().any(|blob| self.blob_size(blob).is_none()) {
@@ -202,7 +206,7 @@ impl Store {
         Some(outcome)
     }
 
-    /// Keeps what came of the work whose inputs have the digest `key`.
+    /// Keeps the result of the action whose inputs have the digest `key`.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -216,14 +220,15 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets what came of the work whose inputs have the digest `key`.
+    /// Removes the result of the action whose inputs have the digest `key`.
     pub fn drop_action<T: CachedResult>(&self, key: &Digest) {
         let _ = fs::remove_file(self.action_path::<T>(key));
     }
 
-    /// Does `work` unless its outcome is known; of several programs that want it at once, one does it and the others wait.
+    /// Does `work` unless its result is cached. Of several programs that want it at once, one does it and the others
+    /// wait.
     ///
-    /// Returns the outcome and whether it was known.
+    /// Returns the result and whether it was cached.
     ///
     /// # Errors
     /// What `work` fails with, and when the store cannot be written.
@@ -256,6 +261,12 @@ impl Store {
     }
 }
 
+/// The error for a blob that a result of the store names, and that is gone or was damaged.
+pub fn lost_blob(blob: &Digest) -> UserError {
+    UserError::runtime(format!("the blob {blob} is missing from the store, or was damaged"))
+        .hint("build again: what is missing is made again")
+}
+
 /// Opens a lock file, making it if needed.
 fn open_lock(path: &Path) -> Result<File> {
     File::options()
@@ -267,7 +278,7 @@ fn open_lock(path: &Path) -> Result<File> {
         .with_context(|| format!("opening the lock {}", path.display()))
 }
 
-/// Empties the scratch folder as far as this user may; what stays is in nobody's way.
+/// Empties the scratch folder as far as this user may. What is left does no harm.
 fn sweep(scratch: &Path) {
     for entry in fs::read_dir(scratch).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -275,11 +286,21 @@ fn sweep(scratch: &Path) {
     }
 }
 
-/// Notes that a file was used, for garbage collection; that it could not be noted does no harm.
+/// Notes for garbage collection that a file was used. A failure does no harm.
 fn touch(path: &Path) {
     if let Ok(file) = File::open(path) {
         let _ = file.set_modified(SystemTime::now());
     }
+}
+
+/// Checks that `record`, a result as an earlier version kept it, is read, and written in the same way.
+///
+/// A record of another shape counts as missing, so all work of its kind would be done again after an upgrade. If that is
+/// intended, change `record` in the test.
+#[cfg(test)]
+pub(crate) fn assert_still_read<T: CachedResult>(record: &str) {
+    let read: T = serde_json::from_str(record).unwrap_or_else(|error| panic!("{} is not read: {error}", T::KIND));
+    assert_eq!(serde_json::to_string(&read).unwrap(), record, "{}", T::KIND);
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How a switch is started and told what to do: JSON lines, one request and one answer for each connection.
+//! Starts and controls a switch: JSON lines, one request and one answer for each connection.
 
 use super::{Counters, HOST, LinkFault, MODE, PortSpec, SwitchSpec};
 use crate::{
@@ -31,7 +31,7 @@ pub struct Forward {
     pub guest: SocketAddr,
 }
 
-/// What a switch can be told.
+/// A request to a switch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Request {
@@ -55,7 +55,6 @@ pub(super) enum Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
-    /// It is done.
     Done,
     /// How everything is.
     Status(Status),
@@ -98,7 +97,7 @@ pub struct LinkStatus {
     pub fault: LinkFault,
 }
 
-/// A running switch. Dropped, a tied one ends; a detached one goes on.
+/// A running switch. On drop, a tied one ends; a detached one goes on.
 #[derive(Debug)]
 pub struct Switch {
     control: PathBuf,
@@ -106,7 +105,7 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// Starts a switch, and tells where its forwards listen, in their order. Machines can connect when this returns.
+    /// Starts a switch and returns the addresses of its forwards, in order. Machines can connect when this returns.
     ///
     /// # Errors
     /// A wrong request when a port of the host is taken, or two machines have one name or hardware address; when a
@@ -134,7 +133,7 @@ impl Switch {
         match answer.and_then(expect)? {
             Answer::Ready(forwards) if lifetime == Lifetime::Tied => Ok((switch(Some(child)), forwards)),
             Answer::Ready(forwards) => {
-                // It outlives this program mostly; if not, somebody must bury it.
+                // It usually outlives this program; if not, it must be waited for.
                 thread::spawn(move || child.wait());
                 Ok((switch(None), forwards))
             }
@@ -192,7 +191,7 @@ impl Switch {
         self.ask(&Request::Heal).map(drop)
     }
 
-    /// Lets another port of the host lead to a guest, and tells where it listens.
+    /// Forwards another port of the host to a guest, and returns its address.
     ///
     /// # Errors
     /// A wrong request when the port is taken; when the switch does not answer.
@@ -237,10 +236,10 @@ impl Switch {
             let _ = child.wait();
         }
         asked?;
-        // It answers before it ends, and whoever starts the next one must not meet this one.
+        // It answers before it ends, and the next one must not find it still there.
         let deadline = Instant::now() + PATIENCE;
         while socket::connect(&self.control).is_ok() {
-            anyhow::ensure!(Instant::now() < deadline, "the switch {} does not end", self.control.display());
+            anyhow::ensure!(Instant::now() < deadline, "the switch {} does not stop", self.control.display());
             thread::sleep(Duration::from_millis(2));
         }
         Ok(())

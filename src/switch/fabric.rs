@@ -67,7 +67,7 @@ pub(super) struct Fabric {
 pub(super) type Out<'a> = &'a mut dyn FnMut(Port, &[u8]);
 
 impl Fabric {
-    /// A switch without ports, whose losses follow from `seed`.
+    /// A switch without ports; `seed` decides which frames are lost.
     pub(super) fn new(seed: u64) -> Fabric {
         Fabric {
             counters: Vec::new(),
@@ -79,7 +79,7 @@ impl Fabric {
         }
     }
 
-    /// Makes a port, whose place is the next.
+    /// Adds a port with the next number.
     pub(super) fn add_port(&mut self) {
         self.counters.push(Counters::default());
     }
@@ -140,7 +140,7 @@ impl Fabric {
         self.delayed.keys().next().map(|(at, _)| *at)
     }
 
-    /// Puts a fault on a link, or takes it away.
+    /// Puts a fault on a link, or removes it.
     pub(super) fn set_fault(&mut self, a: Port, b: Port, fault: LinkFault) {
         if fault.is_none() {
             self.faults.remove(&link(a, b));
@@ -164,7 +164,7 @@ impl Fabric {
         self.counters[port]
     }
 
-    /// Forgets what was learned of a port whose machine has gone.
+    /// Forgets the addresses behind a port whose machine has gone.
     pub(super) fn forget(&mut self, port: Port) {
         self.learned.retain(|_, (learned, _)| *learned != port);
     }
@@ -216,7 +216,7 @@ mod tests {
         fabric
     }
 
-    /// Sends a frame and tells the ports it went to.
+    /// Sends a frame and returns the ports it went to.
     fn send(fabric: &mut Fabric, now: Instant, from: Port, frame: &[u8]) -> Vec<Port> {
         let mut ports = Vec::new();
         fabric.receive(now, from, frame, &mut |port, sent| {

@@ -1,7 +1,7 @@
 //! The host's own port of the switch: a small TCP/IP endpoint, over which ports of the host lead to guests.
 //!
 //! It has the network's gateway address, answers ARP and ping, and opens a connection into the network for each one
-//! that the host's programs open to a forwarded port. It routes nothing: guests get no way out.
+//! that the host's programs open to a forwarded port. It routes nothing: guests cannot reach the outside.
 
 use crate::model::Mac;
 use anyhow::{Context as _, Result};
@@ -29,7 +29,7 @@ const FRAME: usize = 1514;
 const BUFFER: usize = 128 << 10;
 /// A connection ends when the guest does not answer for this long.
 const TIMEOUT: StackDuration = StackDuration::from_secs(40);
-/// An idle connection asks this often whether the guest is still there.
+/// How often an idle connection checks that the guest is still there.
 const KEEP_ALIVE: StackDuration = StackDuration::from_secs(10);
 /// Where the ports begin that connections come from (RFC 6335, 6).
 const FIRST_PORT: u16 = 49152;
@@ -61,7 +61,7 @@ struct Connection {
     readable: bool,
     /// The program sends nothing more.
     program_done: bool,
-    /// The guest sends nothing more, and the program was told so.
+    /// The guest sends nothing more, and the program's connection was shut down.
     guest_done: bool,
 }
 
@@ -91,7 +91,8 @@ impl Host {
     /// Takes a frame from the switch.
     pub(super) fn receive(&mut self, frame: &[u8]) {
         if announces_itself(frame) {
-            // The stack heeds answers to its own questions only; an address that moved would be unreachable for a minute.
+            // The stack accepts answers to its own queries only; an address that moved would be unreachable for a
+            // minute.
             self.interface.update_ip_addrs(|_| ());
         }
         self.queue.come.push_back(frame.to_vec());
@@ -150,7 +151,7 @@ impl Host {
         Some(Duration::from_micros(delay.total_micros()))
     }
 
-    /// The connections on whose program something is awaited, by number.
+    /// The connections whose program's socket is awaited, by number.
     pub(super) fn awaited(&self) -> impl Iterator<Item = (usize, PollFd<'_>)> {
         self.connections.iter().enumerate().filter_map(|(number, connection)| {
             let mut flags = PollFlags::empty();

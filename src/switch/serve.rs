@@ -27,7 +27,7 @@ use std::{
 
 /// The host's port of the fabric; the machines' follow.
 const HOST_PORT: Port = 0;
-/// How long a client may take to say what it wants.
+/// How long a client may take to send its request.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often one wire is read before the others have their turn.
 const READS: usize = 16;
@@ -47,7 +47,7 @@ pub(crate) fn serve() -> ExitCode {
         writeln!(out, "{line}").and_then(|()| out.flush())
     });
     match started.and_then(|mut server| {
-        told.context("telling that the switch works")?;
+        told.context("reporting that the switch is ready")?;
         server.run()
     }) {
         Ok(()) => ExitCode::SUCCESS,
@@ -62,7 +62,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 /// A machine's port.
 struct Attached {
     name: String,
-    /// Where its machine connects; `None` once it was taken away.
+    /// Where its machine connects; `None` once it was detached.
     listener: Option<UnixListener>,
     wire: Option<Wire>,
 }
@@ -81,8 +81,8 @@ pub(super) struct Server {
 impl Server {
     fn start() -> Result<Server> {
         let mut line = String::new();
-        io::stdin().lock().read_line(&mut line).context("reading what the switch shall be")?;
-        Server::new(&serde_json::from_str(&line).context("reading what the switch shall be")?)
+        io::stdin().lock().read_line(&mut line).context("reading the switch's description")?;
+        Server::new(&serde_json::from_str(&line).context("reading the switch's description")?)
     }
 
     /// Makes all sockets.
@@ -165,7 +165,7 @@ impl Server {
         Ok(woken)
     }
 
-    /// Lets in whoever waits: machines, and programs of the host.
+    /// Accepts waiting machines and programs of the host.
     fn accept(&mut self) {
         for (index, port) in self.ports.iter_mut().enumerate() {
             if let Some(Ok((stream, _))) = port.listener.as_ref().map(UnixListener::accept) {
@@ -176,7 +176,7 @@ impl Server {
         }
         for (listener, forward) in &self.forwards {
             while let Ok((stream, _)) = listener.accept() {
-                // Dropping the stream tells the program.
+                // Dropping the stream closes the program's connection.
                 if let Err(error) = self.host.connect(stream, forward.guest) {
                     reexec::complain(&error.context(format!("forwarding {} to {}", forward.host, forward.guest)));
                 }
@@ -242,7 +242,7 @@ impl Server {
         }
     }
 
-    /// Does what was asked for; whether that was to end.
+    /// Carries out requests; returns whether one was to end.
     fn obey(&mut self) -> bool {
         // One byte for each request.
         let _ = self.wake.read(&mut [0]);
@@ -302,7 +302,7 @@ impl Server {
 
     fn set_faults(&mut self, a: &[String], b: &[String], fault: LinkFault) -> Result<()> {
         if !(0.0..=100.0).contains(&fault.loss) {
-            return Err(UserError::usage(format!("a loss of {} % is impossible", fault.loss)).into());
+            return Err(UserError::usage(format!("a loss of {} % is not possible", fault.loss)).into());
         }
         let ports = |names: &[String]| names.iter().map(|name| self.port(name)).collect::<Result<Vec<Port>>>();
         let (a, b) = (ports(a)?, ports(b)?);
@@ -367,17 +367,20 @@ fn listen(forward: Forward) -> Result<(TcpListener, Forward)> {
         let host = forward.host;
         match error.kind() {
             ErrorKind::AddrInUse => anyhow!(
-                UserError::usage(format!("the port {host} is taken"))
-                    .hint("end what listens there (ss -ltnp shows it), or choose another port")
+                UserError::usage(format!("the port {host} is in use"))
+                    .hint("stop the program that listens there (`ss -ltnp` shows it), or choose another port")
             ),
             ErrorKind::PermissionDenied => {
-                anyhow!(UserError::usage(format!("the port {host} is for root only")).hint("choose one from 1024 on"))
+                anyhow!(
+                    UserError::usage(format!("only root may listen on the port {host}"))
+                        .hint("choose a port from 1024 on")
+                )
             }
             _ => anyhow::Error::new(error).context(format!("listening on {host}")),
         }
     })?;
     listener.set_nonblocking(true)?;
-    let host = listener.local_addr().context("finding the port that was taken")?;
+    let host = listener.local_addr().context("finding the chosen port")?;
     Ok((listener, Forward { host, ..forward }))
 }
 
@@ -385,7 +388,7 @@ fn listen(forward: Forward) -> Result<(TcpListener, Forward)> {
 fn receive(control: &UnixListener, requests: &mpsc::Sender<PendingRequest>, mut waker: PipeWriter) {
     for stream in control.incoming().flatten() {
         let mut lines = Lines::new(stream);
-        // A client that wants nothing only looked whether somebody is there.
+        // A client without a request only checked that the switch is there.
         let Ok(Some(request)) = lines.value(Instant::now() + PATIENCE) else { continue };
         let mut stop = false;
         let answer = match serde_json::from_value::<Request>(request) {

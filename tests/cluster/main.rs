@@ -17,9 +17,13 @@ mod support;
 
 mod agent;
 mod hosts;
+mod recovery;
 mod safety;
 mod scenarios;
 mod test_cluster;
+#[path = "../../src/testing.rs"]
+#[allow(dead_code, reason = "shared with tests that use more of it")]
+mod testing;
 mod writer;
 
 use std::{
@@ -54,8 +58,8 @@ fn main() -> ExitCode {
             |filter: &&String| if exact { scenario.name == **filter } else { scenario.name.contains(filter.as_str()) };
         chosen && (filters.is_empty() || filters.iter().any(named))
     };
-    let scenarios: Vec<Scenario> =
-        scenarios::all().into_iter().chain(safety::all()).chain(agent::all()).filter(wanted).collect();
+    let all = scenarios::all().into_iter().chain(safety::all()).chain(recovery::all()).chain(agent::all());
+    let scenarios: Vec<Scenario> = all.filter(wanted).collect();
     if flag("--list") {
         scenarios.iter().for_each(|scenario| println!("{}: test", scenario.name));
         return ExitCode::SUCCESS;

@@ -20,10 +20,12 @@ pub fn all() -> Vec<Scenario> {
     let asked = |name, run| Scenario { name, ignored: true, run };
     vec![
         always("two_empty_nodes_never_form_a_cluster_beside_the_one_with_the_data", two_replaced),
-        asked("an_emptied_initialize_key_costs_nothing", emptied_key),
-        asked("a_file_that_cannot_be_read_is_not_an_absent_file", unreadable_control_file),
-        asked("nodes_whose_volumes_are_missing_wait_for_them", missing_volumes),
-        asked("halves_with_different_documents_form_one_cluster_at_most", different_documents),
+        always("an_emptied_initialize_key_costs_nothing", emptied_key),
+        always("a_file_that_cannot_be_read_is_not_an_absent_file", unreadable_control_file),
+        always("nodes_whose_volumes_are_missing_wait_for_them", missing_volumes),
+        always("halves_with_different_documents_form_one_cluster_at_most", different_documents),
+        asked("two_empty_nodes_wait_however_late_the_third_comes", two_replaced_at_many_moments),
+        asked("the_last_good_copy_is_not_taken_away", last_copy),
         asked("a_machine_that_is_late_by_two_minutes_is_waited_for", two_minutes_late),
     ]
 }
@@ -52,6 +54,19 @@ impl Ledger {
         self.rows
     }
 
+    /// Writes `count` rows more, as soon as the front door takes them.
+    pub fn add(&mut self, cluster: &TestCluster, count: u64) {
+        let door = cluster.door(5000);
+        let (from, to) = (self.rows + 1, self.rows + count);
+        // A statement whose answer was lost may have been done.
+        let add = format!(
+            "insert into ledger select id from generate_series({from}, {to}) id \
+             where not exists (select from ledger where id >= {from})"
+        );
+        wait("the front door to take rows", cluster.patience(Duration::from_secs(120)), || door.ask(&add));
+        self.rows = to;
+    }
+
     /// Every row is there, and the database is the same one on every node.
     pub fn assert_kept(&self, cluster: &TestCluster) {
         let door = cluster.door(5000);
@@ -66,7 +81,7 @@ impl Ledger {
 }
 
 /// The system identifier of a node's database; empty where there is none.
-fn system(cluster: &TestCluster, node: &str) -> String {
+pub fn system(cluster: &TestCluster, node: &str) -> String {
     let script = "/usr/lib/postgresql/*/bin/pg_controldata -D /var/lib/postgresql/*/main 2>/dev/null \
                   | sed -n 's/^Database system identifier: *//p'; true";
     cluster.on(node, script).trim().to_owned()
@@ -86,7 +101,7 @@ pub fn wait_says(cluster: &TestCluster, node: &str, words: &str, within: Duratio
 }
 
 /// Neither of `nodes` has a database or a member of etcd that runs, now and for a while.
-fn assert_idle(cluster: &TestCluster, nodes: &[&str], during: Duration) {
+pub fn assert_idle(cluster: &TestCluster, nodes: &[&str], during: Duration) {
     let until = Instant::now() + during;
     loop {
         for node in nodes {
@@ -111,14 +126,28 @@ fn replace_two(cluster: &mut TestCluster, late: Duration) {
     assert_idle(cluster, &["pg-2", "pg-3"], Duration::from_secs(15));
 }
 
+/// Two nodes get empty disks while the third is off, which comes back after each of these times, in seconds.
+fn replace_two_while_off(cluster: &mut TestCluster, ledger: &Ledger, delays: &[u64]) {
+    for late in delays {
+        replace_two(cluster, Duration::from_secs(*late));
+        assert_eq!(system(cluster, "pg-1"), ledger.system, "late by {late} s: {}", says(cluster, "pg-1"));
+    }
+}
+
+fn two_replaced_at_many_moments(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let ledger = Ledger::write(cluster);
+    replace_two_while_off(cluster, &ledger, &[3, 12, 16, 18, 20, 22, 25, 40]);
+    // A person says that it is enough.
+    cluster.on("pg-1", "pgha-node recover --from-this-node --yes");
+    cluster.wait_healthy();
+    ledger.assert_kept(cluster);
+}
+
 fn two_replaced(cluster: &mut TestCluster) {
     cluster.healthy();
     let ledger = Ledger::write(cluster);
-    // Off.
-    for late in [3, 20] {
-        replace_two(cluster, Duration::from_secs(late));
-        assert_eq!(system(cluster, "pg-1"), ledger.system, "late by {late} s: {}", says(cluster, "pg-1"));
-    }
+    replace_two_while_off(cluster, &ledger, &[3, 20]);
     // Cut off.
     cluster.verb("partition", &["pg-1"]);
     cluster.verb("kill", &["pg-2", "pg-3"]);
@@ -131,6 +160,38 @@ fn two_replaced(cluster: &mut TestCluster) {
     println!("    an empty node beside the survivor:\n{}", says(cluster, "pg-2"));
     // A majority is lost for good.
     cluster.start_afresh();
+}
+
+/// One replica is off, the other does not run: the primary's copy is the only one that is known to be good.
+fn last_copy(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let ledger = Ledger::write(cluster);
+    let primary = cluster.primary();
+    let replicas: Vec<&str> = NODES.into_iter().filter(|node| *node != primary).collect();
+    cluster.verb("kill", &[replicas[0]]);
+    cluster.on(replicas[1], "systemctl stop patroni");
+    let smaller = cluster.folder().join("smaller.yaml");
+    let whole = fs::read_to_string(cluster.document(3)).unwrap();
+    let named = format!("name: {primary},");
+    let rest: String = whole.lines().filter(|line| !line.contains(&named)).map(|line| format!("{line}\n")).collect();
+    assert_ne!(rest, whole);
+    fs::write(&smaller, rest).unwrap();
+    let verb = |arguments: &[&str]| Ran::of(cluster.program().arg("cluster").args(arguments));
+    for refused in [
+        cluster.try_on(&primary, "pgha-node leave"),
+        verb(&["replace", NAME, &primary, "--within", "15s"]),
+        verb(&["update", NAME, smaller.to_str().unwrap(), "--within", "15s"]),
+    ] {
+        assert!(!matches!(refused.status, Some(0)), "{refused:?}");
+        assert!(refused.stderr.contains("--force"), "it says how to insist: {refused:?}");
+        println!("{}", refused.stderr.trim_end());
+    }
+    assert_eq!(system(cluster, &primary), ledger.system, "{}", says(cluster, &primary));
+    cluster.door(5000).ask("select 1").unwrap();
+    cluster.on(replicas[1], "systemctl start patroni");
+    cluster.verb("start", &[replicas[0]]);
+    cluster.wait_healthy();
+    ledger.assert_kept(cluster);
 }
 
 /// etcdctl on a node, as the cluster's own programs speak to etcd.
@@ -267,7 +328,7 @@ fn different_documents(cluster: &mut TestCluster) {
 }
 
 /// The secret that the cluster's document was given.
-fn secret_of(cluster: &TestCluster) -> String {
+pub fn secret_of(cluster: &TestCluster) -> String {
     let found = walk(cluster.folder()).into_iter().find_map(|path| {
         let text = fs::read_to_string(path).ok()?;
         let line = text.lines().find(|line| line.starts_with("secret: "))?.to_owned();
@@ -290,7 +351,7 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 /// Gives a node that is off another document, as whoever made its seed would.
-fn give_document(cluster: &TestCluster, node: &str, document: &str) {
+pub fn give_document(cluster: &TestCluster, node: &str, document: &str) {
     let seed = cluster.folder().join("seed");
     let container = format!("pgha-{NAME}-{node}:/var/lib/cloud/seed/nocloud/user-data");
     Ran::well(Command::new("docker").arg("cp").arg(&container).arg(&seed));

@@ -561,7 +561,7 @@ fn compose(cluster: &mut TestCluster) {
         .into_iter()
         .find(|command| Ran::of(Command::new("sh").args(["-c", command])).status == Some(0));
     let Some(program) = program.map(|command| command.trim_end_matches(" version")) else {
-        println!("    skipped: Compose is not installed here");
+        crate::testing::require("compose", false, "Compose is not installed");
         return;
     };
     let image = cluster.image();

@@ -1,9 +1,11 @@
 //! The cluster that scenarios run on, and what they ask of it.
 
 use crate::{
-    support::{Ran, builder, has, has_mirror, shared_store, wait},
+    support::{Ran, builder, require_mirror, shared_store, wait},
+    testing::{require, require_program},
     writer::Connection,
 };
+use pgha_image::{cluster::View, model::status::PostgresqlStatus};
 use serde_json::Value;
 use std::{
     fs,
@@ -72,21 +74,18 @@ impl Drop for TestCluster {
 }
 
 impl TestCluster {
-    /// Whether this machine can run them; says so if not.
+    /// Requires what scenarios need of this machine.
     pub fn is_possible() -> bool {
         let runner = Runner::wanted();
         let program = if runner == Runner::Docker { "docker" } else { "qemu-system-x86_64" };
-        if !has_mirror() || ![program, "psql", "curl", "openssl"].into_iter().all(has) {
+        if !require_mirror() || ![program, "psql", "curl", "openssl"].into_iter().all(require_program) {
             return false;
         }
         if runner == Runner::Qemu {
             return true;
         }
         let answers = Ran::of(Command::new("docker").arg("info")).status == Some(0);
-        if !answers {
-            println!("skipped: no Docker engine answers");
-        }
-        answers
+        require("docker", answers, "no Docker engine answers")
     }
 
     pub fn new() -> TestCluster {
@@ -223,9 +222,10 @@ impl TestCluster {
     /// How the shared cluster stands.
     pub fn status(&self) -> Status {
         let text = self.verb("status", &["--json"]);
-        let value: Value = serde_json::from_str(&text).unwrap();
-        let nodes = value["nodes"].as_array().unwrap().iter().map(Node::of).collect();
-        Status { nodes, problem: value["problem"].as_str().unwrap_or_default().to_owned() }
+        let mut value: Value = serde_json::from_str(&text).unwrap();
+        let views: Vec<View> = serde_json::from_value(value["nodes"].take()).unwrap();
+        let problem = value["problem"].as_str().unwrap_or_default().to_owned();
+        Status { nodes: views.into_iter().map(Node::from).collect(), problem }
     }
 
     /// The name of the primary, of which there must be one.
@@ -341,17 +341,12 @@ pub struct Node {
     pub vip: bool,
 }
 
-impl Node {
-    fn of(value: &Value) -> Node {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let status = &value["status"];
-        Node {
-            name: text(&value["node"]),
-            role: text(&status["postgresql"]["role"]),
-            state: text(&status["postgresql"]["state"]),
-            synchronous: status["postgresql"]["synchronous"] == true,
-            vip: status["vip"] == true,
-        }
+impl From<View> for Node {
+    fn from(view: View) -> Node {
+        let vip = view.holds_vip();
+        let postgresql = view.status.and_then(|status| status.postgresql).unwrap_or_default();
+        let PostgresqlStatus { role, state, synchronous, .. } = postgresql;
+        Node { name: view.node, role, state, synchronous, vip }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The node's agent against real members of etcd.
 
-use crate::confd::{etcd::Cluster, free_port, skip, wait_for};
+use crate::confd::{etcd::Cluster, free_port, wait_for};
+use crate::testing::{require, require_root};
 use pgha_image::{
     etcd::{Client, RangeRequest, Settings},
     node::{
@@ -172,7 +173,7 @@ fn the_newest_document_is_known_to_all() {
     assert_eq!((place, record.members), (Place::Older { generation: 1, newest: 2 }, vec!["b".to_owned()]));
     assert_eq!(count("a", Given::OnPurpose).1.generation, 3);
     assert_eq!(count("b", Given::NamesAll).0, Place::Older { generation: 2, newest: 3 });
-    // A value that is not understood is no reason to write another.
+    // A value that is not understood does not let another be written.
     client.put("/pgha/demo/document", "{", 0).unwrap();
     assert!(count_in(&client, "/pgha/demo/document", &document("c"), Given::OnPurpose).is_err());
     assert_eq!(client.get("/pgha/demo/document").unwrap().unwrap().value, b"{");
@@ -209,16 +210,17 @@ struct Servers {
 impl Servers {
     /// A primary, if there is a PostgreSQL and this is root, who may become its user.
     fn primary() -> Option<Servers> {
-        let bin =
-            std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten().map(|entry| entry.path().join("bin")).max()?;
+        let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+        let bin = versions.map(|entry| entry.path().join("bin")).max();
         let owner = String::from_utf8(Command::new("id").arg("postgres").output().ok()?.stdout).ok()?;
         let number = |name: &str| owner.split(name).nth(1)?.split('(').next()?.parse().ok();
-        let (Some(user), Some(group)) = (number("uid="), number("gid=")) else {
-            skip("there is no PostgreSQL");
+        let found = (bin, number("uid="), number("gid="));
+        let (Some(bin), Some(user), Some(group)) = found else {
+            require("postgresql", false, "PostgreSQL is not installed");
             return None;
         };
-        if !rustix::process::geteuid().is_root() {
-            skip("only root can start PostgreSQL as another user");
+        // Only root can start PostgreSQL as another user.
+        if !require_root() {
             return None;
         }
         let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! What the solver chooses is what apt chooses.
 //!
-//! Needs apt-get and a Debian mirror that the host's own sources name; says that it was skipped otherwise.
+//! Needs apt-get and a Debian mirror that the host's own sources name; is skipped otherwise.
 
 use pgha_image::{
     debian::{
@@ -132,7 +132,10 @@ fn mirror() -> Option<String> {
 fn the_solver_chooses_what_apt_chooses() {
     let apt = match mirror().ok_or("the host's apt names no Debian mirror".to_owned()).and_then(|uri| Apt::new(&uri)) {
         Ok(apt) => apt,
-        Err(reason) => return eprintln!("skipped: {reason}"),
+        Err(reason) => {
+            crate::testing::require("apt-get", false, reason);
+            return;
+        }
     };
     let indices: Vec<Index> = apt
         .lists()

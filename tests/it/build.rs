@@ -1,6 +1,9 @@
 //! Whole builds, from the mirror to the image.
 
-use crate::support::{PROGRAM, Ran, builder, digests, has, has_mirror, project, shared_store};
+use crate::{
+    support::{PROGRAM, Ran, builder, digests, project, require_mirror, shared_store},
+    testing::{require_program, require_root},
+};
 use std::{
     collections::BTreeMap,
     fs,
@@ -20,7 +23,7 @@ fn build(recipe: &str, out: &Path) -> Command {
 
 #[test]
 fn a_build_tells_what_it_wrote_and_does_nothing_the_second_time() {
-    if !has_mirror() {
+    if !require_mirror() {
         return;
     }
     let out = tempfile::tempdir().unwrap();
@@ -49,7 +52,7 @@ fn a_build_tells_what_it_wrote_and_does_nothing_the_second_time() {
 
 #[test]
 fn a_lock_builds_the_same_image_again_without_the_network() {
-    if !has_mirror() {
+    if !require_mirror() {
         return;
     }
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -82,7 +85,7 @@ fn offline_with_an_empty_store_is_told_what_is_missing() {
 
 #[test]
 fn explain_names_the_package_of_a_path() {
-    if !has_mirror() {
+    if !require_mirror() {
         return;
     }
     let out = tempfile::tempdir().unwrap();
@@ -97,7 +100,7 @@ fn explain_names_the_package_of_a_path() {
 /// Two builds that share nothing but the mirror: other user, folders, time zone, umask, locale.
 #[test]
 fn equal_requests_give_equal_bytes_to_everybody() {
-    if !has_mirror() {
+    if !require_mirror() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -159,8 +162,7 @@ fn equal_requests_give_equal_bytes_to_everybody() {
 /// An ordinary user that may build without being root; made for the test where that can be done.
 fn ordinary_user() -> Option<&'static str> {
     const USER: &str = "pgha-test";
-    if !rustix::process::geteuid().is_root() || !has("setpriv") || !has("newuidmap") {
-        println!("both builds run as this user");
+    if !require_root() || !require_program("setpriv") || !require_program("newuidmap") {
         return None;
     }
     let known = Command::new("id").arg(USER).output().is_ok_and(|output| output.status.success());
@@ -173,7 +175,7 @@ fn ordinary_user() -> Option<&'static str> {
 /// SIGKILL at moments spread over a whole build: nothing half made is ever seen, and the next build is right.
 #[test]
 fn a_build_that_is_killed_leaves_nothing_half_made() {
-    if !has_mirror() {
+    if !require_mirror() {
         return;
     }
     const KILLS: u32 = 20;
@@ -218,7 +220,7 @@ fn artifacts(out: &Path) -> BTreeMap<String, String> {
 
 #[test]
 fn ctrl_c_takes_away_what_is_half_made() {
-    if !has_mirror() {
+    if !require_mirror() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -246,7 +248,7 @@ fn ctrl_c_takes_away_what_is_half_made() {
 /// A small file system of its own: as root alone, and seen by the build alone.
 #[test]
 fn a_full_disk_is_told_and_leaves_nothing() {
-    if !has_mirror() || !rustix::process::geteuid().is_root() || !has("unshare") {
+    if !require_mirror() || !require_root() || !require_program("unshare") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,9 @@
 //! The image, loaded into Docker and booted there.
 
-use crate::support::{Ran, builder, has, has_mirror, project, shared_store, wait};
+use crate::{
+    support::{Ran, builder, project, require_mirror, shared_store, wait},
+    testing::{require, require_program},
+};
 use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duration};
 
 /// The image's name while it is tested; a user's own `ha-postgres` stays as it is.
@@ -46,11 +49,11 @@ impl Container {
 
 #[test]
 fn the_image_boots_and_everything_is_whole() {
-    if !has_mirror() || !has("docker") {
+    if !require_mirror() || !require_program("docker") {
         return;
     }
-    if Ran::of(Command::new("docker").arg("info")).status != Some(0) {
-        println!("skipped: no Docker engine answers");
+    let answers = Ran::of(Command::new("docker").arg("info")).status == Some(0);
+    if !require("docker", answers, "no Docker engine answers") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,9 @@
 //! VM images of the real recipes, judged by the tools that know disks, and read again without mounting them.
 
-use crate::support::{PROGRAM, Ran, builder, digests, has, has_mirror, project, shared_store};
+use crate::{
+    support::{PROGRAM, Ran, builder, digests, project, require_mirror, shared_store},
+    testing::{require, require_program},
+};
 use pgha_image::disk::gpt::Table;
 use std::{
     fs::{self, File},
@@ -23,7 +26,7 @@ fn all_formats(recipe: &str, out: &Path) {
 
 /// What `program` says of `image`; `None` where it is not installed.
 fn ask(program: &str, arguments: &[&str], image: &Path) -> Option<String> {
-    if !has(program) {
+    if !require_program(program) {
         return None;
     }
     let ran = Ran::well(Command::new(program).args(arguments).arg(image).env("LC_ALL", "C.UTF-8"));
@@ -53,7 +56,7 @@ fn partition(image: &Path, number: u32, folder: &Path) -> PathBuf {
 
 #[test]
 fn the_tools_find_nothing_wrong_with_the_disk_of_the_real_image() {
-    if !has_mirror() {
+    if !require_mirror() {
         return;
     }
     let out = tempfile::tempdir().unwrap();
@@ -71,7 +74,7 @@ fn the_tools_find_nothing_wrong_with_the_disk_of_the_real_image() {
     if let Some(said) = ask("sgdisk", &["-v"], &raw) {
         assert!(said.contains("No problems found"), "{said}");
     }
-    if has("qemu-img") {
+    if require_program("qemu-img") {
         let said = ask("qemu-img", &["check"], &qcow2).unwrap();
         assert!(said.contains("No errors were found"), "{said}");
         ask("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", raw.to_str().unwrap()], &qcow2);
@@ -85,7 +88,7 @@ fn the_tools_find_nothing_wrong_with_the_disk_of_the_real_image() {
         }
     }
     // Owners, modes and links reach the disk.
-    if has("debugfs") {
+    if require_program("debugfs") {
         let stat = |path: &str| ask("debugfs", &["-R", &format!("stat {path}")], &root).unwrap();
         let postgres = stat("/var/lib/postgresql");
         assert!(postgres.contains("User:   940") && postgres.contains("Group:   940"), "{postgres}");
@@ -100,7 +103,7 @@ fn the_tools_find_nothing_wrong_with_the_disk_of_the_real_image() {
         Ran::well(Command::new("umount").arg(&folder));
         assert!(release.unwrap().contains("trixie"));
     } else {
-        println!("skipped: this machine mounts no images ({})", mount.stderr.trim());
+        require("loop", false, format_args!("this machine mounts no images ({})", mount.stderr.trim()));
     }
 }
 
@@ -111,7 +114,7 @@ fn inspect(image: &Path) -> serde_json::Value {
 
 #[test]
 fn an_image_is_read_again_and_two_are_compared() {
-    if !has_mirror() {
+    if !require_mirror() {
         return;
     }
     let out = tempfile::tempdir().unwrap();
@@ -152,7 +155,7 @@ fn an_image_is_read_again_and_two_are_compared() {
 
 #[test]
 fn a_container_alone_is_the_same_as_beside_a_disk() {
-    if !has_mirror() {
+    if !require_mirror() {
         return;
     }
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -175,7 +178,7 @@ fn a_container_alone_is_the_same_as_beside_a_disk() {
 
 #[test]
 fn a_disk_that_is_too_small_is_told_before_anything_is_written() {
-    if !has_mirror() {
+    if !require_mirror() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

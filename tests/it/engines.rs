@@ -1,6 +1,9 @@
 //! The engines of this machine load what we write, and hold clusters that leave each other alone.
 
-use crate::support::{Ran, builder, has, wait};
+use crate::{
+    support::{Ran, builder, wait},
+    testing::{require, require_program},
+};
 use pgha_image::{
     container_engine::{ContainerSpec, ContainerState, Engine, NetworkSpec, Which},
     error::report,
@@ -29,7 +32,7 @@ fn silent() -> Progress {
     Progress::new(Style::Silent)
 }
 
-/// An image of two layers, of which the upper one takes a file away, under a name of this process's own.
+/// An image of two layers, of which the upper one removes a file, under a name of this process's own.
 fn image(folder: &Path, name: &str) -> OciImage {
     let store = Store::open(&folder.join("store")).unwrap();
     let mut base = LayerWriter::new(&store).unwrap();
@@ -56,11 +59,11 @@ fn image(folder: &Path, name: &str) -> OciImage {
 
 #[test]
 fn real_engines_load_the_archive() {
-    for which in [Which::Docker, Which::Podman] {
+    for (name, which) in [("docker", Which::Docker), ("podman", Which::Podman)] {
         let engine = match Engine::connect(which) {
             Ok(engine) => engine,
             Err(error) => {
-                println!("skipped: {error}");
+                require(name, false, error);
                 continue;
             }
         };
@@ -121,12 +124,11 @@ impl Idle {
         let engine = match Engine::connect(Which::Auto) {
             Ok(engine) => engine,
             Err(error) => {
-                println!("skipped: {error}");
+                require("docker", false, error);
                 return None;
             }
         };
-        if !cfg!(target_arch = "x86_64") {
-            println!("skipped: the idle program is for another processor");
+        if !require("amd64", cfg!(target_arch = "x86_64"), "the idle program is for amd64") {
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -558,7 +560,7 @@ fn an_interrupted_up_leaves_nothing() {
 /// Machines lie in the state folder itself, and are not made over others that lie there.
 #[test]
 fn machines_whose_record_is_lost_are_adopted_where_they_are() {
-    if !has("qemu-system-x86_64") {
+    if !require_program("qemu-system-x86_64") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

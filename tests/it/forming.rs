@@ -37,15 +37,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// How long nothing must happen.
 const QUIET: Duration = Duration::from_secs(4);
 
-fn has_etcd() -> bool {
-    let there = Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_ok();
-    if !there {
-        println!("skipped: etcd is not installed here");
-    }
-    there
+pub(crate) fn has_etcd() -> bool {
+    crate::testing::require_program("etcd")
 }
 
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;
     loop {
         if let Some(seen) = look() {
@@ -57,7 +53,7 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A document whose members have loopback addresses that no other test has.
-fn spec(count: usize) -> ClusterSpec {
+pub(crate) fn spec(count: usize) -> ClusterSpec {
     static NETWORK: AtomicU8 = AtomicU8::new(1);
     let network = NETWORK.fetch_add(1, Ordering::Relaxed);
     let mut spec = samples::five();
@@ -71,9 +67,9 @@ fn spec(count: usize) -> ClusterSpec {
 }
 
 /// A machine, on or off.
-struct Machine {
-    spec: ClusterSpec,
-    own: usize,
+pub(crate) struct Machine {
+    pub(crate) spec: ClusterSpec,
+    pub(crate) own: usize,
     root: Arc<TempDir>,
     shared: Arc<Shared>,
     thread: Option<thread::JoinHandle<()>>,
@@ -94,19 +90,19 @@ impl Machine {
         Machine { spec: spec.clone(), own, root, shared, thread: None }
     }
 
-    fn all(spec: &ClusterSpec) -> Vec<Machine> {
+    pub(crate) fn all(spec: &ClusterSpec) -> Vec<Machine> {
         (0..spec.members.len()).map(|own| Machine::new(spec, own)).collect()
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.root.path().join(path.trim_start_matches('/'))
     }
 
-    fn credentials(&self) -> TlsCredentials {
+    pub(crate) fn credentials(&self) -> TlsCredentials {
         TlsCredentials::at(&self.path("tls"))
     }
 
-    fn certify(&self) {
+    pub(crate) fn certify(&self) {
         let authority = Authority::of(&self.spec).unwrap();
         Store::at(&self.path("tls")).ensure(&self.spec, self.own, &authority, SystemTime::now()).unwrap();
         fs::create_dir_all(self.path("var/lib/pgha")).unwrap();
@@ -117,7 +113,7 @@ impl Machine {
         Forming::new(&self.spec, self.own, self.root.path(), self.credentials()).unwrap()
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         self.certify();
         self.shared = Arc::default();
         let (shared, spec, own) = (Arc::clone(&self.shared), self.spec.clone(), self.own);
@@ -126,7 +122,7 @@ impl Machine {
     }
 
     /// As if its power failed.
-    fn cut(&mut self) {
+    pub(crate) fn cut(&mut self) {
         self.shared.off.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
@@ -134,24 +130,24 @@ impl Machine {
     }
 
     /// Gives it an empty disk.
-    fn replace(&mut self) {
+    pub(crate) fn replace(&mut self) {
         self.cut();
         self.root = Arc::new(tempfile::tempdir().unwrap());
     }
 
-    fn serves(&self) -> bool {
+    pub(crate) fn serves(&self) -> bool {
         self.shared.serves.load(Ordering::Relaxed)
     }
 
-    fn waits(&self) -> String {
+    pub(crate) fn waits(&self) -> String {
         self.shared.waits.lock().unwrap().clone()
     }
 
-    fn did(&self, what: impl Fn(&Step) -> bool) -> bool {
+    pub(crate) fn did(&self, what: impl Fn(&Step) -> bool) -> bool {
         self.shared.steps.lock().unwrap().iter().any(what)
     }
 
-    fn ids(&self) -> Ids {
+    pub(crate) fn ids(&self) -> Ids {
         match EtcdData::look(&self.path(ETCD_DATA)) {
             EtcdData::Data(ids) => ids,
             other => panic!("{other:?}"),
@@ -164,7 +160,7 @@ impl Machine {
         fs::write(self.path(ORDER_PATH), serde_json::to_string(&Order { document, without }).unwrap()).unwrap();
     }
 
-    fn client(&self) -> pgha_image::etcd::Client {
+    pub(crate) fn client(&self) -> pgha_image::etcd::Client {
         self.credentials().etcd(vec![client_url(&self.spec.members[self.own])]).unwrap()
     }
 }
@@ -196,7 +192,7 @@ fn enter(shared: &Shared, forming: &mut Forming) -> Option<EtcdStart> {
         let view = forming.look(false).unwrap();
         let step = join::next(&view);
         shared.steps.lock().unwrap().push(step.clone());
-        match forming.act(&view, step, || Ok(())).unwrap() {
+        match forming.act(&view, step, |_| Ok(())).unwrap() {
             Acted::Start(start) => {
                 drop(discovery);
                 return Some(start);
@@ -239,7 +235,7 @@ fn serve(
         if matches!(step, Step::SetAside(_) | Step::Abandon(..)) {
             shared.steps.lock().unwrap().push(step.clone());
             forming
-                .act(&view, step, || {
+                .act(&view, step, |_| {
                     let _ = etcd.kill();
                     Ok(etcd.wait().map(drop)?)
                 })
@@ -269,11 +265,11 @@ fn launch(spec: &ClusterSpec, own: usize, root: &Path, start: &EtcdStart) -> Chi
     command.stderr(log).stdout(Stdio::null()).stdin(Stdio::null()).spawn().unwrap()
 }
 
-fn start_all(machines: &mut [Machine]) {
+pub(crate) fn start_all(machines: &mut [Machine]) {
     machines.iter_mut().for_each(Machine::start);
 }
 
-fn all_serve(machines: &[Machine]) {
+pub(crate) fn all_serve(machines: &[Machine]) {
     wait_for("all to serve", || machines.iter().all(Machine::serves).then_some(()));
     let clusters: BTreeSet<u64> = machines.iter().map(|machine| machine.ids().cluster).collect();
     assert_eq!(clusters.len(), 1);
@@ -567,7 +563,7 @@ fn what_is_on_the_disks_decides_and_not_what_was_seen_before() {
     let view = founder.look(false).unwrap();
     let Step::Promise(_) = join::next(&view) else { panic!() };
     let step = join::next(&view);
-    founder.act(&view, step, || Ok(())).unwrap();
+    founder.act(&view, step, |_| Ok(())).unwrap();
     let view: View = founder.look(false).unwrap();
     let step = join::next(&view);
     assert!(matches!(step, Step::Commit(_)), "{step:?}");
@@ -575,7 +571,7 @@ fn what_is_on_the_disks_decides_and_not_what_was_seen_before() {
     let main = machines[0].path("var/lib/postgresql/17/main");
     fs::create_dir_all(&main).unwrap();
     fs::write(main.join("PG_VERSION"), "17").unwrap();
-    assert_eq!(founder.act(&view, step, || Ok(())).unwrap(), Acted::Again);
+    assert_eq!(founder.act(&view, step, |_| Ok(())).unwrap(), Acted::Again);
     assert!(!machines[0].path(STATE_PATH).exists());
     let view = founder.look(false).unwrap();
     assert!(matches!(join::next(&view), Step::Wait { .. }));

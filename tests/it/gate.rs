@@ -23,7 +23,7 @@ const SYSTEM: &str = "7712652082925278041";
 const INITIALIZE: &str = "/service/demo/initialize";
 
 /// Nodes with a disk each, and one etcd.
-struct Ground {
+struct Nodes {
     client: Client,
     roots: Vec<TempDir>,
     _cluster: Cluster,
@@ -37,9 +37,9 @@ enum Outcome {
     Refused(String),
 }
 
-impl Ground {
+impl Nodes {
     /// Nothing if etcd is not installed.
-    fn new(nodes: usize) -> Option<Ground> {
+    fn new(nodes: usize) -> Option<Nodes> {
         let cluster = Cluster::start(1)?;
         let root = |_| {
             let root = tempfile::tempdir().unwrap();
@@ -48,7 +48,7 @@ impl Ground {
             }
             root
         };
-        Some(Ground { client: cluster.client(), roots: (0..nodes).map(root).collect(), _cluster: cluster })
+        Some(Nodes { client: cluster.client(), roots: (0..nodes).map(root).collect(), _cluster: cluster })
     }
 
     fn root(&self, node: usize) -> &Path {
@@ -117,13 +117,13 @@ impl Ground {
 
 #[test]
 fn one_node_makes_the_first_database_and_the_others_copy_it() {
-    let Some(ground) = Ground::new(3) else { return };
+    let Some(nodes) = Nodes::new(3) else { return };
     // All at once: etcd decides.
     let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
         let asked: Vec<_> = (0..3)
             .map(|node| {
-                let ground = &ground;
-                scope.spawn(move || ground.admit(node, true))
+                let nodes = &nodes;
+                scope.spawn(move || nodes.admit(node, true))
             })
             .collect();
         asked.into_iter().map(|asked| asked.join().unwrap()).collect()
@@ -131,99 +131,99 @@ fn one_node_makes_the_first_database_and_the_others_copy_it() {
     let makers: Vec<usize> = (0..3).filter(|node| outcomes[*node] == Outcome::Admitted).collect();
     let [maker] = makers[..] else { panic!("{outcomes:?}") };
     let other = (maker + 1) % 3;
-    assert_eq!(ground.mark(maker), Some(What::Bootstrap));
+    assert_eq!(nodes.mark(maker), Some(What::Bootstrap));
     assert_eq!(outcomes[other], Outcome::Waits(format!("the first database is being made on pg-{}", maker + 1)));
-    assert_eq!(ground.mark(other), None);
+    assert_eq!(nodes.mark(other), None);
 
     // Patroni begins; the power fails, with half a database on the disk.
-    ground.client.put(INITIALIZE, "", 0).unwrap();
-    ground.write_database(maker, false);
-    assert!(matches!(ground.admit(other, true), Outcome::Waits(_)), "another node's beginning stays");
-    assert_eq!(ground.keys().initialize.unwrap().value, "");
-    assert_eq!(ground.admit(maker, true), Outcome::Admitted);
-    assert_eq!(ground.keys().initialize, None);
-    assert_eq!(ground.asides(maker), ["unfinished"]);
-    assert_eq!(ground.mark(maker), Some(What::Bootstrap));
+    nodes.client.put(INITIALIZE, "", 0).unwrap();
+    nodes.write_database(maker, false);
+    assert!(matches!(nodes.admit(other, true), Outcome::Waits(_)), "another node's beginning stays");
+    assert_eq!(nodes.keys().initialize.unwrap().value, "");
+    assert_eq!(nodes.admit(maker, true), Outcome::Admitted);
+    assert_eq!(nodes.keys().initialize, None);
+    assert_eq!(nodes.asides(maker), ["unfinished"]);
+    assert_eq!(nodes.mark(maker), Some(What::Bootstrap));
 
     // Again, and this time its roles are missing.
-    ground.client.put(INITIALIZE, "", 0).unwrap();
-    ground.write_database(maker, true);
-    assert!(ground.missing(maker).is_some());
-    assert_eq!(ground.admit(maker, true), Outcome::Admitted);
-    assert_eq!(ground.asides(maker), ["unfinished", "unfinished"]);
+    nodes.client.put(INITIALIZE, "", 0).unwrap();
+    nodes.write_database(maker, true);
+    assert!(nodes.missing(maker).is_some());
+    assert_eq!(nodes.admit(maker, true), Outcome::Admitted);
+    assert_eq!(nodes.asides(maker), ["unfinished", "unfinished"]);
 
     // And this time it is finished.
-    ground.client.put(INITIALIZE, "", 0).unwrap();
-    ground.write_database(maker, true);
-    ground.client.put(INITIALIZE, SYSTEM, 0).unwrap();
-    assert_eq!(ground.missing(maker), None);
-    assert_eq!(ground.mark(maker), None);
-    assert_eq!(ground.keys().first.unwrap().value.system.as_deref(), Some(SYSTEM));
+    nodes.client.put(INITIALIZE, "", 0).unwrap();
+    nodes.write_database(maker, true);
+    nodes.client.put(INITIALIZE, SYSTEM, 0).unwrap();
+    assert_eq!(nodes.missing(maker), None);
+    assert_eq!(nodes.mark(maker), None);
+    assert_eq!(nodes.keys().first.unwrap().value.system.as_deref(), Some(SYSTEM));
 
     // A copy that is cut off is made again; a whole one is not touched.
-    assert_eq!(ground.admit(other, true), Outcome::Admitted);
-    assert_eq!(ground.mark(other), Some(What::Clone));
-    ground.write_database(other, true);
-    fs::write(ground.main(other).join("backup_label"), "START WAL LOCATION").unwrap();
-    assert_eq!(ground.admit(other, true), Outcome::Admitted);
-    assert_eq!(ground.asides(other), ["unfinished-clone"]);
-    ground.write_database(other, true);
-    assert_eq!(ground.missing(other), None);
-    assert_eq!((ground.admit(other, true), ground.mark(other)), (Outcome::Admitted, None));
-    assert!(matches!(Database::look(&ground.main(other)), Database::Present(_)));
+    assert_eq!(nodes.admit(other, true), Outcome::Admitted);
+    assert_eq!(nodes.mark(other), Some(What::Clone));
+    nodes.write_database(other, true);
+    fs::write(nodes.main(other).join("backup_label"), "START WAL LOCATION").unwrap();
+    assert_eq!(nodes.admit(other, true), Outcome::Admitted);
+    assert_eq!(nodes.asides(other), ["unfinished-clone"]);
+    nodes.write_database(other, true);
+    assert_eq!(nodes.missing(other), None);
+    assert_eq!((nodes.admit(other, true), nodes.mark(other)), (Outcome::Admitted, None));
+    assert!(matches!(Database::look(&nodes.main(other)), Database::Present(_)));
 }
 
 #[test]
 fn a_database_wins_over_an_emptied_key_and_is_told_to_all() {
-    let Some(ground) = Ground::new(2) else { return };
+    let Some(nodes) = Nodes::new(2) else { return };
     // A cluster of before: its key was emptied by hand.
-    ground.client.put(INITIALIZE, "", 0).unwrap();
-    assert!(matches!(ground.admit(1, false), Outcome::Waits(_)));
-    ground.write_database(0, true);
-    assert_eq!(ground.admit(0, false), Outcome::Admitted);
-    assert_eq!(ground.keys().system(), System::Known(SYSTEM));
-    assert_eq!((ground.asides(0), ground.mark(0)), (vec![], None));
+    nodes.client.put(INITIALIZE, "", 0).unwrap();
+    assert!(matches!(nodes.admit(1, false), Outcome::Waits(_)));
+    nodes.write_database(0, true);
+    assert_eq!(nodes.admit(0, false), Outcome::Admitted);
+    assert_eq!(nodes.keys().system(), System::Known(SYSTEM));
+    assert_eq!((nodes.asides(0), nodes.mark(0)), (vec![], None));
     // Nobody makes another, and nobody copies before one serves.
-    assert!(matches!(ground.admit(1, true), Outcome::Waits(_)));
-    ground.client.put(INITIALIZE, SYSTEM, 0).unwrap();
-    assert_eq!(ground.admit(1, true), Outcome::Admitted);
+    assert!(matches!(nodes.admit(1, true), Outcome::Waits(_)));
+    nodes.client.put(INITIALIZE, SYSTEM, 0).unwrap();
+    assert_eq!(nodes.admit(1, true), Outcome::Admitted);
     // Data of another database are refused, and stay.
-    ground.client.put("/pgha/demo/first", r#"{"node": "pg-2", "system": "1000000001"}"#, 0).unwrap();
-    ground.client.put(INITIALIZE, "1000000001", 0).unwrap();
-    let Outcome::Refused(what) = ground.admit(0, false) else { panic!("not refused") };
+    nodes.client.put("/pgha/demo/first", r#"{"node": "pg-2", "system": "1000000001"}"#, 0).unwrap();
+    nodes.client.put(INITIALIZE, "1000000001", 0).unwrap();
+    let Outcome::Refused(what) = nodes.admit(0, false) else { panic!("not refused") };
     assert!(what.contains(SYSTEM) && what.contains("1000000001"), "{what}");
-    assert!(matches!(Database::look(&ground.main(0)), Database::Present(_)));
+    assert!(matches!(Database::look(&nodes.main(0)), Database::Present(_)));
 }
 
 #[test]
 fn what_cannot_be_read_or_was_not_begun_here_stays() {
-    let Some(ground) = Ground::new(1) else { return };
-    ground.client.put(INITIALIZE, SYSTEM, 0).unwrap();
+    let Some(nodes) = Nodes::new(1) else { return };
+    nodes.client.put(INITIALIZE, SYSTEM, 0).unwrap();
     // A loop of links stands in for a damaged inode.
-    fs::create_dir_all(ground.main(0)).unwrap();
-    fs::write(ground.main(0).join("PG_VERSION"), "17\n").unwrap();
-    std::os::unix::fs::symlink("global", ground.main(0).join("global")).unwrap();
-    let Outcome::Waits(why) = ground.admit(0, false) else { panic!("does not wait") };
+    fs::create_dir_all(nodes.main(0)).unwrap();
+    fs::write(nodes.main(0).join("PG_VERSION"), "17\n").unwrap();
+    std::os::unix::fs::symlink("global", nodes.main(0).join("global")).unwrap();
+    let Outcome::Waits(why) = nodes.admit(0, false) else { panic!("does not wait") };
     assert!(why.contains("it is not known what is on the disk"), "{why}");
-    fs::remove_file(ground.main(0).join("global")).unwrap();
-    let Outcome::Refused(what) = ground.admit(0, false) else { panic!("not refused") };
+    fs::remove_file(nodes.main(0).join("global")).unwrap();
+    let Outcome::Refused(what) = nodes.admit(0, false) else { panic!("not refused") };
     assert!(what.contains("no global/pg_control"), "{what}");
-    assert!(ground.main(0).join("PG_VERSION").exists() && ground.asides(0).is_empty());
+    assert!(nodes.main(0).join("PG_VERSION").exists() && nodes.asides(0).is_empty());
 }
 
 #[test]
 fn a_person_gives_the_first_database_to_another_node() {
-    let Some(ground) = Ground::new(2) else { return };
-    assert_eq!(ground.admit(0, true), Outcome::Admitted);
-    ground.client.put(INITIALIZE, "", 0).unwrap();
-    let store = Store { client: &ground.client, cluster: "demo" };
-    let old = ground.keys();
+    let Some(nodes) = Nodes::new(2) else { return };
+    assert_eq!(nodes.admit(0, true), Outcome::Admitted);
+    nodes.client.put(INITIALIZE, "", 0).unwrap();
+    let store = Store { client: &nodes.client, cluster: "demo" };
+    let old = nodes.keys();
     assert!(store.take(&old, "pg-2").unwrap());
     assert!(!store.take(&old, "pg-1").unwrap(), "the keys are not as they were seen");
-    assert_eq!(ground.keys().initialize, None);
-    assert_eq!(ground.admit(1, false), Outcome::Admitted);
-    assert_eq!(ground.admit(0, true), Outcome::Waits("the first database is being made on pg-2".into()));
+    assert_eq!(nodes.keys().initialize, None);
+    assert_eq!(nodes.admit(1, false), Outcome::Admitted);
+    assert_eq!(nodes.admit(0, true), Outcome::Waits("the first database is being made on pg-2".into()));
     // What is begun after that is pg-2's.
-    ground.client.put(INITIALIZE, "", 0).unwrap();
-    assert_eq!(ground.admit(1, false), Outcome::Admitted);
+    nodes.client.put(INITIALIZE, "", 0).unwrap();
+    assert_eq!(nodes.admit(1, false), Outcome::Admitted);
 }

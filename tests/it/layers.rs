@@ -67,8 +67,11 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// All paths that begin with `root` in a source text, without it: `use crate::{a::b, c}` names `a::b` and `c`.
+/// All paths that begin with `root` in the code of a source text, without it: `use crate::{a::b, c}` names `a::b` and `c`.
+/// Comments may point upwards.
 fn named(text: &str, root: &str) -> Vec<String> {
+    let text: String =
+        text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| line.to_owned() + "\n").collect();
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let mut paths = Vec::new();
     for (at, _) in text.match_indices(root) {
@@ -165,7 +168,7 @@ fn imports_go_down_only_inside_the_guest_program() {
 
 #[test]
 fn imports_are_read_from_paths_and_groups() {
-    let text = "use crate::{model::{Digest, Arch as A}, store::{self, Store}, log};\nlet x = crate::exec::Run::new();";
+    let text = "//! See [`crate::cli`].\nuse crate::{model::{Digest, Arch as A}, store::{self, Store}, log};\nlet x = crate::exec::Run::new();";
     assert_eq!(
         named(text, "crate::"),
         ["model::Digest", "model::Arch", "store::self", "store::Store", "log", "exec::Run::new"]

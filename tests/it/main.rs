@@ -1,5 +1,5 @@
 //! Tests of the two programs and of the project as a whole. One binary: linking is most of what tests cost.
-#![allow(clippy::print_stdout, reason = "tests tell what they skip")]
+#![allow(clippy::print_stdout, reason = "tests show figures")]
 
 #[cfg(feature = "node")]
 mod agent;
@@ -24,6 +24,14 @@ mod gate;
 mod layers;
 #[cfg(feature = "builder")]
 mod machine;
+#[cfg(feature = "node")]
+mod recovering;
+#[cfg(feature = "builder")]
+mod stability;
+mod style;
 #[cfg(feature = "builder")]
 mod support;
 mod templates;
+#[path = "../../src/testing.rs"]
+#[allow(dead_code, reason = "shared with the library's own tests")]
+mod testing;

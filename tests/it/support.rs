@@ -1,5 +1,6 @@
 //! What tests of the whole program share.
 
+use crate::testing::require;
 use pgha_image::poll::PollInterval;
 use std::{
     collections::BTreeMap,
@@ -65,24 +66,11 @@ impl Ran {
     }
 }
 
-/// Whether a Debian mirror is known here; says so if not.
-pub fn has_mirror() -> bool {
+/// Requires that a Debian mirror is known here.
+pub fn require_mirror() -> bool {
     let ran = Ran::of(builder().args(["plan", "minimal", "--cache-dir"]).arg(shared_store()));
     let missing = ran.stderr.contains("no mirror of the Debian archive is known");
-    if missing {
-        println!("skipped: no Debian mirror is known here (set PGHA_IMAGE_MIRROR)");
-    }
-    !missing
-}
-
-/// Whether `program` can be run; says so if not.
-pub fn has(program: &str) -> bool {
-    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
-    let found = found.is_ok_and(|status| status.success());
-    if !found {
-        println!("skipped: {program} is not installed here");
-    }
-    found
+    require("mirror", !missing, "no Debian mirror is known here (set PGHA_IMAGE_MIRROR)")
 }
 
 /// Waits until `look` sees what it waits for; panics with the last state seen when it takes longer than `within`.

@@ -125,7 +125,7 @@ fn common(places: &[&str]) -> String {
 impl Backend for Consul {
     fn read(&self, places: &[String]) -> Result<Snapshot> {
         let places = outermost(places, |place, key| self.covers(place, key));
-        // The index comes first: what changes between the answers is then told again rather than missed.
+        // The index comes first: a change between the two answers is then reported again rather than missed.
         let (revision, mut pairs) = self.list(&common(&places), None)?;
         if places.len() != 1 {
             pairs.retain(|pair| places.iter().any(|place| self.covers(place, &format!("/{}", pair.key))));

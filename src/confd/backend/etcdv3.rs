@@ -1,7 +1,8 @@
 //! etcd: reads at one revision through the quorum, watches with a leader.
 //!
-//! A frozen or cut-off member may keep a watch open and say nothing. So the store is asked through the quorum every
-//! [`PROBE`] while a watch is open; no answer means to leave the endpoint, an older revision that the store was wiped.
+//! A frozen or cut-off member may keep a watch open and send nothing. So the store is read through the quorum every
+//! [`PROBE`] while a watch is open: without an answer the endpoint is left, and an older revision means that the store
+//! was wiped.
 
 use super::{Backend, Change, Snapshot, Stop, WatchEvent, outermost};
 use crate::{
@@ -18,13 +19,13 @@ use std::{
 
 /// How many operations a transaction may have, by etcd's default.
 const TXN: usize = 128;
-/// How many keys are asked for at once.
+/// How many keys one request reads.
 const PAGE: usize = 4000;
 /// How many ranges are watched on their own; more are watched as one range that spans them all.
 const WATCHES: usize = 8;
 /// How often keys are read where the range that spans them may not be watched.
 const POLL: Duration = Duration::from_secs(1);
-/// How often the quorum is asked while a watch is open.
+/// How often the quorum is read while a watch is open.
 const PROBE: Duration = Duration::from_secs(2);
 
 /// An etcd cluster.

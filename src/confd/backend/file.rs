@@ -132,7 +132,7 @@ impl Backend for Files {
         for folder in &folders {
             inotify::add_watch(&watcher, folder, flags).with_context(|| format!("watching {}", folder.display()))?;
         }
-        // What changed between reading and watching is told by nobody.
+        // Nothing reports a change between reading and watching.
         if self.read(places)? != *from {
             return Ok(());
         }

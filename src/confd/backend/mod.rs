@@ -27,7 +27,7 @@ pub struct Snapshot {
     pub values: Values,
     /// The store's revision; 0 where there is none.
     pub revision: u64,
-    /// Which store it is; 0 where that cannot be told.
+    /// Which store it is; 0 where that is unknown.
     pub cluster: u64,
 }
 
@@ -40,7 +40,7 @@ pub struct Change {
     pub value: Option<Arc<str>>,
 }
 
-/// What a watch tells while it lasts.
+/// An event of a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchEvent {
     /// Changes, all up to this revision.
@@ -59,7 +59,7 @@ impl Stop {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// Whether that was asked.
+    /// Whether [`Stop::set`] was called.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
@@ -73,8 +73,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// When the store does not answer, or not with authority.
     fn read(&self, places: &[String]) -> Result<Snapshot>;
 
-    /// Waits for changes after `from` until `until` or `stop`; tells what it sees. Comes back when everything is to be
-    /// read again.
+    /// Waits for changes after `from` until `until` or `stop` and reports them. Returns when everything is to be read
+    /// again.
     ///
     /// # Errors
     /// When the store does not answer any more, or has lost its quorum.

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 pub struct Proxy {
     /// Its name.
     pub name: String,
-    /// The words of the `default-server` lines that hold for it.
+    /// The parameters of the `default-server` lines that apply to it.
     pub defaults: Vec<String>,
     /// Its servers before.
     pub old: Vec<Server>,
@@ -37,14 +37,14 @@ impl Server {
     /// The address and the port.
     ///
     /// # Errors
-    /// When it is no literal address with a port.
+    /// When it is not a literal address with a port.
     pub fn address(&self) -> Result<(IpAddr, u16)> {
         let plain = self.written.trim_start_matches("ipv4@").trim_start_matches("ipv6@");
         let split = plain.rsplit_once(':').and_then(|(host, port)| {
             let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
             Some((host.parse().ok()?, port.parse().ok()?))
         });
-        split.with_context(|| format!("the address `{}` of the server {} is no literal", self.written, self.name))
+        split.with_context(|| format!("the address `{}` of the server {} is not a literal", self.written, self.name))
     }
 }
 
@@ -150,7 +150,7 @@ fn parse(text: &str) -> Option<Vec<Section>> {
     Some(sections)
 }
 
-/// The words of a line: quotes and backslashes protect, `#` begins a comment. Nothing if a quote has no end.
+/// The words of a line: quotes and backslashes protect, `#` begins a comment. `None` if a quote is not closed.
 fn words(line: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;

@@ -46,7 +46,7 @@ enum Step {
     Clear(String),
 }
 
-/// The steps from what runs to what is wanted.
+/// The steps from the running servers to the wanted ones.
 fn steps(proxy: &Proxy, runtime: &[Runtime]) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     for gone in runtime.iter().filter(|running| proxy.new.iter().all(|server| server.name != running.name)) {

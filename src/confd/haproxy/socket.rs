@@ -50,7 +50,7 @@ impl Socket {
         match step {
             Step::Move(server) => {
                 let (address, port) = server.address()?;
-                // What was moved and what already was there are both told in a sentence.
+                // HAProxy answers with a sentence both when it moved something and when it was there already.
                 let command = format!("set server {} addr {address} port {port}", place(&server.name));
                 self.expect(&command, |answer| answer.contains("changed from") || answer.contains("no need to change"))
             }

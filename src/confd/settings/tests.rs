@@ -116,7 +116,7 @@ fn what_a_backend_is_called_tells_whether_it_can_be_had() {
     let refused = "zookeeper rancher redis vault dynamodb ssm stackengine acm secretsmanager imds";
     for name in refused.split_whitespace() {
         let error = gather("", &[], &[("backend", name)]).unwrap_err();
-        assert_eq!(error.to_string(), format!("the backend `{name}` cannot be had"));
+        assert_eq!(error.to_string(), format!("the backend `{name}` is not supported"));
     }
 }
 
@@ -157,12 +157,12 @@ fn wrong_values_are_named_and_unknown_keys_pass() {
     for (file, reason) in [
         ("interval = \"ten\"", "`interval` must be a whole number"),
         ("interval = 0", "at least 1"),
-        ("backend = \"vault\"", "`vault` cannot be had"),
+        ("backend = \"vault\"", "`vault` is not supported"),
         ("client_cert = \"/a\"", "without client_key"),
         ("scheme = \"ftp\"", "neither http nor https"),
         ("failure_mode = \"perhaps\"", "neither best-effort nor fail-fast"),
-        ("debounce = \"soon\"", "is no time"),
-        ("log-level = \"loud\"", "no log level"),
+        ("debounce = \"soon\"", "is not a time"),
+        ("log-level = \"loud\"", "not a log level"),
         ("watch = 1", "must be true or false"),
     ] {
         let error = format!("{:#}", gather(file, &[], &[]).unwrap_err());

@@ -26,14 +26,14 @@ pub trait Template: fmt::Debug + Send + Sync {
     /// Renders with the keys of `store`.
     ///
     /// # Errors
-    /// When the template asks for what is not there.
+    /// When the template reads a key that is not there.
     fn render(&self, store: &Arc<Store>) -> Result<String>;
 }
 
 /// Loads the template `name` of `folder`, with what it includes by a literal name.
 ///
 /// # Errors
-/// When a file cannot be read, is no template, or calls a function that there is not.
+/// When a file cannot be read, is not a template, or calls an unknown function.
 pub fn load(folder: &Path, name: &str) -> Result<Box<dyn Template>> {
     let path = folder.join(name);
     let source = files::read_text(&path)?;
@@ -43,10 +43,10 @@ pub fn load(folder: &Path, name: &str) -> Result<Box<dyn Template>> {
     Ok(Box::new(loaded))
 }
 
-/// Renders a text with the keys of `store`, without files around it.
+/// Renders a template without files around it, with the keys of `store`.
 ///
 /// # Errors
-/// When it is no template, or asks for what is not there.
+/// When it is not a template, or reads a key that is not there.
 pub fn render_text(source: &str, store: Arc<Store>) -> Result<String> {
     compile("text", source)?.render(&Scope::new(store, PathBuf::new(), Vec::new()), &Value::Nil)
 }
@@ -54,7 +54,7 @@ pub fn render_text(source: &str, store: Arc<Store>) -> Result<String> {
 /// Fills the text of a command, which may name `{{.src}}` and `{{.dest}}` and use Go's own functions.
 ///
 /// # Errors
-/// When it is no template or names anything else.
+/// When it is not a template or names anything else.
 pub fn expand_command(text: &str, values: &[(&str, &str)]) -> Result<String> {
     let compiled = compile("command", text)?;
     let known: Vec<&str> = values.iter().map(|(name, _)| *name).collect();

@@ -49,7 +49,7 @@ impl<R: BufRead> Ar<R> {
             let what = if count < MAGIC.len() {
                 "it is cut off"
             } else {
-                "it is no Debian package: no `!<arch>` at its beginning"
+                "it is not a Debian package: no `!<arch>` at its beginning"
             };
             return Err(hostile(what));
         }

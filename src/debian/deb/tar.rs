@@ -224,7 +224,7 @@ impl Scan {
         Ok(pass(size.next_multiple_of(BLOCK as u64)))
     }
 
-    /// Notes that there is such an entry, and refuses what stands in the way of another.
+    /// Records an entry, and refuses one that conflicts with another.
     fn place(&mut self, path: String, kind: Kind) -> Result<()> {
         for (at, _) in path.match_indices('/') {
             match self.entries.get(&path[..at]) {
@@ -235,13 +235,13 @@ impl Scan {
                         &path[..at]
                     )));
                 }
-                Some(_) => return Err(hostile(format!("`{path}` lies in `{}`, which is no folder", &path[..at]))),
+                Some(_) => return Err(hostile(format!("`{path}` lies in `{}`, which is not a folder", &path[..at]))),
             }
         }
         if kind != Kind::Directory {
             let below = format!("{path}/");
             if self.entries.range(below.clone()..).next().is_some_and(|(other, _)| other.starts_with(&below)) {
-                return Err(hostile(format!("`{path}` is no folder, but something lies in it")));
+                return Err(hostile(format!("`{path}` is not a folder, but something lies in it")));
             }
         }
         if self.entries.len() >= self.max_entries {
@@ -258,7 +258,7 @@ impl Scan {
         if self.entries.get(&target) == Some(&Kind::File) {
             return Ok(());
         }
-        Err(hostile(format!("`{path}` is a hard link to `{target}`, which is no file of the same package")))
+        Err(hostile(format!("`{path}` is a hard link to `{target}`, which is not a file of the same package")))
     }
 
     /// Makes use of content that was kept.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{error::report, exec::Run};
+use crate::{error::report, exec::Run, testing::require_program};
 use ::tar::{EntryType, Header};
 
 /// An entry of a made-up package.
@@ -86,8 +86,9 @@ fn refused(deb: &[u8]) -> String {
 /// What stands between the first and the last line, which are the same for all.
 fn reason(deb: &[u8]) -> String {
     let text = refused(deb);
-    let text = text
-        .strip_suffix("\n\nhint: the package is damaged or hostile, and was not used; tell those who keep the archive");
+    let text = text.strip_suffix(
+        "\n\nhint: the package is damaged or hostile, and was not used; report it to the archive's maintainers",
+    );
     let text = text.unwrap_or_else(|| panic!("{text:?}"));
     text.strip_prefix("error: in its member `data.tar.xz`\n  because: ")
         .or(text.strip_prefix("error: "))
@@ -127,8 +128,8 @@ fn a_package_is_packed_again_without_compression() {
 
 #[test]
 fn dpkg_accepts_what_is_written() {
-    if Run::new("dpkg-deb").arg("--version").capture().is_err() {
-        return eprintln!("skipped: there is no dpkg-deb here");
+    if !require_program("dpkg-deb") {
+        return;
     }
     // Larger than what stays in memory, and a size that needs padding.
     let large = vec![7; IN_MEMORY + 4321];
@@ -179,13 +180,13 @@ fn paths_that_lead_elsewhere_are_refused() {
         ),
         (
             vec![file("./lib/evil", b"x"), link("./lib", EntryType::Symlink, "/")],
-            "`lib` is no folder, but something lies in it",
+            "`lib` is not a folder, but something lies in it",
         ),
-        (vec![file("./a", b"x"), file("./a/b", b"x")], "`a/b` lies in `a`, which is no folder"),
+        (vec![file("./a", b"x"), file("./a/b", b"x")], "`a/b` lies in `a`, which is not a folder"),
         (vec![file("./a", b"x"), file("a", b"y")], "`a` is there twice"),
         (
             vec![link("./shadow", EntryType::Link, "./etc/shadow")],
-            "`shadow` is a hard link to `etc/shadow`, which is no file of the same package",
+            "`shadow` is a hard link to `etc/shadow`, which is not a file of the same package",
         ),
         (vec![link("./shadow", EntryType::Link, "../shadow")], "the path `../shadow` leads out of the package"),
         (vec![link("./sda", EntryType::Block, "")], "`sda` is a device"),
@@ -255,13 +256,13 @@ fn members_that_do_not_belong_are_refused() {
     ] {
         assert_eq!(reason(&ar_of(&members)), why);
     }
-    assert_eq!(reason(b"<html>not found</html>"), "it is no Debian package: no `!<arch>` at its beginning");
+    assert_eq!(reason(b"<html>not found</html>"), "it is not a Debian package: no `!<arch>` at its beginning");
     let without = tar_of(&[file("./md5sums", b"")]);
     assert_eq!(reason(&ar_of(&[version, ("control.tar", &without), data])), "its `control.tar` has no `control`");
     let wrong = tar_of(&[file("./control", b"Package: a\nnonsense\n")]);
     assert_eq!(
         reason(&ar_of(&[version, ("control.tar", &wrong), data])),
-        "its `control` is wrong: line 2: `nonsense` is no field"
+        "its `control` is wrong: line 2: `nonsense` is not a field"
     );
 }
 

@@ -25,7 +25,7 @@ use std::{
 };
 use universe::{Id, Kind, Universe};
 
-/// What is asked for.
+/// A request to the solver.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
     /// Names of packages, each with a version if need be: `postgresql-17 (>= 17.2)`.
@@ -41,7 +41,6 @@ pub struct Request {
 /// A package to install, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
-    /// The package.
     pub package: Package,
     /// The number that its index was read with.
     pub origin: usize,
@@ -52,7 +51,7 @@ pub struct Choice {
 /// Why a package is installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// It was asked for.
+    /// It was requested.
     Requested,
     /// Every system has it.
     Essential,
@@ -103,17 +102,17 @@ pub fn solve(indices: &[Index], request: &Request) -> Result<Vec<Choice>> {
     describe(&universe, &requested, &essential, &solution)
 }
 
-/// The packages that are asked for by name, with their versions settled.
+/// The requested packages, with their versions decided.
 fn requested(universe: &mut Universe<'_>, request: &Request) -> Result<Vec<Id>> {
     let mut wrong: Vec<(String, String)> = Vec::new();
     let mut found = Vec::new();
     for text in &request.packages {
         let wanted = Dependency::parse(text).map_err(|_| {
-            UserError::usage(format!("`{text}` is no package name")).hint("write `name` or `name (>= 1.2)`")
+            UserError::usage(format!("`{text}` is not a package name")).hint("write `name` or `name (>= 1.2)`")
         })?;
         if request.exclude.iter().any(|name| name == wanted.name) {
             let hint = "take it off one of the two lists".to_owned();
-            wrong.push((format!("`{}` is both asked for and excluded", wanted.name), hint));
+            wrong.push((format!("`{}` is both requested and excluded", wanted.name), hint));
             continue;
         }
         match universe.request(&wanted) {

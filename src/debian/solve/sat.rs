@@ -22,7 +22,7 @@ use std::{
 /// Finds packages that satisfy all of `roots` and everything among themselves, with as many of `preferred` as possible.
 ///
 /// # Errors
-/// Lines that tell why there are none.
+/// Lines that say why there are none.
 pub(super) fn solve(universe: &Universe<'_>, roots: &[Id], preferred: &[Id]) -> Result<BTreeSet<Id>, Vec<String>> {
     let provider = Provider { universe, preferred: preferred.iter().copied().collect(), sets: RefCell::default() };
     let requirements = roots.iter().map(|&root| provider.exactly(root).into()).collect::<Vec<ConditionalRequirement>>();

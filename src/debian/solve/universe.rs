@@ -23,7 +23,7 @@ pub(super) type Id = u32;
 /// The number of a package's name.
 pub(super) type Name = u32;
 
-/// How strongly one package asks for another.
+/// How strongly one package depends on another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// `Depends` and `Pre-Depends`.
@@ -34,11 +34,11 @@ pub(super) enum Kind {
     Suggests,
 }
 
-/// One of these is asked for.
+/// One of these is needed.
 #[derive(Debug)]
 pub(super) struct Group<'a> {
     pub(super) kind: Kind,
-    /// As it stands in the index.
+    /// The text in the index.
     pub(super) text: &'a str,
     pub(super) alternatives: Vec<Dependency<'a>>,
 }
@@ -119,7 +119,7 @@ impl<T: Copy + Default> Lists<T> {
     }
 }
 
-/// A map from names. They come from a signed index, so nobody can choose them to collide.
+/// A map from names. They come from a signed index, so an attacker cannot choose them to collide.
 type Map<'a, T> = HashMap<&'a str, T, BuildHasherDefault<QuickHasher>>;
 
 /// Takes in eight bytes at a time by rotation, exclusive or and multiplication.
@@ -136,7 +136,7 @@ impl Hasher for QuickHasher {
     }
 
     fn finish(&self) -> u64 {
-        // The high bits are the well mixed ones, the table looks at the low ones too.
+        // The high bits are well mixed; the table uses the low ones, too.
         self.0 ^ (self.0 >> 32)
     }
 }
@@ -229,7 +229,7 @@ impl<'a> Universe<'a> {
         (0..self.entries.len() as Id).filter(|&id| self.entry(id).essential() && self.is_candidate(id))
     }
 
-    /// The package that is asked for by name; makes its best version the candidate. The error is a line that tells what
+    /// The package that is requested by name; makes its best version the candidate. The error is a line that says what
     /// is wrong, and a hint.
     pub(super) fn request(&mut self, wanted: &Dependency<'_>) -> Result<Id, (String, String)> {
         let name = match self.names.get(wanted.name) {
@@ -244,7 +244,7 @@ impl<'a> Universe<'a> {
             }
             None => Err((
                 format!("there is no package `{wanted}`, only {}", self.versions_of(wanted.name).join(", ")),
-                "ask for a version that there is, or add a source that has the other".into(),
+                "request a version that exists, or add a source that has the other".into(),
             )),
         }
     }
@@ -255,7 +255,7 @@ impl<'a> Universe<'a> {
         ids.iter().map(|&id| format!("{name} {}", self.entry(id).version())).collect()
     }
 
-    /// What stands for a name that no package has: the only one that provides it.
+    /// The only package that provides a name that no package has.
     fn only_provider(&self, wanted: &Dependency<'_>) -> Result<Id, (String, String)> {
         let providers: BTreeSet<&str> = self.solutions(wanted).iter().map(|&id| self.entry(id).name()).collect();
         if providers.len() == 1 {
@@ -264,8 +264,8 @@ impl<'a> Universe<'a> {
         if !providers.is_empty() {
             let list: Vec<_> = providers.into_iter().collect();
             return Err((
-                format!("`{}` is no package, but several provide it", wanted.name),
-                format!("ask for one of {}", list.join(", ")),
+                format!("`{}` is not a package, but several provide it", wanted.name),
+                format!("name one of {}", list.join(", ")),
             ));
         }
         let mut near: Vec<(Reverse<u32>, &str)> = self

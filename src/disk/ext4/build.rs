@@ -406,7 +406,7 @@ impl<'o> Builder<'o> {
             let used: u64 = bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum();
             let free = GROUP_BLOCKS - used;
             free_blocks += free;
-            // Whoever reads the file system can tell what is used in a group where only the superblock's copy is.
+            // A reader of the file system can see what is used in a group that has only the copy of the superblock.
             let untouched = self.space.cursor <= self.geometry.start(number)
                 && !self.geometry.holds_tables(number)
                 && number + 1 < self.geometry.groups;

@@ -28,7 +28,6 @@ pub(super) mod types {
     pub(crate) const SYMLINK: u8 = 7;
 }
 
-/// One name.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Name<'a> {
     pub(super) name: &'a [u8],

@@ -171,7 +171,7 @@ impl Space {
         Space { fixed: geometry.fixed(), next: 0, cursor: 0, taken: 0 }
     }
 
-    /// Takes the next `blocks` free blocks; there is no end, whoever asks must see whether they were on the volume.
+    /// Takes the next `blocks` free blocks. There is no end: the caller checks whether they are on the volume.
     pub(super) fn take(&mut self, mut blocks: u64) -> Vec<Run> {
         self.taken += blocks;
         let mut runs = Vec::with_capacity(1);

@@ -18,7 +18,6 @@ pub(super) const INDEX: u32 = 0x1000;
 /// Bytes that an inode has for extended attributes.
 pub(super) const ATTRIBUTE_ROOM: usize = INODE_SIZE - 128 - EXTRA_SIZE;
 
-/// One inode.
 #[derive(Debug, Clone)]
 pub(super) struct Inode {
     /// Kind and permissions.

@@ -330,7 +330,7 @@ fn what_ext4_cannot_hold_is_refused_by_name() {
     for (name, value, reason) in [
         ("user.big", vec![0; 5000], "do not fit"),
         ("strange.name", vec![], "strange.name"),
-        ("system.posix_acl_access", vec![1], "no access control list"),
+        ("system.posix_acl_access", vec![1], "not an access control list"),
     ] {
         let mut tree = empty();
         let mut marked = file(&bench, b"");

@@ -99,7 +99,8 @@ fn attribute<'a>(name: &'a str, value: &[u8]) -> Result<Attribute<'a>> {
         _ => None,
     };
     if let Some(prefix) = acl {
-        let value = access_list(value).with_context(|| format!("the attribute `{name}` is no access control list"))?;
+        let value =
+            access_list(value).with_context(|| format!("the attribute `{name}` is not an access control list"))?;
         return Ok((prefix, b"", value));
     }
     for (prefix, text) in [(1, "user."), (4, "trusted."), (6, "security.")] {

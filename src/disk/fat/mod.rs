@@ -101,7 +101,7 @@ fn enough(used: u64, mut size: u64) -> u64 {
 fn label(text: &str) -> Result<[u8; 11]> {
     let mut label = [b' '; 11];
     let good = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || "-_ ".contains(c);
-    ensure!((1..=11).contains(&text.len()) && text.chars().all(good), "`{text}` is no label for a FAT volume");
+    ensure!((1..=11).contains(&text.len()) && text.chars().all(good), "`{text}` is not a label for a FAT volume");
     label[..text.len()].copy_from_slice(text.as_bytes());
     Ok(label)
 }
@@ -227,7 +227,7 @@ impl Volume {
         for (name, data) in &folder.files {
             let name = names.add(name)?;
             let Ok(size) = u32::try_from(data.size()) else {
-                bail!(UserError::usage("a file of 4 GiB or more does not go on a FAT volume"));
+                bail!(UserError::usage("a file of 4 GiB or more does not fit on a FAT volume"));
             };
             let first = self.place((*data).clone());
             entries.extend(name.long);
@@ -339,7 +339,7 @@ impl Volume {
         sector.put(14, (layout.reserved as u16).to_le_bytes());
         sector[16] = TABLES as u8;
         sector[21] = MEDIA;
-        // Sectors in a track and heads, which nobody asks for since disks have numbered sectors.
+        // Sectors in a track and heads: unused since disks have numbered sectors.
         sector.put(24, 63u16.to_le_bytes());
         sector.put(26, 255u16.to_le_bytes());
         sector.put(28, (options.first_sector as u32).to_le_bytes());

@@ -35,7 +35,7 @@ impl Names {
         let units: Vec<u16> = name.encode_utf16().collect();
         let forbidden = |c: char| c.is_control() || "\"*/:<>?\\|".contains(c);
         if units.is_empty() || units.len() > 255 || name.ends_with(['.', ' ']) || name.contains(forbidden) {
-            bail!(UserError::usage(format!("`{name}` is no name for a file on a FAT volume")));
+            bail!(UserError::usage(format!("`{name}` is not a name for a file on a FAT volume")));
         }
         if !self.folded.insert(name.to_lowercase()) {
             bail!(UserError::usage(format!(

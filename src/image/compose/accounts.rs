@@ -1,7 +1,7 @@
 //! Users and groups of an image by name (passwd(5), group(5)).
 
 use super::{Owner, overlay_view::OverlayView};
-use crate::{document::suggest, error::UserError, model::GuestPath};
+use crate::{accounts, document::suggest, error::UserError, model::GuestPath};
 use anyhow::Result;
 use std::collections::BTreeMap;
 
@@ -35,14 +35,8 @@ impl Accounts {
     }
 }
 
-/// Both files have the name first and the number third.
 fn parse(text: Option<&str>) -> BTreeMap<String, u32> {
-    let mut numbers = BTreeMap::from([("root".to_owned(), 0)]);
-    for line in text.unwrap_or_default().lines() {
-        let mut fields = line.split(':');
-        if let (Some(name), Some(number)) = (fields.next(), fields.nth(1).and_then(|number| number.parse().ok())) {
-            numbers.insert(name.to_owned(), number);
-        }
-    }
-    numbers
+    let listed = text.into_iter().flat_map(accounts::entries);
+    let listed = listed.filter_map(|(name, number)| Some((name.to_owned(), number?)));
+    [("root".to_owned(), 0)].into_iter().chain(listed).collect()
 }

@@ -38,7 +38,7 @@ const FORMAT: u32 = 1;
 pub struct OverlayFiles {
     /// The overlay's name, for errors.
     pub name: String,
-    /// What becomes of each path.
+    /// What the overlay puts at each path.
     pub places: BTreeMap<GuestPath, Place>,
     /// Units that start at every boot, as `systemctl enable` takes them.
     pub enable: Vec<String>,
@@ -48,7 +48,7 @@ pub struct OverlayFiles {
     pub mask: Vec<String>,
 }
 
-/// What becomes of one path.
+/// What an overlay puts at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// A regular file.
@@ -76,9 +76,7 @@ pub enum Place {
 /// The names of an owner and a group in the image, or their numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    /// The user.
     pub user: String,
-    /// The group.
     pub group: String,
 }
 
@@ -96,7 +94,6 @@ pub enum Bytes {
     Here(Vec<u8>),
     /// A file on this machine, whose bytes are known already.
     At {
-        /// Its path.
         path: PathBuf,
         /// The SHA-256 of its bytes.
         digest: Digest,
@@ -105,12 +102,12 @@ pub enum Bytes {
     },
 }
 
-/// What came of an overlay.
+/// The result of composing an overlay.
 #[derive(Debug, Clone)]
 pub struct Composed {
     /// Its layer in the store.
     pub layer: StoredLayer,
-    /// Files and links of the tree below that have been replaced or removed, which an image's description should tell.
+    /// Files and links of the tree below that were replaced or removed; an image's description should list them.
     pub overridden: Vec<GuestPath>,
 }
 
@@ -202,7 +199,7 @@ impl Resolver<'_> {
                 (Some(Place::Directory { .. }), _) => continue,
                 (Some(_), _) => {
                     return Err(self
-                        .error(format!("has `{path}` in `{directory}`, which it makes no directory"))
+                        .error(format!("has `{path}` in `{directory}`, which it does not make a directory"))
                         .into());
                 }
                 (None, None) => Entry::directory(0o755, self.epoch),
@@ -245,7 +242,7 @@ impl Resolver<'_> {
         })
     }
 
-    /// A file with several names keeps its bytes under the first; the others would follow what becomes of that one.
+    /// A file with several names keeps its bytes under the first; the others would change with it.
     fn other_names_stay(&self) -> Result<()> {
         let gone: BTreeSet<&GuestPath> = self
             .changes
@@ -279,7 +276,7 @@ impl Resolver<'_> {
         let problem = self.error(format!("has `{path}`, but `{link}` is a symbolic link in the image"));
         match overlay_view::real_path(self.below, path) {
             Some(real) => problem.hint(format!("the real path is `{real}`")),
-            None => problem.hint("the link leads nowhere; remove it or place the file elsewhere"),
+            None => problem.hint("the link's target does not exist; remove the link, or place the file elsewhere"),
         }
     }
 }

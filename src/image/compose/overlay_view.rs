@@ -26,7 +26,7 @@ impl<'a> OverlayView<'a> {
         OverlayView { below, places, contents: Contents::new(store) }
     }
 
-    /// The target of the symbolic link at `path`; `None` if it is none.
+    /// The target of the symbolic link at `path`; `None` if it is not one.
     pub fn link(&self, path: &GuestPath) -> Option<&'a str> {
         match (self.places.get(path), self.below.get(path.as_str()).map(|entry| &entry.kind)) {
             (Some(Place::Link(target)), _) | (None, Some(Kind::Symlink(target))) => Some(target),
@@ -42,7 +42,7 @@ impl<'a> OverlayView<'a> {
         }
     }
 
-    /// The text of the regular file at `path`; `None` if it is none. Bytes that are no UTF-8 are replaced.
+    /// The text of the regular file at `path`; `None` if it is not one. Bytes that are not UTF-8 are replaced.
     pub fn text(&mut self, path: &GuestPath) -> Result<Option<String>> {
         let bytes = match self.places.get(path) {
             Some(Place::File { bytes: Bytes::Here(bytes), .. }) => bytes.clone(),

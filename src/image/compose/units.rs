@@ -27,7 +27,7 @@ struct Name {
 impl Name {
     fn parse(text: &str) -> Result<Name, UserError> {
         let wrong = || {
-            UserError::usage(format!("`{text}` is no unit name"))
+            UserError::usage(format!("`{text}` is not a unit name"))
                 .hint("a unit name ends in its type, such as haproxy.service or postgresql@17-main.service")
         };
         let (stem, kind) = text.rsplit_once('.').ok_or_else(wrong)?;
@@ -83,8 +83,8 @@ impl Name {
                 other => {
                     let specifier = other.map_or(String::new(), String::from);
                     return Err(UserError::usage(format!(
-                        "the unit `{}` has `{text}` in its [Install] section, and nobody knows `%{specifier}` before \
-                         it runs",
+                        "the unit `{}` has `{text}` in its [Install] section, but `%{specifier}` is known only on a \
+                         running machine",
                         self.text()
                     )));
                 }
@@ -108,7 +108,7 @@ pub fn enable(view: &mut OverlayView<'_>, unit: &str) -> Result<BTreeMap<GuestPa
     }
     if links.is_empty() {
         return Err(UserError::usage(format!(
-            "the unit `{unit}` says nowhere in an [Install] section how it is enabled"
+            "the unit `{unit}` has no [Install] section that says how it is enabled"
         ))
         .hint("it may be started by another unit already; add WantedBy= to an [Install] section, or do not enable it")
         .into());
@@ -116,8 +116,8 @@ pub fn enable(view: &mut OverlayView<'_>, unit: &str) -> Result<BTreeMap<GuestPa
     Ok(links)
 }
 
-/// The links of `/etc/systemd/system` that `systemctl disable UNIT` takes away, in order. Links below `/usr` are the
-/// distribution's, and stay.
+/// The links of `/etc/systemd/system` that `systemctl disable UNIT` removes, in order. Links below `/usr` belong to the
+/// distribution, and stay.
 ///
 /// # Errors
 /// When there is no such unit.

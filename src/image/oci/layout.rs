@@ -15,8 +15,8 @@ use std::{
 };
 
 impl OciImage {
-    /// Writes the image as an OCI image layout into the folder `target`, which appears at the end, in the place of a
-    /// layout that is there. Blobs are copies, so that nobody's edit reaches the store.
+    /// Writes the image as an OCI image layout into the folder `target`, which appears at the end and replaces a layout
+    /// that is there. Blobs are copies, so that edits do not reach the store.
     ///
     /// # Errors
     /// When `target` is something else than a layout, the store lost a layer, or the disk is full.
@@ -60,7 +60,7 @@ impl OciImage {
 fn is_replaceable(target: &Path) -> Result<bool> {
     match fs::symlink_metadata(target) {
         Ok(_) if target.join("oci-layout").is_file() => Ok(true),
-        Ok(_) => Err(UserError::usage(format!("{} is there and is no OCI image layout", target.display()))
+        Ok(_) => Err(UserError::usage(format!("{} exists and is not an OCI image layout", target.display()))
             .hint("name another folder, or remove this one")
             .into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -3,7 +3,7 @@
 use crate::error::UserError;
 use std::{fmt, str::FromStr};
 
-/// A name under which an engine knows an image: `ha-postgres:17`, `registry.example/team/ha-postgres:latest`.
+/// The name of an image in an engine: `ha-postgres:17`, `registry.example/team/ha-postgres:latest`.
 ///
 /// The grammar is that of the reference library of Docker and containers/image (package `reference`), without digests.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,7 +44,7 @@ impl FromStr for Reference {
     /// Reads `[REGISTRY[:PORT]/]PATH[:TAG]`; the tag is `latest` if not given.
     fn from_str(text: &str) -> Result<Reference, UserError> {
         let wrong = |why: &str| {
-            UserError::usage(format!("`{text}` is no image name: {why}"))
+            UserError::usage(format!("`{text}` is not an image name: {why}"))
                 .hint("an image name is [REGISTRY[:PORT]/]NAME[:TAG] in lower case, such as ha-postgres:17")
         };
         if text.contains('@') {
@@ -60,13 +60,13 @@ impl FromStr for Reference {
             _ => (None, name),
         };
         if !is_tag(tag) {
-            return Err(wrong(&format!("`{tag}` is no tag")));
+            return Err(wrong(&format!("`{tag}` is not a tag")));
         }
         if let Some(domain) = domain.filter(|domain| !is_domain(domain)) {
-            return Err(wrong(&format!("`{domain}` is no registry")));
+            return Err(wrong(&format!("`{domain}` is not a registry")));
         }
         if let Some(part) = path.split('/').find(|part| !is_path_component(part)) {
-            return Err(wrong(&format!("`{part}` is no part of a name")));
+            return Err(wrong(&format!("`{part}` is not part of a name")));
         }
         if name.len() > 255 {
             return Err(wrong("it is longer than 255 bytes"));
@@ -123,20 +123,20 @@ mod tests {
     #[test]
     fn a_wrong_name_is_refused_with_the_reason() {
         for (text, why) in [
-            ("", "`` is no part of a name"),
-            ("Ha-Postgres", "`Ha-Postgres` is no part of a name"),
-            ("a//b", "`` is no part of a name"),
-            ("a._b", "`a._b` is no part of a name"),
-            ("a___b", "`a___b` is no part of a name"),
-            ("-a", "`-a` is no part of a name"),
-            ("a:", "`` is no tag"),
-            ("a:b c", "`b c` is no tag"),
+            ("", "`` is not part of a name"),
+            ("Ha-Postgres", "`Ha-Postgres` is not part of a name"),
+            ("a//b", "`` is not part of a name"),
+            ("a._b", "`a._b` is not part of a name"),
+            ("a___b", "`a___b` is not part of a name"),
+            ("-a", "`-a` is not part of a name"),
+            ("a:", "`` is not a tag"),
+            ("a:b c", "`b c` is not a tag"),
             ("a@sha256:00", "an image cannot be given a digest, it has one"),
-            ("r.example:x/a", "`r.example:x` is no registry"),
-            ("é/a", "`é` is no part of a name"),
+            ("r.example:x/a", "`r.example:x` is not a registry"),
+            ("é/a", "`é` is not part of a name"),
         ] {
             let problem = text.parse::<Reference>().unwrap_err();
-            assert_eq!(problem.message, format!("`{text}` is no image name: {why}"));
+            assert_eq!(problem.message, format!("`{text}` is not an image name: {why}"));
         }
     }
 }

@@ -37,7 +37,6 @@ pub struct Materials {
 /// A package of the distribution.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PackageMaterial {
-    /// Its name.
     pub name: String,
     /// Its version, with epoch and revision.
     pub version: String,
@@ -49,7 +48,7 @@ pub struct PackageMaterial {
     pub sha256: Digest,
 }
 
-/// A component that is no package.
+/// A component that is not a package.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OverlayMaterial {
     /// The overlay's name.
@@ -93,7 +92,7 @@ impl Materials {
     fn uuid(&self) -> Result<String> {
         let mut sorted = self.clone();
         sorted.packages.sort();
-        let digest = Digest::of(serde_json::to_vec(&sorted)?);
+        let digest = Digest::of_json(&sorted)?;
         let mut bytes = digest.bytes()[..16].to_vec();
         bytes[6] = bytes[6] & 0x0f | 0x80;
         bytes[8] = bytes[8] & 0x3f | 0x80;

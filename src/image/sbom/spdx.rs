@@ -164,7 +164,7 @@ fn sha256(digest: &Digest) -> Checksum {
     Checksum { algorithm: "SHA256", checksum_value: digest.hex() }
 }
 
-/// A name as part of an identifier, which has letters, digits, dots and dashes only: what is none of them, nor a small
+/// A name as part of an identifier, which has letters, digits, dots and dashes only: what is not one of them, nor a small
 /// letter, becomes `X` and its number, so that no two names meet.
 fn id(name: &str) -> String {
     name.bytes().fold(String::new(), |mut id, byte| {

@@ -20,17 +20,21 @@ pub mod turn;
 
 use super::{
     peers::TlsCredentials,
-    progress::{PROGRESS_PATH, Phase, Progress},
+    progress::{self, PROGRESS_PATH},
     this_node::{Node, postgresql_version},
     units,
 };
 use crate::{
     etcd::Client,
     files::read_text,
-    model::{ClusterSpec, MANIFEST_PATH, Manifest, Member, scope::client_url},
+    model::{
+        ClusterSpec, MANIFEST_PATH, Manifest, Member,
+        scope::client_url,
+        status::{Attention, Phase},
+    },
 };
 use anyhow::{Context as _, Result};
-use report::{Attention, Board, REPORT_PATH, say};
+use report::{Board, REPORT_PATH, say};
 use std::{
     convert::Infallible,
     path::Path,
@@ -87,7 +91,7 @@ impl World {
 
     /// Whether `pgha-node init` has brought this node up and is not at work: only then is the agent free to act.
     pub fn settled(&self) -> bool {
-        Progress::load(Path::new(PROGRESS_PATH)).phase == Phase::Ready
+        progress::load(Path::new(PROGRESS_PATH)).phase == Phase::Ready
     }
 }
 

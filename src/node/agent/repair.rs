@@ -26,7 +26,6 @@ use crate::{
     node::{
         aside,
         begun::{self, BEGUN_PATH, Begun, What},
-        bootstrap,
         database::{self, Database, Lsn},
         lock,
         state::POSTGRESQL_DATA,
@@ -665,7 +664,7 @@ fn set_aside(world: &World, view: &View, record: &mut Record) -> Result<()> {
     let folder = folder(world)?;
     units::stop(PATRONI_UNIT)?;
     ensure!(units::show(PATRONI_UNIT)?.active != "active", "{PATRONI_UNIT} does not stop");
-    bootstrap::stop_server(&folder)?;
+    database::stop_server(&folder)?;
     if view.primary.as_ref().is_ok_and(|primary| primary.slot == Slot::Lost)
         && let Err(error) = drop_lost_slot(world, view)
     {
@@ -799,7 +798,7 @@ mod tests {
     }
 
     #[test]
-    fn patronis_words_are_understood() {
+    fn the_words_of_patroni_are_understood() {
         let server = |role: &str, state: &str, streaming: Option<&str>| super::super::patroni::Server {
             role: role.into(),
             state: state.into(),

@@ -4,6 +4,7 @@
 use crate::{
     files::NewFile,
     log::{self, Level},
+    model::status::Attention,
 };
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -19,32 +20,6 @@ use std::{
 pub const REPORT_PATH: &str = "/run/pgha/agent.json";
 /// How long a concern may fail to look before a person is told, in seconds: while a node starts, much does not answer.
 const BLIND_AFTER: u64 = 300;
-
-/// Something that a person should know.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attention {
-    /// What tells it from all others and stays the same as long as it lasts, such as `disk/full`.
-    pub key: String,
-    /// A sentence; numbers in it may change while it lasts.
-    pub text: String,
-    /// Whether the node is not as good as it should be until this ends: `status` ends with 1 then.
-    pub serious: bool,
-    /// Since when, in seconds since 1970.
-    #[serde(default)]
-    pub since: u64,
-}
-
-impl Attention {
-    /// Something to know that does not make the node worse.
-    pub fn notice(key: &str, text: impl Into<String>) -> Attention {
-        Attention { key: key.to_owned(), text: text.into(), serious: false, since: 0 }
-    }
-
-    /// Something that makes the node worse than it should be.
-    pub fn serious(key: &str, text: impl Into<String>) -> Attention {
-        Attention { serious: true, ..Attention::notice(key, text) }
-    }
-}
 
 /// What the file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,9 +4,9 @@ use crate::{
     error::UserError,
     etcd::Client,
     files::read_text,
-    model::{MANIFEST_PATH, Manifest, scope::client_url},
+    model::{MANIFEST_PATH, Manifest, scope::client_url, status::Aside},
     node::{
-        aside::{self, Aside},
+        aside,
         begun::{self, BEGUN_PATH},
         claim::{Claim, Verdict},
         database,
@@ -14,7 +14,7 @@ use crate::{
         init::{Node, postgresql_version},
         lock,
         peers::TlsCredentials,
-        state::{ETCD_DATA, POSTGRESQL_DATA},
+        state::{ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
         units,
     },
 };
@@ -85,7 +85,7 @@ fn list(root: &Path, json: bool) -> Result<()> {
         out.push_str("nothing is set aside\n");
     }
     for aside in asides.iter().filter(|_| !json) {
-        out.push_str(&format!("{aside}\n"));
+        out.push_str(&format!("{}\n", aside::line(aside)));
         if let Some(what) = &aside.what {
             out.push_str(&format!("    {what}\n"));
         }
@@ -114,6 +114,13 @@ fn make(root: &Path, what: &str) -> Result<()> {
     }
     let _held = lock::hold("aside make", told)?;
     unused(&folder)?;
+    if folder == Path::new(ETCD_DATA) {
+        // Written before the data go: the mark of the member's beginning stays beside them.
+        let state = root.join(STATE_PATH.trim_start_matches('/'));
+        if let Some(known) = State::load(&state)? {
+            known.without_etcd().store(&state)?;
+        }
+    }
     let path = aside::set_aside(&root.join(folder.strip_prefix("/").unwrap_or(&folder)), "by-hand")?;
     forget(&folder)?;
     said(&format!("set aside: it is {} now", path.display()))
@@ -134,7 +141,7 @@ fn restore(root: &Path, name: &str) -> Result<()> {
     said(&format!("put back: it is {} again. Then: systemctl restart pgha-node", aside.was.display()))
 }
 
-/// A database that a person has put in its place or taken away is not half of what this node has begun.
+/// A database that a person has put in its place or removed is not half of what this node has begun.
 fn forget(folder: &Path) -> Result<()> {
     if folder.starts_with(POSTGRESQL_DATA) { begun::forget(Path::new(BEGUN_PATH)) } else { Ok(()) }
 }

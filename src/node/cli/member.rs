@@ -6,7 +6,7 @@ use crate::{
     node::{
         check as checks, init as first_boot, leader, leave as leaving, renew as certificates,
         state::{STATE_PATH, State},
-        status::Status,
+        status::{self, Lines},
     },
 };
 use anyhow::Result;
@@ -49,10 +49,10 @@ pub fn status_command() -> Command {
 /// When systemd or the image cannot be asked.
 pub fn status(arguments: Vec<OsString>) -> Result<ExitCode> {
     let json = status_command().try_get_matches_from(arguments)?.get_flag("json");
-    let status = Status::look(!json)?;
-    let text = if json { format!("{}\n", serde_json::to_string_pretty(&status)?) } else { status.to_string() };
+    let status = status::look(!json)?;
+    let text = if json { format!("{}\n", serde_json::to_string_pretty(&status)?) } else { Lines(&status).to_string() };
     std::io::stdout().write_all(text.as_bytes())?;
-    Ok(if status.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// How `check` is described.
@@ -156,5 +156,7 @@ pub fn save_haproxy_state(arguments: Vec<OsString>) -> Result<ExitCode> {
 
 fn state() -> Result<State> {
     let state = State::load(Path::new(STATE_PATH))?;
-    state.ok_or_else(|| UserError::runtime("this machine is no member of a cluster yet").hint("pgha-node init").into())
+    state.ok_or_else(|| {
+        UserError::runtime("this machine is not a member of a cluster yet").hint("pgha-node init").into()
+    })
 }

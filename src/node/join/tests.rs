@@ -357,6 +357,57 @@ fn members_that_never_came_are_let_go_by_a_quorum_only() {
 }
 
 #[test]
+fn who_was_left_out_is_let_go_at_once_and_others_when_it_is_time() {
+    let never = |number: u8| Listed { id: number.into(), started: false, ..dead(number) };
+    let started = |number: u8| Listed { id: number.into(), ..started(number) };
+    let left_out = Promise::new(&three(), "pg-1", "a", &set(&["pg-3"]));
+    for promise in [founded_by("pg-1", "a"), left_out.clone()] {
+        for late in [false, true] {
+            let gone = |cluster: &[Listed]| going(cluster, &holding(&promise), late);
+            let expected: &[u64] = if late || promise == left_out { &[3] } else { &[] };
+            assert_eq!(gone(&[started(1), started(2), never(3)]), expected);
+            assert_eq!(gone(&[started(1), started(2), started(3)]), Vec::<u64>::new());
+            assert_eq!(gone(&[started(1), never(2), never(3)]), Vec::<u64>::new());
+        }
+    }
+}
+
+#[test]
+fn nothing_is_started_or_moved_before_it_is_written_why() {
+    let promises = holding(&founded_by("pg-1", "a"));
+    let steps = [
+        Step::Promise(promises.clone()),
+        Step::Release(promises.clone()),
+        Step::Commit(begun("a", "pg-1", false)),
+        Step::Start(begun("a", "pg-1", false).start),
+        Step::Resume,
+        Step::Remove(7),
+        Step::Add,
+        Step::Readdress(7),
+        Step::SetAside(Aside::Removed),
+        Step::SetAside(Aside::OtherCluster),
+        Step::SetAside(Aside::Unfinished),
+        Step::Abandon(promises.clone(), begun("a", "pg-1", true)),
+        Step::Forget(promises),
+        Step::Wait { why: String::new(), order: None },
+    ];
+    let lines = steps.iter().map(|step| {
+        let words = writes(step).into_iter().map(|write| match write {
+            Write::Promises(_) => "promises".to_owned(),
+            Write::Mark(_) => "mark".to_owned(),
+            Write::Begun(_) => "begun".to_owned(),
+            Write::NotBegun => "not begun".to_owned(),
+            Write::Ordered => "ordered".to_owned(),
+            Write::Stop(service) => format!("stop {service:?}"),
+            Write::Aside(why) => format!("aside ({why})"),
+        });
+        let name = format!("{step:?}").split(['(', ' ']).next().unwrap_or_default().to_owned();
+        format!("{name}: {}", words.collect::<Vec<_>>().join(", "))
+    });
+    insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
 fn a_member_is_named_by_its_name_or_its_address() {
     let spec = samples::three();
     assert!(is_named(&spec, "pg-2", &["https://192.0.2.7:2380".to_owned()]));

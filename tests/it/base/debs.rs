@@ -15,7 +15,7 @@ use std::{
 const ESSENTIAL: &str = "apt base-files base-passwd bash bsdutils coreutils dash debianutils diffutils dpkg findutils grep gzip hostname \
                          init-system-helpers libc-bin login mawk ncurses-base ncurses-bin passwd perl-base sed sysvinit-utils tar util-linux";
 
-/// The packages of a minimal Debian 13, expanded into `store`; `None`, with a message, where they cannot be had.
+/// The packages of a minimal Debian 13, expanded into `store`; `None`, with a message, where they are not available.
 pub fn essential(store: &Store) -> Option<Vec<ExpandedDeb>> {
     let folder = cache().join("debs");
     let lock = File::create(cache().join("debs.lock")).unwrap();
@@ -24,7 +24,7 @@ pub fn essential(store: &Store) -> Option<Vec<ExpandedDeb>> {
     if !done.exists()
         && let Err(why) = fetch(&folder)
     {
-        super::skip(&format!("the packages of Debian 13 cannot be fetched: {why}"));
+        crate::testing::require("mirror", false, format_args!("the packages of Debian 13 cannot be fetched: {why}"));
         return None;
     }
     fs::write(&done, "").unwrap();

@@ -148,7 +148,7 @@ fn the_place_of_the_root_makes_no_difference() {
     let build = |place| {
         let mut spec = only(&[package()]);
         spec.place = place;
-        let key = spec.key(std::slice::from_ref(&kitchen.base));
+        let key = spec.key(std::slice::from_ref(&kitchen.base)).unwrap();
         kitchen.store.drop_action::<StoredLayer>(&key);
         kitchen.build(&spec, &[package()]).unwrap().tar
     };
@@ -186,5 +186,5 @@ fn packages_are_asked_for_when_they_are_needed() {
     let error = base::build(&kitchen.store, &silent(), &sandbox(), below, &spec, &mut supply).unwrap_err();
     assert!(format!("{error:#}").contains("the mirror is gone"), "{error:#}");
     assert_eq!(asked, [2, 0, 1].map(|at: usize| vec![packages[at].original]));
-    assert!(kitchen.store.action::<StoredLayer>(&spec.key(below)).is_none());
+    assert!(kitchen.store.action::<StoredLayer>(&spec.key(below).unwrap()).is_none());
 }

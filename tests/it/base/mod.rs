@@ -5,6 +5,7 @@ mod debs;
 mod installed;
 mod rootless;
 
+use crate::testing::require;
 use pgha_image::{
     base::{self, BaseSpec, Group, Package, Place, SkeletonFile, User},
     debian::deb::ExpandedDeb,
@@ -28,11 +29,6 @@ struct Kitchen {
     base: StoredLayer,
 }
 
-/// Tells why a test proves nothing on this machine.
-fn skip(why: &str) {
-    println!("skipped: {why}");
-}
-
 fn sandbox() -> Sandbox {
     Sandbox::with_program(env!("CARGO_BIN_EXE_pgha-image"))
 }
@@ -47,7 +43,7 @@ fn kitchen() -> Option<&'static Kitchen> {
     KITCHEN
         .get_or_init(|| {
             if let Err(error) = sandbox().probe() {
-                skip(&error::report(&error));
+                require("namespaces", false, error::report(&error));
                 return None;
             }
             let store = Store::open(&debs::cache().join("store")).unwrap();

@@ -1,6 +1,7 @@
 //! Builds by another process: as an ordinary user, in another environment, or killed half-way.
 
-use super::{Kitchen, debs, kitchen, minimal, only, running, sandbox, scratch, silent, skip};
+use super::{Kitchen, debs, kitchen, minimal, only, running, sandbox, scratch, silent};
+use crate::testing::{require, require_program, require_root};
 use pgha_image::{
     base::{self, BaseSpec, Place},
     debian::deb::ExpandedDeb,
@@ -110,8 +111,7 @@ fn give(path: &Path, User(uid, gid): User) {
 
 /// A user of this machine that has subordinate ids, if this is root, who can become one.
 fn ordinary_user() -> Option<User> {
-    if !rustix::process::geteuid().is_root() {
-        skip("only root can become another user");
+    if !require_root() {
         return None;
     }
     let subordinate = fs::read_to_string("/etc/subuid").unwrap_or_default();
@@ -124,11 +124,11 @@ fn ordinary_user() -> Option<User> {
         });
         (has_ids && fields[2] != "0").then(|| User(fields[2].parse().unwrap(), fields[3].parse().unwrap()))
     });
-    if found.is_none() || !Path::new("/usr/bin/newuidmap").exists() {
-        skip("needs the package uidmap and a user with subordinate ids (useradd makes one)");
-        return None;
-    }
-    found
+    let why = "no user has subordinate ids (useradd makes one)";
+    found.filter(|_| require_program("newuidmap")).or_else(|| {
+        require("subordinate-ids", false, why);
+        None
+    })
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_killed_build_leaves_nothing_that_the_next_one_minds() {
         for milliseconds in [300, 3000] {
             kill_after(&elsewhere, *user, Duration::from_millis(milliseconds));
             let store = Store::open(&elsewhere.order.store).unwrap();
-            let key = elsewhere.order.spec.key(&[]);
+            let key = elsewhere.order.spec.key(&[]).unwrap();
             assert!(store.action::<StoredLayer>(&key).is_none(), "published by a build that was killed");
         }
         let mut command = elsewhere.command();

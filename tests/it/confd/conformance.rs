@@ -5,8 +5,8 @@ use super::{
     Confd,
     consul::FakeConsul,
     etcd::{Cluster, as_strs},
-    skip,
 };
+use crate::testing::require;
 use std::{fmt::Write as _, net::UdpSocket, path::Path};
 
 const KEYS: [(&str, &str); 12] = [
@@ -109,7 +109,8 @@ fn the_nodes_that_an_srv_record_lists_are_asked() {
     let Some(cluster) = Cluster::start(1) else { return };
     cluster.client().put("/key", "by name", 0).unwrap();
     if name_server(cluster.members[0].client_port).is_none() {
-        return skip("no name server can be run here");
+        require("name-server", false, "no name server can listen on 127.9.9.9");
+        return;
     }
     let confd = Confd::new(&["-backend", "etcdv3", "-srv-domain", "example.test"]).resource(
         "key",

@@ -1,7 +1,8 @@
 //! What a crash leaves behind: the program, as it is shipped, is killed at each of the system calls that change a file,
 //! one after the other, by `strace`.
 
-use super::{Confd, MEMBERS, Running, has, skip, wait_for};
+use super::{Confd, MEMBERS, Running, wait_for};
+use crate::testing::{require, require_program};
 use std::{
     fs,
     process::{Command, Stdio},
@@ -17,16 +18,12 @@ const NEW: &str = "# begin\nserver pg-1 10.0.0.1\nserver pg-2 10.0.0.2\n# end\n"
 
 /// Whether programs can be traced here.
 fn can_trace() -> bool {
-    if !has("strace") {
+    if !require_program("strace") {
         return false;
     }
     let quiet = || Stdio::null();
     let status = Command::new("strace").args(["-qqq", "-e", "trace=none", "true"]).stderr(quiet()).status();
-    let can = status.is_ok_and(|status| status.success());
-    if !can {
-        skip("no program can be traced here");
-    }
-    can
+    require("tracing", status.is_ok_and(|status| status.success()), "strace may not trace programs")
 }
 
 /// confd after one good pass, with a change waiting that no pass has seen. Each run of `reload` is followed by a line that

@@ -1,6 +1,7 @@
 //! Real etcd processes on loopback, and the client against them.
 
-use super::{free_port, has, kill, relay::Relay, wait_for};
+use super::{free_port, kill, relay::Relay, wait_for};
+use crate::testing::require_program;
 use pgha_image::{
     etcd::{Client, Compare, Event, Next, Op, RangeRequest, Settings},
     tls::TlsFiles,
@@ -97,7 +98,7 @@ impl Cluster {
     }
 
     pub fn start_with(count: usize, tls: Option<Tls>, extra: &[&str]) -> Option<Cluster> {
-        if !has("etcd") {
+        if !require_program("etcd") {
             return None;
         }
         let members = (0..count).map(|number| {

@@ -4,8 +4,9 @@ use super::{
     Confd, MEMBERS, Sentinel,
     etcd::{Cluster, Tls, as_strs},
     relay::Relay,
-    skip, wait_for,
+    wait_for,
 };
+use crate::testing::{require, require_root};
 use pgha_image::etcd::{Client, RangeRequest};
 use std::{
     fs,
@@ -245,8 +246,8 @@ fn a_full_disk_leaves_the_file_and_is_waited_out() {
     let mount = |arguments: &[&str]| {
         Command::new("mount").args(arguments).arg(folder.path()).status().is_ok_and(|status| status.success())
     };
-    if !rustix::process::geteuid().is_root() || !mount(&["-t", "tmpfs", "-o", "size=64k", "tmpfs"]) {
-        skip("no small file system can be mounted");
+    let is_mounted = || mount(&["-t", "tmpfs", "-o", "size=64k", "tmpfs"]);
+    if !require_root() || !require("mounts", is_mounted(), "no file system can be mounted") {
         return;
     }
     let _unmount = Unmount(folder.path());

@@ -1,6 +1,7 @@
 //! Servers change in a running HAProxy without a reload; sessions go on.
 
-use super::{Confd, free_port, has, kill, wait_for};
+use super::{Confd, free_port, kill, wait_for};
+use crate::testing::require_program;
 use rustix::process::Signal;
 use std::{
     fs,
@@ -89,7 +90,7 @@ fn template(port: u16, socket: &str) -> String {
 
 #[test]
 fn servers_change_without_a_new_worker_and_structure_with_one() {
-    if !has("haproxy") {
+    if !require_program("haproxy") {
         return;
     }
     let (front, old, new) = (free_port(), backend("old"), backend("new"));

@@ -12,6 +12,7 @@ mod program;
 mod relay;
 mod shipped;
 
+use crate::testing::require;
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -37,22 +38,6 @@ pub fn wait_for(what: &str, mut is_done: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "waited in vain for {what}");
         thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// Whether `program` is there; says so if it is not.
-pub fn has(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|folder| folder.join(program).exists());
-    if !found {
-        skip(&format!("{program} is not installed"));
-    }
-    found
-}
-
-/// Says that a test is skipped.
-#[allow(clippy::print_stderr, reason = "a test that proves nothing must say so")]
-pub fn skip(reason: &str) {
-    eprintln!("skipped: {reason}");
 }
 
 /// A port on which nobody listens.
@@ -149,7 +134,7 @@ impl Confd {
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         if said.contains("unshare failed") || said.contains("permission denied") {
-            skip("nothing can be mounted here");
+            require("mounts", false, "no file can be mounted over another");
             return None;
         }
         Some(output)

@@ -57,7 +57,7 @@ fn commands_see_the_staged_file_and_the_file() {
 
 #[test]
 fn owner_and_group_are_set_by_number_and_by_name() {
-    if !rustix::process::geteuid().is_root() {
+    if !crate::testing::require_root() {
         return;
     }
     for (lines, expected) in [
@@ -208,14 +208,14 @@ fn wrong_requests_are_told_apart_from_failed_work() {
     let output = confd.command().arg("-check-config").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2));
-    assert!(said.contains("`cgetv` cannot be had"), "{said}");
+    assert!(said.contains("`cgetv` is not supported"), "{said}");
     confd.write("templates/members.tmpl", "{{getv \"/missing\"}}");
     assert!(confd.command().arg("-check-config").status().unwrap().success());
     assert_eq!(code(&confd), Some(1));
     confd.write("conf.d/broken.toml", "[template]\nsrc = 1\n");
     let output = confd.once();
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("broken.toml:2: `src` must be a text"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("broken.toml:2: `src` must be a quoted string"));
     confd.write("confd.toml", "backend = \"vault\"\n");
     let plain = Command::new(env!("CARGO_BIN_EXE_pgha-node"))
         .args(["confd", "-config-file"])

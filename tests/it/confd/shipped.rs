@@ -2,7 +2,8 @@
 //! are not ours to keep; `PGHA_CONFD_TEMPLATES` names a folder with `haproxy.tmpl`, `haproxy-citus.tmpl` and
 //! `pgbouncer.tmpl` of Patroni and `ancestor-haproxy.tmpl`; what is not there is skipped.
 
-use super::{Confd, skip};
+use super::Confd;
+use crate::testing::require;
 use std::path::PathBuf;
 
 const KEYS: &str = r#"
@@ -26,7 +27,7 @@ service:
 fn render(name: &str, scope: &str) -> Option<String> {
     let path = std::env::var_os("PGHA_CONFD_TEMPLATES").map(|folder| PathBuf::from(folder).join(name));
     let Some(text) = path.and_then(|path| std::fs::read_to_string(path).ok()) else {
-        skip(&format!("PGHA_CONFD_TEMPLATES names no folder with {name}"));
+        require("confd-templates", false, format_args!("PGHA_CONFD_TEMPLATES names no folder with {name}"));
         return None;
     };
     let confd = Confd::new(&["-backend", "file"]);

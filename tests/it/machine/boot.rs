@@ -4,7 +4,8 @@
 //! test --release --test it machine::boot -- --include-ignored`.
 
 use super::qemu;
-use crate::support::{Ran, builder, has, has_mirror, project, shared_store, wait};
+use crate::support::{Ran, builder, project, require_mirror, shared_store, wait};
+use crate::testing::require_program;
 use ext4_view::{Ext4, Ext4Read};
 use pgha_image::{
     machine::{
@@ -48,7 +49,7 @@ impl Bench {
         static ALONE: Mutex<()> = Mutex::new(());
         static BUILT: OnceLock<()> = OnceLock::new();
         let qemu = qemu()?;
-        if !has_mirror() {
+        if !require_mirror() {
             return None;
         }
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -146,7 +147,7 @@ impl Booted<'_> {
 
 /// An image with cloud-init and SSH, in which the package of another kernel lies as `/srv/kernel.deb`.
 fn server(bench: &Bench) -> Option<DiskImage> {
-    if !has("curl") {
+    if !require_program("curl") {
         return None;
     }
     let folder = bench.folder.join("server");

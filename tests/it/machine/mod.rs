@@ -4,7 +4,10 @@
 mod boot;
 mod cluster;
 
-use crate::support::{PROGRAM, Ran, builder, has, wait};
+use crate::{
+    support::{PROGRAM, Ran, builder, wait},
+    testing::require_program,
+};
 use pgha_image::{
     machine::{Accel, Console, DiskBus, DiskImage, Firmware, Machine, MachineConfig, Net, Qemu},
     reexec::{Launcher, Lifetime},
@@ -72,7 +75,7 @@ fn config(folder: &Path, name: &str) -> MachineConfig {
 }
 
 fn qemu() -> Option<Qemu> {
-    has("qemu-system-x86_64").then(|| Qemu::find().unwrap())
+    require_program("qemu-system-x86_64").then(|| Qemu::find().unwrap())
 }
 
 /// The machines' processes that run in `folder`.
@@ -292,5 +295,5 @@ fn requests_for_impossible_machines_are_refused() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     let told = refuse(&[&image, "--port", &format!("{port}:22")], "");
-    assert!(told.contains(&format!("the port 127.0.0.1:{port} is taken")), "{told}");
+    assert!(told.contains(&format!("the port 127.0.0.1:{port} is in use")), "{told}");
 }

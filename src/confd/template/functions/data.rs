@@ -44,8 +44,8 @@ fn json(args: &Args<'_>, kind: Kind) -> Outcome {
         // Go leaves the map or the slice empty.
         (serde_json::Value::Null, Kind::Object) => return Ok(Value::Map(Arc::default())),
         (serde_json::Value::Null, Kind::Array) => return Ok(list([])),
-        (_, Kind::Object) => return Err(args.failed("the JSON text is no object")),
-        (_, Kind::Array) => return Err(args.failed("the JSON text is no array")),
+        (_, Kind::Object) => return Err(args.failed("the JSON text is not an object")),
+        (_, Kind::Array) => return Err(args.failed("the JSON text is not an array")),
     }
     Ok(from_json(parsed))
 }
@@ -86,7 +86,7 @@ fn reverse(_: &Scope, args: &Args<'_>) -> Outcome {
     args.exactly(1)?;
     match args.value(0)? {
         Value::List(items) => Ok(list(items.iter().rev().cloned())),
-        // As in Go, what is no list stays as it is.
+        // As in Go, a value that is not a list does not change.
         other => Ok(other.clone()),
     }
 }

@@ -21,7 +21,7 @@ fn plain(value: &Value) -> String {
     out
 }
 
-/// As `fmt.Sprint`: a space stands between two values of which neither is a text.
+/// As `fmt.Sprint`: a space between two values if neither is a string.
 fn joined(values: &[Value]) -> String {
     let mut out = String::new();
     for (at, value) in values.iter().enumerate() {
@@ -32,7 +32,7 @@ fn joined(values: &[Value]) -> String {
     out
 }
 
-/// What the escaping functions take: nothing is told from the text `<nil>`.
+/// The argument of the escaping functions; `nil` and the string `<nil>` look the same.
 fn escaped(values: &[Value]) -> String {
     if matches!(values, [Value::Nil]) { "<no value>".to_owned() } else { joined(values) }
 }
@@ -51,7 +51,7 @@ fn verb(_: &Scope, args: &Args<'_>) -> Outcome {
     }
 }
 
-/// Whether a list or map holds nothing but texts.
+/// Whether a list or map holds only strings.
 fn holds_texts(value: &Value) -> bool {
     match value {
         Value::String(_) => true,

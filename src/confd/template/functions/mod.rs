@@ -1,7 +1,7 @@
 //! The functions of templates: Go's own come from `gotmpl`, confd's and the store's are here.
 //!
-//! Arguments are checked as Go checks them: a text is wanted where the parameter is a string, a whole number where it is
-//! an int; nothing is converted silently.
+//! Arguments are checked as Go checks them: a string where the parameter is a string, a whole number where it is an
+//! int; nothing is converted silently.
 
 mod data;
 mod format;
@@ -52,7 +52,7 @@ const BUILT_IN: [&str; 19] = [
     "println", "slice", "urlquery",
 ];
 
-/// Functions of confd that cannot be had, with the reason.
+/// Functions of confd that are not supported, with the reason.
 const REFUSED: [(&str, &str); 4] = [
     ("cget", "encrypted values need confd's -secret-keyring, which is not supported"),
     ("cgets", "encrypted values need confd's -secret-keyring, which is not supported"),
@@ -79,13 +79,13 @@ pub fn names() -> Vec<&'static str> {
 /// Whether a function may be called.
 ///
 /// # Errors
-/// When there is none of that name, or it is one that cannot be had.
+/// When there is none of that name, or it is not supported.
 pub fn check(name: &str) -> anyhow::Result<()> {
     if BUILT_IN.contains(&name) || (TABLE.contains_key(name) && !name.starts_with('_')) {
         return Ok(());
     }
     if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
-        return Err(UserError::usage(format!("the function `{name}` cannot be had: {reason}")).into());
+        return Err(UserError::usage(format!("the function `{name}` is not supported: {reason}")).into());
     }
     Err(UserError::usage(format!("function \"{name}\" not defined")).into())
 }

@@ -75,7 +75,7 @@ fn base64_decode(_: &Scope, args: &Args<'_>) -> Outcome {
     args.exactly(1)?;
     let encoded: String = args.text(0)?.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
     let bytes = STANDARD.decode(encoded).map_err(|error| args.failed(format!("illegal base64 data: {error}")))?;
-    String::from_utf8(bytes).map(text).map_err(|_| args.failed("the decoded data is no UTF-8 text"))
+    String::from_utf8(bytes).map(text).map_err(|_| args.failed("the decoded data is not UTF-8 text"))
 }
 
 fn indented(args: &Args<'_>, before: &str) -> Outcome {

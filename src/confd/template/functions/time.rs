@@ -64,7 +64,7 @@ fn method(_: &Scope, args: &Args<'_>) -> Outcome {
 }
 
 fn of_time(written: &str, name: &str, arguments: &[Value]) -> Outcome {
-    let Some(time) = Time::read(written) else { return Err(error(format!("{written:?} is no time"))) };
+    let Some(time) = Time::read(written) else { return Err(error(format!("{written:?} is not a time"))) };
     let civil = time.civil();
     match (name, arguments) {
         ("Format", [Value::String(layout)]) => Ok(text(time.format(layout))),

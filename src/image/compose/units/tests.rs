@@ -3,7 +3,7 @@ use super::super::{
     tests::{Base, base, path},
 };
 use super::*;
-use crate::{error::report, exec::Run};
+use crate::{error::report, exec::Run, testing::require_program};
 use std::{fs, os::unix::fs::symlink};
 
 const UNITS: &[(&str, &str)] = &[
@@ -82,10 +82,6 @@ fn systemctl(folder: &std::path::Path, verb: &str, unit: &str) {
     Run::new("systemctl").arg(format!("--root={}", folder.display())).args([verb, unit]).capture().unwrap();
 }
 
-fn has_systemctl() -> bool {
-    Run::new("systemctl").arg("--version").capture().is_ok()
-}
-
 #[test]
 fn enabling_makes_the_links_that_systemctl_makes() {
     let base = machine(false);
@@ -105,8 +101,7 @@ fn enabling_makes_the_links_that_systemctl_makes() {
         let links = with(&base, |view| enable(view, unit).unwrap());
         let text: Vec<_> = links.iter().map(|(path, target)| format!("{path} -> {target}")).collect();
         made.push(format!("{unit}\n{}\n", text.join("\n")));
-        if !has_systemctl() {
-            println!("skipped: there is no systemctl here to compare with");
+        if !require_program("systemctl") {
             continue;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -176,8 +171,7 @@ fn disabling_removes_the_links_that_systemctl_removes() {
     let base = machine(true);
     for unit in ["plain.service", "tty@.service", "tty@tty2.service", "mine.service", "all.service"] {
         let gone = with(&base, |view| disable(view, unit).unwrap());
-        if !has_systemctl() {
-            println!("skipped: there is no systemctl here to compare with");
+        if !require_program("systemctl") {
             continue;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -224,11 +218,11 @@ fn what_cannot_be_enabled_is_refused_with_the_reason() {
 
     hint: a package or an overlay must bring it
 
-    error: `plain` is no unit name
+    error: `plain` is not a unit name
 
     hint: a unit name ends in its type, such as haproxy.service or postgresql@17-main.service
 
-    error: `../evil.service` is no unit name
+    error: `../evil.service` is not a unit name
 
     hint: a unit name ends in its type, such as haproxy.service or postgresql@17-main.service
 
@@ -238,7 +232,7 @@ fn what_cannot_be_enabled_is_refused_with_the_reason() {
 
     error: the unit `masked.service` is masked
 
-    error: the unit `static.service` says nowhere in an [Install] section how it is enabled
+    error: the unit `static.service` has no [Install] section that says how it is enabled
 
     hint: it may be started by another unit already; add WantedBy= to an [Install] section, or do not enable it
 
@@ -246,7 +240,7 @@ fn what_cannot_be_enabled_is_refused_with_the_reason() {
 
     hint: name an instance: db@INSTANCE.service
 
-    error: the unit `strange.service` has `%H.target` in its [Install] section, and nobody knows `%H` before it runs
+    error: the unit `strange.service` has `%H.target` in its [Install] section, but `%H` is known only on a running machine
     "#);
 }
 

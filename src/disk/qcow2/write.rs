@@ -9,7 +9,8 @@
 //!
 //! A compressed cluster may lie across clusters of the file, and each of those counts it as a reference.
 
-use super::{bytes::Fields as _, write::CLUSTER};
+use super::Header;
+use crate::disk::bytes::CLUSTER;
 use anyhow::{Context as _, Result, ensure};
 use flate2::{Compress, FlushCompress, Status};
 use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt as _};
@@ -24,7 +25,6 @@ const COMPRESSED: u64 = 1 << 62;
 /// Bits of a compressed cluster's entry that hold its place; above them the number of further sectors.
 const OFFSET_BITS: u32 = 62 - (CLUSTER_BITS - 8);
 const SECTOR: u64 = 512;
-const HEADER_SIZE: u32 = 112;
 /// Bytes gathered before they are written.
 const BATCH: usize = 1 << 20;
 
@@ -44,13 +44,13 @@ impl Default for Compression {
 }
 
 /// Compresses clusters; the same bytes always give the same bytes.
-pub(super) enum Compressor {
+pub(in crate::disk) enum Compressor {
     Zstd(zstd::bulk::Compressor<'static>),
     Zlib(Box<Compress>),
 }
 
 impl Compressor {
-    pub(super) fn new(compression: Compression) -> Result<Compressor> {
+    pub(in crate::disk) fn new(compression: Compression) -> Result<Compressor> {
         Ok(match compression {
             Compression::Zstd(level) => {
                 Compressor::Zstd(zstd::bulk::Compressor::new(level).context("starting the compressor")?)
@@ -64,7 +64,7 @@ impl Compressor {
 
     /// Packs a cluster behind `bytes`; returns its size as packed, which is that of a cluster if it is not worth
     /// compressing.
-    pub(super) fn pack(&mut self, cluster: &[u8], bytes: &mut Vec<u8>) -> Result<u32> {
+    pub(in crate::disk) fn pack(&mut self, cluster: &[u8], bytes: &mut Vec<u8>) -> Result<u32> {
         let start = bytes.len();
         bytes.resize(start + CLUSTER as usize - SECTOR as usize, 0);
         let room = &mut bytes[start..];
@@ -87,7 +87,7 @@ impl Compressor {
 
 /// Writes an image to an empty file, guest cluster by guest cluster.
 #[derive(Debug)]
-pub(super) struct Writer<'a> {
+pub(in crate::disk) struct Writer<'a> {
     file: &'a File,
     compression: Compression,
     size: u64,
@@ -105,7 +105,7 @@ pub(super) struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     /// Starts the image of a volume of `size` bytes.
-    pub(super) fn new(file: &'a File, compression: Compression, size: u64) -> Writer<'a> {
+    pub(in crate::disk) fn new(file: &'a File, compression: Compression, size: u64) -> Writer<'a> {
         Writer {
             file,
             compression,
@@ -120,7 +120,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes the guest cluster with this index, as [`Compressor::pack`] made it.
-    pub(super) fn put(&mut self, index: u64, packed: &[u8]) -> Result<()> {
+    pub(in crate::disk) fn put(&mut self, index: u64, packed: &[u8]) -> Result<()> {
         let size = packed.len() as u64;
         let (entry, at) = if size == CLUSTER {
             let at = self.take_clusters(1);
@@ -136,7 +136,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes the tables and the header.
-    pub(super) fn finish(mut self) -> Result<()> {
+    pub(in crate::disk) fn finish(mut self) -> Result<()> {
         let mut first_level = vec![0u64; self.size.div_ceil(CLUSTER * L2_ENTRIES) as usize];
         for (index, table) in std::mem::take(&mut self.tables) {
             let at = self.take_clusters(1);
@@ -154,21 +154,17 @@ impl<'a> Writer<'a> {
         self.flush()?;
         self.file.set_len(self.counts.len() as u64 * CLUSTER).context("writing the qcow2 image")?;
 
-        let mut header = [0; HEADER_SIZE as usize + 8];
-        header.put(0, *b"QFI\xfb");
-        header.put(4, 3u32.to_be_bytes());
-        header.put(20, CLUSTER_BITS.to_be_bytes());
-        header.put(24, self.size.to_be_bytes());
-        header.put(36, u32::try_from(first_level.len()).context("the disk is too large for qcow2")?.to_be_bytes());
-        header.put(40, first_level_at.to_be_bytes());
-        header.put(48, table_at.to_be_bytes());
-        header.put(56, (table_clusters as u32).to_be_bytes());
-        let zstd = matches!(self.compression, Compression::Zstd(_));
-        // Incompatible feature bit 3 says that the compression type is not the default.
-        header.put(72, (u64::from(zstd) << 3).to_be_bytes());
-        header.put(96, 4u32.to_be_bytes());
-        header.put(100, HEADER_SIZE.to_be_bytes());
-        header.put(104, [u8::from(zstd)]);
+        let header = Header {
+            size: self.size,
+            cluster_bits: CLUSTER_BITS,
+            l1_size: u32::try_from(first_level.len()).context("the disk is too large for qcow2")?,
+            l1_table_offset: first_level_at,
+            refcount_table_offset: table_at,
+            refcount_table_clusters: table_clusters as u32,
+            zstd: matches!(self.compression, Compression::Zstd(_)),
+            ..Header::default()
+        };
+        let header = header.to_bytes(None)?;
         self.file.write_all_at(&header, 0).context("writing the qcow2 image")
     }
 

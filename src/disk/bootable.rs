@@ -22,15 +22,14 @@ const BIOS_SECTORS: u64 = 6144;
 const ESP_FIRST: u64 = 8192;
 const ESP_SECTORS: u64 = 253_952;
 const ROOT_FIRST: u64 = 262_144;
-/// What is free on the root file system of a disk that nobody gave a size.
+/// Free space on the root file system of a disk whose recipe gives no size.
 const FREE_MIB: u64 = 64;
-/// Sizes that nobody gave are multiples of this.
+/// A size that no recipe gives is a multiple of this.
 const STEP_MIB: u64 = 128;
 
-/// All that tells one build's disk from another's.
+/// The identifiers that differ between the disks of two builds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The disk.
     pub disk: Uuid,
     /// The root partition, `PARTUUID`.
     pub root_partition: Uuid,

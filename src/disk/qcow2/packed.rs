@@ -1,9 +1,7 @@
 //! Chunks of a volume as qcow2 images hold them.
 
-use super::{
-    qcow2::Compressor,
-    write::{CLUSTER, is_zero},
-};
+use super::write::Compressor;
+use crate::disk::bytes::{CLUSTER, is_zero};
 use anyhow::Result;
 
 /// The size of a cluster's entry in a table, in bytes.
@@ -16,14 +14,14 @@ const ENTRY: usize = 4;
 /// then                        the packed clusters
 /// ```
 #[derive(Debug)]
-pub(super) struct Packed {
+pub(in crate::disk) struct Packed {
     bytes: Vec<u8>,
     count: usize,
 }
 
 impl Packed {
     /// Packs the clusters of `chunk`, all of them whole.
-    pub(super) fn new(chunk: &[u8], compressor: &mut Compressor) -> Result<Packed> {
+    pub(in crate::disk) fn new(chunk: &[u8], compressor: &mut Compressor) -> Result<Packed> {
         let count = chunk.len() / CLUSTER as usize;
         let mut bytes = Vec::with_capacity(chunk.len() / 2);
         bytes.resize(count * ENTRY, 0);
@@ -37,17 +35,17 @@ impl Packed {
     }
 
     /// What [`Packed::bytes`] gave for `count` clusters.
-    pub(super) fn from_bytes(bytes: Vec<u8>, count: usize) -> Packed {
+    pub(in crate::disk) fn from_bytes(bytes: Vec<u8>, count: usize) -> Packed {
         Packed { bytes, count }
     }
 
     /// All of it, to be kept.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(in crate::disk) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
     /// The clusters that are not zero: their places in the chunk and their packed bytes.
-    pub(super) fn clusters(&self) -> impl Iterator<Item = (u64, &[u8])> {
+    pub(in crate::disk) fn clusters(&self) -> impl Iterator<Item = (u64, &[u8])> {
         let (table, mut rest) = self.bytes.split_at(self.count * ENTRY);
         table.as_chunks::<ENTRY>().0.iter().zip(0..).filter_map(move |(size, index)| {
             let (cluster, behind) = rest.split_at(u32::from_le_bytes(*size) as usize);

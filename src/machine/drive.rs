@@ -1,27 +1,21 @@
 //! Disk images as machines see them: recognised by their first bytes, and never written to.
 //!
-//! A machine writes to an overlay: a qcow2 image that has nothing but a header with the name of the image below it
-//! (QEMU, docs/interop/qcow2.rst). QEMU then puts there what the guest writes. An overlay may be larger than the image
-//! below it; the rest reads as zero.
+//! A machine writes to an overlay of its image ([`write_overlay`]).
 
-use crate::{error::UserError, files::NewFile};
+use crate::{
+    disk::qcow2::{Header, HeaderError, write_overlay},
+    error::UserError,
+    files::NewFile,
+};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
     io::{ErrorKind, Read as _, Seek as _, SeekFrom},
-    os::unix::{ffi::OsStrExt as _, fs::FileExt as _},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
-const CLUSTER_BITS: u32 = 16;
-const CLUSTER: u64 = 1 << CLUSTER_BITS;
-const MAGIC: [u8; 4] = *b"QFI\xfb";
-const HEADER: usize = 104;
-/// Marks the header extension that holds the format of the image below.
-const BACKING_FORMAT: u32 = 0xe279_2aca;
-/// The specification allows no longer name of the image below, in bytes.
-const LONGEST_NAME: usize = 1023;
 const SECTOR: u64 = 512;
 
 /// How an image is stored.
@@ -53,7 +47,7 @@ pub struct DiskImage {
     pub format: DiskFormat,
     /// The size of the disk that it holds, in bytes.
     pub size: u64,
-    /// Whether it is an overlay of another image, whose place it may know from its own.
+    /// Whether it is an overlay of another image, whose path may be relative to its own.
     pub backed: bool,
 }
 
@@ -61,37 +55,36 @@ impl DiskImage {
     /// Looks at the image `path`.
     ///
     /// # Errors
-    /// A wrong request when there is none, or it is no raw or qcow2 image of a partitioned disk.
+    /// A wrong request when there is none, or it is not a raw or qcow2 image of a partitioned disk.
     pub fn open(path: &Path) -> Result<DiskImage> {
         let shown = path.display();
         let mut file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let hint = "make one: pgha-image build RECIPE --format qcow2";
+                let hint = "build one: pgha-image build RECIPE --format qcow2";
                 return Err(UserError::usage(format!("there is no image {shown}")).hint(hint).into());
             }
             Err(error) => return Err(error).with_context(|| format!("opening the image {shown}")),
         };
         let reading = || format!("reading the image {shown}");
         if file.metadata().with_context(reading)?.is_dir() {
-            return Err(UserError::usage(format!("{shown} is a folder, no image")).into());
+            return Err(UserError::usage(format!("{shown} is a folder, not an image")).into());
         }
         let path = path.canonicalize().with_context(reading)?;
         let mut start = Vec::new();
         file.by_ref().take(SECTOR).read_to_end(&mut start).with_context(reading)?;
         let size = file.seek(SeekFrom::End(0)).with_context(reading)?;
         let wrong = |what: String| Err(UserError::usage(format!("{shown} {what}")).into());
-        if start.starts_with(&MAGIC) {
-            if start.len() < HEADER {
-                return wrong("is a qcow2 image that was cut off".to_owned());
-            }
-            let version = u32::from_be_bytes(start[4..8].try_into()?);
-            if !matches!(version, 2 | 3) {
-                return wrong(format!("is a qcow2 image of version {version}, which is unknown"));
-            }
-            let size = u64::from_be_bytes(start[24..32].try_into()?);
-            let backed = start[8..16] != [0; 8];
-            return Ok(DiskImage { path, format: DiskFormat::Qcow2, size, backed });
+        if Header::is_at(&start) {
+            return match Header::parse(&start) {
+                Ok(Header { size, has_backing_file: backed, .. }) => {
+                    Ok(DiskImage { path, format: DiskFormat::Qcow2, size, backed })
+                }
+                Err(HeaderError::CutOff) => wrong("is a qcow2 image that was cut off".to_owned()),
+                Err(HeaderError::Version(version)) => {
+                    wrong(format!("is a qcow2 image of version {version}, which is unknown"))
+                }
+            };
         }
         // Every partitioned disk has this signature, also one with GPT (UEFI specification 2.10, 5.2.1).
         if start.get(510..512) != Some(&[0x55, 0xaa][..]) {
@@ -99,13 +92,13 @@ impl DiskImage {
             return wrong(format!("is {what}"));
         }
         if !size.is_multiple_of(SECTOR) {
-            return wrong(format!("is a raw image of {size} bytes, which are no whole sectors: it was cut off"));
+            return wrong(format!("is a raw image of {size} bytes, which are not whole sectors: it was cut off"));
         }
         Ok(DiskImage { path, format: DiskFormat::Raw, size, backed: false })
     }
 
-    /// The same image under a second name, `target`, where one can be made: it then stays what it is when somebody builds
-    /// another in its place. Otherwise it is the image itself.
+    /// The same image under a second name, `target`, if a link can be made: then it stays when a build replaces the
+    /// image. Otherwise it is the image itself.
     pub fn linked(&self, target: &Path) -> DiskImage {
         let linked = || {
             let target = std::path::absolute(target).ok()?;
@@ -118,7 +111,7 @@ impl DiskImage {
     /// Makes the file `target` an overlay of this image, with a disk of `size` bytes or as large as the image's.
     ///
     /// # Errors
-    /// A wrong request when `size` is less than the image's or no whole number of sectors; when the overlay cannot be
+    /// A wrong request when `size` is less than the image's or not a whole number of sectors; when the overlay cannot be
     /// written.
     pub fn overlay(&self, target: &Path, size: Option<u64>) -> Result<()> {
         let size = size.unwrap_or(self.size);
@@ -130,57 +123,12 @@ impl DiskImage {
                 .hint("give a larger --disk-size, in whole sectors of 512 bytes")
                 .into());
         }
-        let writing = || format!("writing the overlay {}", target.display());
-        let header = self.header(size).with_context(writing)?;
+        let below = self.path.as_os_str().as_bytes();
         let file = NewFile::beside(target)?;
-        let table_clusters = table_clusters(size);
-        let write = |at: u64, bytes: &[u8]| file.file().write_all_at(bytes, at).with_context(writing);
-        file.file().set_len((3 + table_clusters) * CLUSTER).with_context(writing)?;
-        write(0, &header)?;
-        // The table of reference counts has one cluster of them, which counts all clusters of this file.
-        write(CLUSTER, &(2 * CLUSTER).to_be_bytes())?;
-        let counts: Vec<u8> = (0..3 + table_clusters).flat_map(|_| 1u16.to_be_bytes()).collect();
-        write(2 * CLUSTER, &counts)?;
+        write_overlay(file.file(), below, self.format.name(), size)
+            .with_context(|| format!("writing the overlay {} of {}", target.display(), self.path.display()))?;
         file.publish(target)
     }
-
-    fn header(&self, size: u64) -> Result<Vec<u8>> {
-        let name = self.path.as_os_str().as_bytes();
-        anyhow::ensure!(name.len() <= LONGEST_NAME, "the path of the image {} is too long", self.path.display());
-        let format = self.format.name().as_bytes();
-        let mut header = vec![0; HEADER];
-        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &MAGIC);
-        put(4, &3u32.to_be_bytes());
-        put(16, &(name.len() as u32).to_be_bytes());
-        put(20, &CLUSTER_BITS.to_be_bytes());
-        put(24, &size.to_be_bytes());
-        put(36, &u32::try_from(table_entries(size)).context("the disk is too large for qcow2")?.to_be_bytes());
-        put(40, &(3 * CLUSTER).to_be_bytes());
-        put(48, &CLUSTER.to_be_bytes());
-        put(56, &1u32.to_be_bytes());
-        put(96, &4u32.to_be_bytes());
-        put(100, &(HEADER as u32).to_be_bytes());
-        header.extend(BACKING_FORMAT.to_be_bytes());
-        header.extend((format.len() as u32).to_be_bytes());
-        header.extend(format);
-        header.resize(header.len().next_multiple_of(8), 0);
-        // The end of the extensions.
-        header.extend([0; 8]);
-        let at = header.len() as u64;
-        header[8..16].copy_from_slice(&at.to_be_bytes());
-        header.extend(name);
-        Ok(header)
-    }
-}
-
-/// Entries of the first-level table: one for each cluster of second-level entries.
-fn table_entries(size: u64) -> u64 {
-    size.div_ceil(CLUSTER * (CLUSTER / 8))
-}
-
-fn table_clusters(size: u64) -> u64 {
-    (8 * table_entries(size)).div_ceil(CLUSTER).max(1)
 }
 
 /// What a file is that is often taken for an image.
@@ -199,7 +147,7 @@ fn other(start: &[u8]) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
+    use std::{fs, os::unix::fs::FileExt as _};
 
     fn raw(path: &Path, size: u64) {
         let file = File::create(path).unwrap();
@@ -216,7 +164,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.img");
         assert_eq!(refusal(&path), "there is no image FILE");
-        assert_eq!(refusal(folder.path()), "FILE is a folder, no image");
+        assert_eq!(refusal(folder.path()), "FILE is a folder, not an image");
         raw(&path, 1 << 20);
         let image = DiskImage::open(&path).unwrap();
         assert_eq!((image.format, image.size), (DiskFormat::Raw, 1 << 20));
@@ -246,13 +194,6 @@ mod tests {
             assert_eq!(refusal(&path), message);
         }
         raw(&path, 1000);
-        assert_eq!(refusal(&path), "FILE is a raw image of 1000 bytes, which are no whole sectors: it was cut off");
-    }
-
-    #[test]
-    fn an_overlay_counts_its_clusters() {
-        for (size, clusters) in [(1 << 20, 1), (20 << 30, 1), (1 << 40, 1), (4 << 40, 1), (5 << 40, 2)] {
-            assert_eq!(table_clusters(size), clusters, "{size}");
-        }
+        assert_eq!(refusal(&path), "FILE is a raw image of 1000 bytes, which are not whole sectors: it was cut off");
     }
 }

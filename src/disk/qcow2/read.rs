@@ -1,6 +1,6 @@
 //! Reads a disk from the file that it was written to, raw or qcow2, without mounting or converting it.
 
-use super::bytes::Fields as _;
+use super::Header;
 use crate::error::UserError;
 use anyhow::{Context as _, Result, bail, ensure};
 use flate2::{Decompress, FlushDecompress};
@@ -11,13 +11,12 @@ use std::{
     path::Path,
 };
 
-/// Clusters that an image may have at most: larger ones than QEMU makes are no images (docs/interop/qcow2.rst).
+/// Clusters that an image may have at most: larger ones than QEMU makes are not images (docs/interop/qcow2.rst).
 const LARGEST_CLUSTER_BITS: u32 = 21;
 /// The largest first-level table that QEMU takes, in bytes.
 const LARGEST_TABLE: u64 = 32 << 20;
-/// Incompatible features that are understood: dirty reference counts, which a reader does not need, and the compression
-/// type.
-const KNOWN_FEATURES: u64 = 1 | 1 << 3;
+/// The incompatible feature that reference counts may be wrong; a reader does not need them.
+const DIRTY: u64 = 1;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// A disk in a file, to be read like a device.
@@ -43,17 +42,18 @@ impl ImageFile {
     /// Opens the image at `path`: qcow2 if it begins so, else raw.
     ///
     /// # Errors
-    /// When it cannot be read, or is a qcow2 image that stands on another one or is encrypted.
+    /// When it cannot be read, or is a qcow2 image with a backing file or encryption.
     pub fn open(path: &Path) -> Result<ImageFile> {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-        let mut header = [0; 112];
-        let length = file.metadata().with_context(|| format!("reading {}", path.display()))?.len();
-        let is_qcow2 = file.read_exact_at(&mut header[..104], 0).is_ok() && header.starts_with(b"QFI\xfb");
-        if !is_qcow2 {
+        let reading = || format!("reading {}", path.display());
+        let length = file.metadata().with_context(reading)?.len();
+        let mut start = Vec::new();
+        (&file).take(Header::NEEDED as u64).read_to_end(&mut start).with_context(reading)?;
+        if !Header::is_at(&start) {
             return Ok(ImageFile { file, qcow2: None, size: length, position: 0 });
         }
-        let (qcow2, size) =
-            Qcow2::open(&file, &mut header, length).with_context(|| format!("reading {}", path.display()))?;
+        let header = Header::parse(&start).with_context(reading)?;
+        let (qcow2, size) = Qcow2::open(&file, &header, length).with_context(reading)?;
         Ok(ImageFile { file, qcow2: Some(qcow2), size, position: 0 })
     }
 
@@ -105,29 +105,20 @@ impl Seek for ImageFile {
 
 impl Qcow2 {
     /// Reads the header and the first-level table of an image of `length` bytes; also returns the disk's size.
-    fn open(file: &File, header: &mut [u8; 112], length: u64) -> Result<(Qcow2, u64)> {
-        let version = u32::from_be_bytes(header.field(4));
-        ensure!(matches!(version, 2 | 3), "a qcow2 image of version {version}, which nobody here knows");
-        ensure!(u64::from_be_bytes(header.field(8)) == 0, UserError::usage("the image is an overlay of another one"));
-        ensure!(u32::from_be_bytes(header.field(32)) == 0, UserError::usage("the image is encrypted"));
-        let mut zstd = false;
-        if version == 3 {
-            let features = u64::from_be_bytes(header.field(72));
-            ensure!(features & !KNOWN_FEATURES == 0, "the image has features {features:#x}, which nobody here knows");
-            if features & 1 << 3 != 0 {
-                file.read_exact_at(header, 0).context("reading the header")?;
-                zstd = header[104] == 1;
-            }
-        }
-        let cluster_bits = u32::from_be_bytes(header.field(20));
+    fn open(file: &File, header: &Header, length: u64) -> Result<(Qcow2, u64)> {
+        ensure!(!header.has_backing_file, UserError::usage("the image is an overlay of another one"));
+        ensure!(!header.is_encrypted, UserError::usage("the image is encrypted"));
+        let unknown = header.features & !DIRTY;
+        ensure!(unknown == 0, "the image has the features {unknown:#x}, which are not supported");
+        let cluster_bits = header.cluster_bits;
         ensure!((9..=LARGEST_CLUSTER_BITS).contains(&cluster_bits), "clusters of 2^{cluster_bits} bytes");
-        let (entries, at) = (u64::from(u32::from_be_bytes(header.field(36))), u64::from_be_bytes(header.field(40)));
+        let (entries, at) = (u64::from(header.l1_size), header.l1_table_offset);
         let fits = at.checked_add(8 * entries).is_some_and(|end| end <= length);
-        ensure!(fits && 8 * entries <= LARGEST_TABLE, "the image is cut off");
+        ensure!(fits && 8 * entries <= LARGEST_TABLE, "the image is truncated");
         let first_level = table(file, at, entries)?;
         let none = (u64::MAX, Vec::new());
-        let qcow2 = Qcow2 { cluster_bits, zstd, first_level, table: (0, Vec::new()), cluster: none };
-        Ok((qcow2, u64::from_be_bytes(header.field(24))))
+        let qcow2 = Qcow2 { cluster_bits, zstd: header.zstd, first_level, table: (0, Vec::new()), cluster: none };
+        Ok((qcow2, header.size))
     }
 
     fn read_at(&mut self, file: &File, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
@@ -201,7 +192,7 @@ impl Qcow2 {
             decoder.total_out()
         };
         if size != 1 << self.cluster_bits {
-            bail!("a compressed cluster is cut off");
+            bail!("a compressed cluster is truncated");
         }
         Ok(cluster)
     }
@@ -219,8 +210,8 @@ mod tests {
     use super::*;
     use crate::disk::{
         Compression, Data, Map, Outputs,
+        bytes::CLUSTER,
         testing::{Bench, noise},
-        write::CLUSTER,
     };
 
     #[test]

@@ -1,0 +1,383 @@
+//! The keys that a cluster takes along into its new incarnation, and those that it must not.
+//!
+//! What hangs on a lease says who was there: the leader, the members, Patroni's requests. None of it is true any more. Who
+//! was synchronous and how far the last primary had come protects commits that were acknowledged, as long as the database
+//! may come from any node; when a person has said from which it comes, it would keep that node from becoming the primary.
+
+use super::{
+    plan::Kept,
+    timeline::{History, Place, parse_position},
+};
+use crate::{
+    etcd::{Client, KeyValue},
+    log,
+};
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// A key with its value.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: String,
+    /// Whether it hangs on a lease.
+    #[serde(default)]
+    pub leased: bool,
+}
+
+impl Entry {
+    /// A key as etcd tells it; `None` if it is not text, which none of ours and Patroni's is.
+    pub fn of(found: KeyValue) -> Option<Entry> {
+        let name = String::from_utf8_lossy(&found.key).into_owned();
+        match (String::from_utf8(found.key), String::from_utf8(found.value)) {
+            (Ok(key), Ok(value)) => Some(Entry { key, value, leased: found.lease != 0 }),
+            _ => {
+                log::warning!("etcd's key {name} is not text and is left behind");
+                None
+            }
+        }
+    }
+
+    fn new(key: String, value: impl Into<String>) -> Entry {
+        Entry { key, value: value.into(), leased: false }
+    }
+}
+
+/// All that etcd has kept of a cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contents {
+    /// etcd's revision.
+    pub revision: u64,
+    /// The keys, in order.
+    pub entries: Vec<Entry>,
+}
+
+/// What is written about a cluster's last recovery: `/pgha/<cluster>/recovered`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovered {
+    /// The node from which the cluster went on.
+    pub node: String,
+    /// When, in seconds since 1970.
+    pub time: i64,
+    /// The incarnation that began then.
+    pub incarnation: String,
+    /// The ids of the clusters of etcd that it replaced, in hexadecimal digits, oldest first.
+    pub replaces: Vec<String>,
+    /// The database from which it went on; `None` if only etcd did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<Origin>,
+}
+
+/// A database from which a cluster went on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Its system identifier.
+    pub system: String,
+    /// The timeline that began then: a copy belongs to the cluster if it is in its history.
+    pub timeline: u32,
+    /// The timelines before it; the last is the one that it left, and where.
+    pub history: History,
+}
+
+impl Recovered {
+    /// What etcd says of the last recovery; `None` if there was none.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or what it says is not understood.
+    pub fn ask(etcd: &Client, names: Names<'_>) -> Result<Option<Recovered>> {
+        let Some(found) = etcd.get(&names.recovered())? else { return Ok(None) };
+        serde_json::from_slice(&found.value).map(Some).context("reading what etcd says of the last recovery")
+    }
+}
+
+/// Where the keys of a cluster lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Names<'a>(pub &'a str);
+
+impl Names<'_> {
+    /// The prefix of Patroni's keys.
+    pub fn patroni(&self) -> String {
+        format!("/service/{}/", self.0)
+    }
+
+    /// The prefix of ours.
+    pub fn own(&self) -> String {
+        format!("/pgha/{}/", self.0)
+    }
+
+    /// The key of the last recovery.
+    pub fn recovered(&self) -> String {
+        format!("{}recovered", self.own())
+    }
+
+    fn initialize(&self) -> String {
+        format!("{}initialize", self.patroni())
+    }
+
+    fn sync(&self) -> String {
+        format!("{}sync", self.patroni())
+    }
+
+    /// The key of Patroni's leader.
+    pub fn leader(&self) -> String {
+        format!("{}leader", self.patroni())
+    }
+
+    /// The key in which Patroni tells of the member `name`.
+    pub fn member(&self, name: &str) -> String {
+        format!("{}members/{name}", self.patroni())
+    }
+
+    fn first(&self) -> String {
+        format!("{}first", self.own())
+    }
+}
+
+impl Contents {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.entries.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str())
+    }
+
+    /// The last recovery, if there was one.
+    pub fn recovered(&self, names: Names<'_>) -> Option<Recovered> {
+        serde_json::from_str(self.get(&names.recovered())?).ok()
+    }
+
+    /// The system identifier that `initialize` or `first` names.
+    pub fn system(&self, names: Names<'_>) -> Option<String> {
+        #[derive(Deserialize)]
+        struct First {
+            system: Option<String>,
+        }
+        let made = self.get(&names.initialize()).filter(|value| !value.is_empty()).map(ToOwned::to_owned);
+        made.or_else(|| serde_json::from_str::<First>(self.get(&names.first())?).ok()?.system)
+    }
+
+    /// What a plan wants to know.
+    pub fn kept(&self, names: Names<'_>) -> Kept {
+        #[derive(Deserialize)]
+        struct Sync {
+            leader: Option<String>,
+            sync_standby: Option<String>,
+            #[serde(default)]
+            quorum: u64,
+        }
+        let sync = self.get(&names.sync()).and_then(|text| serde_json::from_str::<Sync>(text).ok());
+        let synchronous = sync.map_or_else(Vec::new, |sync| {
+            // Where a quorum of standbys has acknowledged, no one of them has everything.
+            let standbys = sync.sync_standby.filter(|_| sync.quorum == 0).unwrap_or_default();
+            let standbys =
+                standbys.split(',').filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect::<Vec<_>>();
+            sync.leader.into_iter().chain(standbys).collect()
+        });
+        Kept { system: self.system(names), synchronous, revision: self.revision }
+    }
+
+    /// The history of the timeline `of`, as Patroni has written it down.
+    pub fn history(&self, names: Names<'_>, of: u32) -> Option<History> {
+        history(self.get(&format!("{}history", names.patroni()))?, of)
+    }
+}
+
+/// Reads Patroni's key `history` up to the timeline `of`: lists of timeline, position, reason and more.
+fn history(text: &str, of: u32) -> Option<History> {
+    let lines: Vec<Vec<serde_json::Value>> = serde_json::from_str(text).ok()?;
+    let mut places = Vec::new();
+    for line in lines {
+        let timeline = u32::try_from(line.first()?.as_u64()?).ok()?;
+        let position = match line.get(1)? {
+            serde_json::Value::String(text) => parse_position(text)?,
+            number => crate::node::database::Lsn(number.as_u64()?),
+        };
+        if timeline < of {
+            places.push(Place { timeline, position });
+        }
+    }
+    // The last line is that of the timeline before; without it, this is the history of another.
+    (places.last()?.timeline + 1 == of).then_some(History(places))
+}
+
+/// What begins with a new incarnation.
+#[derive(Debug, Clone, Copy)]
+pub struct Beginning<'a> {
+    /// The cluster's name.
+    pub cluster: &'a str,
+    /// The recovery.
+    pub recovered: &'a Recovered,
+}
+
+impl Beginning<'_> {
+    /// The keys of the new incarnation, of those of the old.
+    ///
+    /// # Errors
+    /// When they cannot be written as JSON.
+    pub fn entries(&self, old: &Contents) -> Result<Vec<Entry>> {
+        let Beginning { cluster, recovered } = *self;
+        let names = Names(cluster);
+        let node = &recovered.node;
+        let dropped = |key: &str| match key.strip_prefix(&names.patroni()) {
+            Some("failover" | "leader") => true,
+            Some(name) if name.starts_with("members/") => true,
+            // How far the last primary had come, and who was synchronous then.
+            Some(name) if name.starts_with("optime/") => recovered.database.is_some(),
+            Some("status" | "failsafe" | "sync" | "initialize") => recovered.database.is_some(),
+            Some(_) => false,
+            None => key == names.recovered() || (key == names.first()),
+        };
+        let kept = old.entries.iter().filter(|entry| !entry.leased && !dropped(&entry.key));
+        let mut entries: Vec<Entry> = kept.cloned().collect();
+        let json = |value| serde_json::to_string(&value).context("writing the keys of the cluster");
+        if let Some(origin) = &recovered.database {
+            entries.push(Entry::new(names.initialize(), &origin.system));
+            // Nobody else is synchronous with what it has.
+            entries.push(Entry::new(names.sync(), json(json!({"leader": node, "sync_standby": null, "quorum": 0}))?));
+            // Before any other node sees the new incarnation, this one holds the leader's key. Its Patroni takes it up.
+            entries.push(Entry { leased: true, ..Entry::new(names.leader(), node) });
+        }
+        let system = recovered.database.as_ref().map(|origin| origin.system.clone()).or_else(|| old.system(names));
+        entries.push(Entry::new(names.first(), json(json!({"node": node, "system": system}))?));
+        entries.push(Entry::new(names.recovered(), json(json!(recovered))?));
+        entries.sort();
+        Ok(entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{database::Lsn, first::First};
+
+    const OLD: &[(&str, &str, bool)] = &[
+        ("/pgha/demo/document", r#"{"generation": 4}"#, false),
+        ("/pgha/demo/first", r#"{"node": "pg-3", "system": "77"}"#, false),
+        ("/service/demo/config", r#"{"ttl": 30}"#, false),
+        ("/service/demo/failover", r#"{"leader": "pg-2"}"#, false),
+        ("/service/demo/failsafe", "{}", false),
+        (
+            "/service/demo/history",
+            r#"[[1,83886232,"no recovery target specified","2026","pg-1"],[2,167772312,"x"]]"#,
+            false,
+        ),
+        ("/service/demo/initialize", "77", false),
+        ("/service/demo/leader", "pg-2", true),
+        ("/service/demo/members/pg-2", "{}", true),
+        ("/service/demo/members/pg-9", "{}", false),
+        ("/service/demo/status", r#"{"optime": 9}"#, false),
+        ("/service/demo/sync", r#"{"leader": "pg-2", "sync_standby": "pg-3,pg-1", "quorum": 0}"#, false),
+    ];
+
+    fn old() -> Contents {
+        let entries = OLD.iter().map(|(key, value, leased)| Entry {
+            key: (*key).to_owned(),
+            value: (*value).to_owned(),
+            leased: *leased,
+        });
+        Contents { revision: 9, entries: entries.collect() }
+    }
+
+    fn recovered(database: bool) -> Recovered {
+        let history = History(vec![Place { timeline: 3, position: Lsn(0x9000) }]);
+        Recovered {
+            node: "pg-1".into(),
+            time: 1_795_741_749,
+            incarnation: "feed".into(),
+            replaces: vec!["1f".into()],
+            database: database.then(|| Origin { system: "77".into(), timeline: 67, history }),
+        }
+    }
+
+    fn keys(old: &Contents, database: bool) -> Vec<String> {
+        let recovered = recovered(database);
+        let entries = Beginning { cluster: "demo", recovered: &recovered }.entries(old).unwrap();
+        let name = |entry: &Entry| format!("{}{}", entry.key, if entry.leased { " (lease)" } else { "" });
+        entries.iter().map(name).collect()
+    }
+
+    #[test]
+    fn what_was_true_only_then_is_not_taken_along() {
+        assert_eq!(
+            keys(&old(), true),
+            [
+                "/pgha/demo/document",
+                "/pgha/demo/first",
+                "/pgha/demo/recovered",
+                "/service/demo/config",
+                "/service/demo/history",
+                "/service/demo/initialize",
+                "/service/demo/leader (lease)",
+                "/service/demo/sync",
+            ]
+        );
+        assert_eq!(
+            keys(&old(), false),
+            [
+                "/pgha/demo/document",
+                "/pgha/demo/first",
+                "/pgha/demo/recovered",
+                "/service/demo/config",
+                "/service/demo/failsafe",
+                "/service/demo/history",
+                "/service/demo/initialize",
+                "/service/demo/status",
+                "/service/demo/sync",
+            ]
+        );
+        assert_eq!(
+            keys(&Contents::default(), true),
+            [
+                "/pgha/demo/first",
+                "/pgha/demo/recovered",
+                "/service/demo/initialize",
+                "/service/demo/leader (lease)",
+                "/service/demo/sync",
+            ]
+        );
+        let recovered = recovered(true);
+        let entries = Beginning { cluster: "demo", recovered: &recovered }.entries(&old()).unwrap();
+        let sync = entries.iter().find(|entry| entry.key.ends_with("/sync")).unwrap();
+        assert_eq!(sync.value, r#"{"leader":"pg-1","sync_standby":null,"quorum":0}"#);
+    }
+
+    #[test]
+    fn the_gate_before_patroni_understands_the_key() {
+        let entries = Beginning { cluster: "demo", recovered: &recovered(true) }.entries(&old()).unwrap();
+        let first = entries.iter().find(|entry| entry.key == "/pgha/demo/first").unwrap();
+        let read: First = serde_json::from_str(&first.value).unwrap();
+        assert_eq!(read, First { node: "pg-1".into(), system: Some("77".into()) });
+    }
+
+    #[test]
+    fn who_was_synchronous_is_read() {
+        let names = Names("demo");
+        let kept = old().kept(names);
+        assert_eq!(
+            kept,
+            Kept {
+                system: Some("77".into()),
+                synchronous: vec!["pg-2".into(), "pg-3".into(), "pg-1".into()],
+                revision: 9
+            }
+        );
+        let mut quorum = old();
+        let sync = quorum.entries.iter_mut().find(|entry| entry.key.ends_with("/sync")).unwrap();
+        sync.value = r#"{"leader": "pg-2", "sync_standby": "pg-3,pg-1", "quorum": 1}"#.into();
+        assert_eq!(quorum.kept(names).synchronous, ["pg-2"]);
+        assert_eq!(Contents::default().kept(names), Kept::default());
+        let mut begun = old();
+        begun.entries.retain(|entry| !entry.key.ends_with("/initialize"));
+        assert_eq!(begun.system(names).as_deref(), Some("77"));
+    }
+
+    #[test]
+    fn the_history_of_patroni_is_that_of_one_timeline() {
+        let names = Names("demo");
+        let places = |of| old().history(names, of).map(|history| history.0.len());
+        assert_eq!([places(1), places(2), places(3), places(4)], [None, Some(1), Some(2), None]);
+        assert_eq!(old().history(names, 2).unwrap().left(1), Some(Lsn(83_886_232)));
+    }
+}
