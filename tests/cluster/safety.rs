@@ -50,6 +50,11 @@ impl Ledger {
         Ledger { rows, system: system(cluster, "pg-1") }
     }
 
+    /// How many rows there are.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
     /// Writes `count` rows more, as soon as the front door takes them.
     pub fn add(&mut self, cluster: &TestCluster, count: u64) {
         let door = cluster.door(5000);
