@@ -103,6 +103,8 @@ pub struct View {
     pub database: Database,
     /// What this node has begun.
     pub begun: Presence<Begun>,
+    /// Whether a server may have started with what is there, if it is a copy ([`super::database::may_have_started`]).
+    pub started: bool,
     /// Whether the disk is known to have room for one more copy that is as large as what is there.
     pub room: bool,
 }
@@ -199,11 +201,11 @@ fn unfinished(view: &View, begun: Option<&Begun>) -> Option<Step> {
     let begun = begun.filter(|begun| begun.version == view.version)?;
     let is_whole = match (&view.database, begun.what) {
         (Database::Absent | Database::Unknown(_), _) => return None,
-        // It was told as the cluster's database, and may have been damaged since.
+        // It took writes, or may have, and was damaged then.
         (Database::Damaged(_), What::Bootstrap) => may_be_told(view),
-        (Database::Damaged(_), What::Clone) => false,
+        (Database::Damaged(_), What::Clone) => view.started,
         // A copy is on the disk as a whole before a server starts with it, and then its label goes.
-        (Database::Present(facts), What::Clone) => !facts.unstarted_copy,
+        (Database::Present(facts), What::Clone) => !facts.unstarted_copy || view.started,
         // Roles and databases may be missing.
         (Database::Present(_), What::Bootstrap) => !is_mine(view) || may_be_told(view),
     };
@@ -224,13 +226,17 @@ fn is_mine(view: &View) -> bool {
     view.keys.first.as_ref().is_some_and(|first| first.value.node == view.me && first.value.system.is_none())
 }
 
-/// Whether Patroni may have told this node's beginning as the cluster's database: then it takes writes. Before that
-/// `initialize` is as Patroni has created it, with an empty value; a key that was changed since, or is gone, was told and
-/// emptied by somebody. A database of another node is told by the keys, too, and not to be had from them.
+/// Whether Patroni may have told this node's beginning as the cluster's database: from then on it takes writes. Before that
+/// `initialize` is as Patroni has created it, with an empty value; a key that was changed since, or is gone, was told, and
+/// emptied by somebody.
 fn may_be_told(view: &View) -> bool {
-    let is_named = view.keys.first.as_ref().is_none_or(|first| first.value.node == view.me);
+    let Keys { first, initialize, .. } = &view.keys;
     let is_begun = |key: &Key<String>| key.value.is_empty() && key.created == key.changed;
-    is_named && !view.keys.initialize.as_ref().is_some_and(is_begun)
+    let is_others = first.as_ref().is_some_and(|first| first.value.node != view.me);
+    match view.keys.system() {
+        System::Unknown => !is_others && !initialize.as_ref().is_some_and(is_begun),
+        System::Known(_) | System::Contradiction { .. } => true,
+    }
 }
 
 fn with_database(view: &View, own: &str) -> Step {
