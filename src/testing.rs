@@ -58,6 +58,7 @@ pub fn require_root() -> bool {
 }
 
 /// Requires that the test does not run as root.
+#[cfg(feature = "builder")]
 pub fn require_ordinary_user() -> bool {
     require("user", !rustix::process::geteuid().is_root(), "root may do everything")
 }

@@ -78,6 +78,9 @@ impl View {
         if let Some(service) = status.services.iter().find(|service| !service.settled) {
             return Some(format!("{} is {}", service.name, service.state));
         }
+        if status.etcd.as_ref().is_some_and(|etcd| etcd.leader.is_none()) {
+            return Some("etcd has no quorum".to_owned());
+        }
         match &status.postgresql {
             None => Some("Patroni does not answer".to_owned()),
             Some(_) if self.is_primary() || self.is_streaming() => None,

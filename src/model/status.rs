@@ -40,7 +40,7 @@ impl NodeStatus {
     pub fn is_good(&self) -> bool {
         self.progress.phase == Phase::Ready
             && self.services.iter().all(|service| service.settled)
-            && self.etcd.as_ref().is_none_or(|etcd| etcd.alarms.is_empty())
+            && self.etcd.as_ref().is_none_or(|etcd| etcd.leader.is_some() && etcd.alarms.is_empty())
             && !self.attention.iter().any(|attention| attention.serious)
     }
 }
@@ -135,7 +135,8 @@ pub struct PostgresqlStatus {
 pub struct EtcdStatus {
     /// The leader's name; `None` without a leader.
     pub leader: Option<String>,
-    /// The number of members that have started, and of all members.
+    /// The number of members that have started, and of all members; without a leader 0, and how many there were when it
+    /// began.
     pub members: (usize, usize),
     /// The alarms that are raised, such as `NOSPACE`.
     #[serde(default)]

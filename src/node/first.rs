@@ -184,6 +184,12 @@ pub fn completion(keys: &Keys, database: &Database) -> Completion {
     }
 }
 
+/// Whether Patroni, which runs on a node without a database, waits for what will not come: it was let in to begin, and would
+/// not be any more. It is stopped then, and comes back to [`may_start`].
+pub fn is_in_vain(view: &View) -> bool {
+    view.database == Database::Absent && !matches!(may_start(view), Step::Start(_))
+}
+
 fn unknown(doubt: &Doubt) -> Step {
     Step::Wait(format!("it is not known what is on the disk, and nothing is done until it is: {doubt}"))
 }

@@ -9,7 +9,8 @@ use super::{
     database::{self, Database},
     etcd_data::{EtcdData, Ids},
     join::{
-        self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, RECOVER, Step, Suggestion, View, Write,
+        self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, RECOVER, Step, Stopped, Suggestion,
+        View, Write,
     },
     lock,
     peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
@@ -178,10 +179,9 @@ impl Desk {
         state.begin(begun).named(&self.node).store(&self.path(STATE_PATH))
     }
 
-    /// Does what a step does to the disks, if this node still is as it was when the step was decided. `stop` stops etcd, if
-    /// it runs. Returns whether it was.
-    fn carry_out(&self, before: &Own, step: &Step, stop: impl FnOnce() -> Result<()>) -> Result<bool> {
-        let mut stop = Some(stop);
+    /// Does what a step does to the disks, if this node still is as it was when the step was decided. `stop` stops a
+    /// service, if it runs. Returns whether it was.
+    fn carry_out(&self, before: &Own, step: &Step, mut stop: impl FnMut(Stopped) -> Result<()>) -> Result<bool> {
         self.act(before, || {
             for write in join::writes(step) {
                 match write {
@@ -194,7 +194,7 @@ impl Desk {
                     Write::Begun(begun) => self.write_begun(begun)?,
                     Write::NotBegun => remove_file(&self.path(STATE_PATH))?,
                     Write::Ordered => remove_file(&self.path(ORDER_PATH))?,
-                    Write::Stop => stop.take().map_or(Ok(()), |stop| stop())?,
+                    Write::Stop(service) => stop(service)?,
                     Write::Aside(why) => set_aside(&self.path(ETCD_DATA), why).map(drop)?,
                 }
             }
@@ -395,11 +395,11 @@ impl Forming {
         view
     }
 
-    /// Carries out a step that was decided from `view`. `stop` stops etcd, if it runs.
+    /// Carries out a step that was decided from `view`. `stop` stops a service, if it runs.
     ///
     /// # Errors
     /// When a disk or systemd fails.
-    pub fn act(&mut self, view: &View, step: Step, stop: impl FnOnce() -> Result<()>) -> Result<Acted> {
+    pub fn act(&mut self, view: &View, step: Step, stop: impl FnMut(Stopped) -> Result<()>) -> Result<Acted> {
         if let Step::SetAside(Aside::OtherCluster) = step
             && let Some(text) = self.stays(view)?
         {
@@ -575,8 +575,8 @@ pub fn enter(node: &Node, reporter: &mut Reporter) -> Result<Entered> {
             return Ok(Entered { start: state.etcd, discovery: None });
         }
         reporter.report(Phase::Working, ENTERING, LEFT_BEHIND);
-        stop_patroni()?;
-        stop()?;
+        stop(Stopped::Patroni)?;
+        stop(Stopped::Etcd)?;
     }
     let discovery = forming.receive()?;
     let mut acts = 0;
@@ -587,7 +587,7 @@ pub fn enter(node: &Node, reporter: &mut Reporter) -> Result<Entered> {
         if !text.is_empty() {
             reporter.report(Phase::Working, ENTERING, &text);
         }
-        match forming.act(&view, step.clone(), || leave(&step))? {
+        match forming.act(&view, step, stop)? {
             Acted::Start(start) => return Ok(Entered { start, discovery: Some(discovery) }),
             Acted::Again if acts < HASTE => acts += 1,
             Acted::Again => {
@@ -607,24 +607,15 @@ fn runs() -> Result<bool> {
     Ok(matches!(units::show(UNIT)?.active.as_str(), "active" | "activating" | "reloading" | "deactivating"))
 }
 
-fn stop() -> Result<()> {
-    if runs()? { Ok(units::stop(UNIT)?) } else { Ok(()) }
-}
-
-/// Stops etcd before its data are set aside.
-fn leave(step: &Step) -> Result<()> {
-    if matches!(step, Step::SetAside(Aside::OtherCluster)) {
-        stop_patroni()?;
-    }
-    stop()
-}
-
-/// Stops Patroni before this node enters another cluster: what its database has more is looked at before it starts there.
-fn stop_patroni() -> Result<()> {
-    if matches!(units::show(PATRONI)?.active.as_str(), "inactive" | "failed" | "") {
+fn stop(service: Stopped) -> Result<()> {
+    let unit = match service {
+        Stopped::Patroni => PATRONI,
+        Stopped::Etcd => UNIT,
+    };
+    if matches!(units::show(unit)?.active.as_str(), "inactive" | "failed" | "") {
         return Ok(());
     }
-    Ok(units::stop(PATRONI)?)
+    Ok(units::stop(unit)?)
 }
 
 /// Starts etcd and waits until it serves, for the quorum as long as it takes. Returns whether it does: it does not when its
@@ -662,7 +653,7 @@ pub fn serve(node: &Node, service: &Service, reporter: &mut Reporter) -> Result<
             match join::next(&view) {
                 step @ (Step::SetAside(_) | Step::Abandon(..)) => {
                     reporter.report(Phase::Working, STARTING, &words(&step));
-                    match forming.act(&view, step.clone(), || leave(&step))? {
+                    match forming.act(&view, step, stop)? {
                         Acted::Later(why) => waits = Some(why),
                         _ => return Ok(false),
                     }

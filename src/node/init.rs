@@ -8,6 +8,7 @@ use super::{
     agent,
     apply::{self, Changed},
     bootstrap::{Closed, Gate},
+    first,
     form::{self, Entered},
     lock, machine, metadata,
     peers::{DiscoveryListener, TlsCredentials},
@@ -273,6 +274,19 @@ fn bring_up_patroni(
         })?;
     }
     *window = None;
+    let outcome = wait_for_database(service, node, &gate, reporter);
+    if outcome.is_err() && gate.look().is_ok_and(|view| first::is_in_vain(&view)) {
+        log::warning!(
+            "Patroni waits for what will not come: it is stopped, and it is looked anew whether it may start"
+        );
+        units::stop(&service.unit)?;
+    }
+    Ok(outcome?)
+}
+
+/// Starts Patroni, which may start, and waits until this node has a whole database.
+fn wait_for_database(service: &Service, node: &Node, gate: &Gate<'_>, reporter: &mut Reporter) -> Result<()> {
+    let step = format!("starting {PATRONI}");
     bring_up(PATRONI, service, node, reporter)?;
     let within = service.ready.as_ref().map_or(PLAIN_WITHIN, |ready| ready.within.0);
     let deadline = Instant::now() + within;

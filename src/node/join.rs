@@ -147,10 +147,19 @@ pub enum Write {
     NotBegun,
     /// That a person's order is carried out.
     Ordered,
-    /// No write, but etcd has stopped, if it ran, before the next one.
-    Stop,
+    /// No write, but this has stopped, if it ran, before the next one.
+    Stop(Stopped),
     /// etcd's data are put aside; why, in a word.
     Aside(&'static str),
+}
+
+/// A service that must have stopped before data are touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stopped {
+    /// Patroni and the database.
+    Patroni,
+    /// etcd.
+    Etcd,
 }
 
 /// What a step does to this node's own disks, in order. The power may fail between any two of them.
@@ -160,9 +169,18 @@ pub fn writes(step: &Step) -> Vec<Write> {
         // A beginning without its mark would never start, and a mark without its beginning says nothing. A cluster that has
         // formed takes no other order.
         Step::Commit(begun) => vec![Write::Mark(begun.clone()), Write::Begun(begun.clone()), Write::Ordered],
-        Step::SetAside(why) => vec![Write::Stop, Write::Aside(why.word())],
+        // What the database here has more than the other cluster's is looked at before Patroni starts there.
+        Step::SetAside(why @ Aside::OtherCluster) => {
+            vec![Write::Stop(Stopped::Patroni), Write::Stop(Stopped::Etcd), Write::Aside(why.word())]
+        }
+        Step::SetAside(why) => vec![Write::Stop(Stopped::Etcd), Write::Aside(why.word())],
         Step::Abandon(promises, begun) => {
-            vec![Write::Promises(promises.clone()), Write::Begun(begun.clone()), Write::Stop, Write::Aside("unformed")]
+            vec![
+                Write::Promises(promises.clone()),
+                Write::Begun(begun.clone()),
+                Write::Stop(Stopped::Etcd),
+                Write::Aside("unformed"),
+            ]
         }
         Step::Forget(promises) => vec![Write::Promises(promises.clone()), Write::NotBegun],
         Step::Start(_) | Step::Resume | Step::Remove(_) | Step::Add | Step::Readdress(_) | Step::Wait { .. } => {

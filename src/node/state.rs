@@ -77,6 +77,12 @@ impl State {
         State { etcd: begun.start, etcd_ids: begun.ids, etcd_seen: begun.seen, ..self }
     }
 
+    /// The same before a person takes etcd's data away: for all that is known, its member has voted, and is never started
+    /// again without what it has written.
+    pub fn without_etcd(self) -> State {
+        State { etcd_seen: true, ..self }
+    }
+
     /// The same with the name and address that `node` has in its document.
     pub fn named(self, node: &Node) -> State {
         State { node: node.member().name.clone(), address: node.member().address, ..self }
@@ -262,6 +268,23 @@ mod tests {
         let state = State::load(&path).unwrap().unwrap();
         assert_eq!((state.etcd.token.as_str(), state.etcd_ids, state.etcd_seen), ("", None, true));
         assert!(state.begun().seen && state.complete);
+    }
+
+    #[test]
+    fn a_member_whose_data_a_person_takes_away_is_not_started_again_as_it_began() {
+        let spec = samples::three();
+        let state = State::new(&Node::new(spec.clone(), 1), EtcdStart::together(&spec));
+        let own = crate::node::promise::Own {
+            etcd: crate::node::etcd_data::EtcdData::Absent,
+            idle: false,
+            database: crate::node::promise::Found::Absent,
+            begun: Some(state.begun()),
+            marked: true,
+            complete: false,
+            promises: crate::node::promise::Promises::default(),
+        };
+        assert!(own.may_start(&state.begun()), "it was cut off before its etcd had started");
+        assert!(!own.may_start(&state.without_etcd().begun()));
     }
 
     #[test]

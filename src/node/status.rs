@@ -5,7 +5,9 @@ use super::{
         self,
         report::{REPORT_PATH, Report},
     },
-    aside, machine,
+    aside,
+    join::RECOVER,
+    machine,
     peers::TlsCredentials,
     progress::{self, PROGRESS_PATH},
     state::{STATE_PATH, State},
@@ -108,6 +110,9 @@ fn ask_etcd(state: &State) -> Result<EtcdStatus> {
     let endpoint = format!("https://{}", host_port(state.address, ports::ETCD_CLIENT));
     let client = TlsCredentials::of_the_node().etcd(vec![endpoint.clone()])?;
     let leader = client.status(&endpoint)?.leader;
+    if leader == 0 {
+        return Ok(EtcdStatus { leader: None, members: (0, state.etcd.members.len()), alarms: Vec::new() });
+    }
     let members = client.members()?;
     Ok(EtcdStatus {
         leader: members.iter().find(|member| member.id == leader).map(|member| member.name.clone()),
@@ -145,9 +150,18 @@ impl fmt::Display for Lines<'_> {
             writeln!(f, "postgresql  {synchronous}{}, {}{timeline}{restart}", postgresql.role, postgresql.state)?;
         }
         if let Some(etcd) = &status.etcd {
-            let leader = etcd.leader.as_deref().unwrap_or("nobody");
-            write!(f, "etcd        {} of {} members started, {leader} leads", etcd.members.0, etcd.members.1)?;
-            writeln!(f, "{}", etcd.alarms.iter().map(|alarm| format!(", alarm {alarm}")).collect::<String>())?;
+            match &etcd.leader {
+                Some(leader) => {
+                    let (started, all) = etcd.members;
+                    let alarms: String = etcd.alarms.iter().map(|alarm| format!(", alarm {alarm}")).collect();
+                    writeln!(f, "etcd        {started} of {all} members started, {leader} leads{alarms}")?;
+                }
+                None => writeln!(
+                    f,
+                    "etcd        no leader: there is no quorum of its members, and the database takes no writes\n            \
+                     If those that are missing cannot come back: {RECOVER}"
+                )?,
+            }
         }
         if let Some(holds) = status.vip {
             writeln!(f, "vip         {}", if holds { "here" } else { "elsewhere" })?;
@@ -229,7 +243,7 @@ mod tests {
             asides: Vec::new(),
         };
         assert!(good.is_good());
-        let alarm = EtcdStatus { leader: None, members: (3, 3), alarms: vec!["NOSPACE".into()] };
+        let alarm = EtcdStatus { leader: Some("pg-1".into()), members: (3, 3), alarms: vec!["NOSPACE".into()] };
         assert!(!NodeStatus { etcd: Some(alarm), ..good.clone() }.is_good());
         assert!(!NodeStatus { attention: vec![Attention::serious("disk/full", "full")], ..good }.is_good());
     }
@@ -241,5 +255,24 @@ mod tests {
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].text, "nobody looks after this node: pgha-agent.service is failed (failed)");
         assert!(!told[0].serious, "everything else works without it");
+    }
+
+    #[test]
+    fn a_node_without_a_quorum_is_not_ready_and_says_so() {
+        let with_leader = |leader: Option<&str>| NodeStatus {
+            progress: BootProgress { phase: Phase::Ready, ..BootProgress::default() },
+            complete: true,
+            services: Vec::new(),
+            postgresql: None,
+            etcd: Some(EtcdStatus { leader: leader.map(ToOwned::to_owned), members: (3, 3), alarms: Vec::new() }),
+            vip: None,
+            attention: Vec::new(),
+            asides: Vec::new(),
+        };
+        assert!(with_leader(Some("pg-2")).is_good());
+        let alone = with_leader(None);
+        assert!(!alone.is_good());
+        let text = Lines(&alone).to_string();
+        assert!(text.contains("no quorum") && text.contains("pgha-node recover"), "{text}");
     }
 }

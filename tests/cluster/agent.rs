@@ -22,6 +22,7 @@ pub fn all() -> Vec<Scenario> {
         asked("etcd_that_is_out_of_space_takes_writes_again_by_itself", out_of_space),
         asked("a_member_that_was_removed_from_etcd_comes_back_by_itself", removed_member),
         asked("an_older_document_removes_nobody", older_document),
+        asked("a_deleted_initialize_key_is_written_back_while_nobody_leads", deleted_key),
         asked("a_full_disk_closes_the_database_and_opens_it_again", full_disk),
     ]
 }
@@ -215,8 +216,8 @@ fn older_document(cluster: &mut TestCluster) {
         let given = give(document, "pgha-node init --changed");
         assert_eq!(given.status, Some(0), "{given:?}");
     }
-    let refused = give(&smaller, "pgha-node init");
-    assert_eq!(refused.status, Some(78), "{refused:?}");
+    let refused = give(&smaller, "pgha-node init; echo \"status $?\"");
+    assert!(refused.stdout.ends_with("status 78\n"), "{refused:?}");
     let said = says(cluster, "pg-1");
     assert!(said.contains("it is not taken up") && said.contains("pgha-node init --changed"), "{said}");
     println!("{said}");
@@ -234,6 +235,33 @@ fn older_document(cluster: &mut TestCluster) {
     ledger.assert_kept(cluster);
     let key = etcdctl(cluster, "pg-2", &format!("get --print-value-only /pgha/{NAME}/document"));
     println!("    {}", key.stdout.trim());
+}
+
+fn deleted_key(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let ledger = Ledger::write(cluster);
+    for node in NODES {
+        cluster.on(node, "systemctl stop patroni");
+    }
+    let key = |name: &str| etcdctl(cluster, "pg-1", &format!("get --print-value-only /service/{NAME}/{name}")).stdout;
+    wait("the leader's key to be gone", cluster.patience(Duration::from_secs(60)), || {
+        let leader = key("leader");
+        if leader.trim().is_empty() { Ok(()) } else { Err(leader) }
+    });
+    let before = key("initialize");
+    assert!(before.trim().len() > 10, "{before}");
+    let began = Instant::now();
+    etcdctl(cluster, "pg-1", &format!("del /service/{NAME}/initialize"));
+    wait("the key to be written back", cluster.patience(Duration::from_secs(30)), || {
+        let now = key("initialize");
+        if now == before { Ok(()) } else { Err(now) }
+    });
+    println!("    written back after {:.1} s", began.elapsed().as_secs_f64());
+    for node in NODES {
+        cluster.on(node, "systemctl start patroni");
+    }
+    cluster.wait_healthy();
+    ledger.assert_kept(cluster);
 }
 
 /// How large the databases' volumes are where they are to be filled, in MiB.

@@ -191,7 +191,7 @@ fn enter(shared: &Shared, forming: &mut Forming) -> Option<EtcdStart> {
         let view = forming.look(false).unwrap();
         let step = join::next(&view);
         shared.steps.lock().unwrap().push(step.clone());
-        match forming.act(&view, step, || Ok(())).unwrap() {
+        match forming.act(&view, step, |_| Ok(())).unwrap() {
             Acted::Start(start) => {
                 drop(discovery);
                 return Some(start);
@@ -227,7 +227,7 @@ fn serve(shared: &Shared, node: &Node, root: &Path, forming: &mut Forming, etcd:
         if matches!(step, Step::SetAside(_) | Step::Abandon(..)) {
             shared.steps.lock().unwrap().push(step.clone());
             forming
-                .act(&view, step, || {
+                .act(&view, step, |_| {
                     let _ = etcd.kill();
                     Ok(etcd.wait().map(drop)?)
                 })
@@ -555,7 +555,7 @@ fn what_is_on_the_disks_decides_and_not_what_was_seen_before() {
     let view = founder.look(false).unwrap();
     let Step::Promise(_) = join::next(&view) else { panic!() };
     let step = join::next(&view);
-    founder.act(&view, step, || Ok(())).unwrap();
+    founder.act(&view, step, |_| Ok(())).unwrap();
     let view: View = founder.look(false).unwrap();
     let step = join::next(&view);
     assert!(matches!(step, Step::Commit(_)), "{step:?}");
@@ -563,7 +563,7 @@ fn what_is_on_the_disks_decides_and_not_what_was_seen_before() {
     let main = machines[0].path("var/lib/postgresql/17/main");
     fs::create_dir_all(&main).unwrap();
     fs::write(main.join("PG_VERSION"), "17").unwrap();
-    assert_eq!(founder.act(&view, step, || Ok(())).unwrap(), Acted::Again);
+    assert_eq!(founder.act(&view, step, |_| Ok(())).unwrap(), Acted::Again);
     assert!(!machines[0].path(STATE_PATH).exists());
     let view = founder.look(false).unwrap();
     assert!(matches!(join::next(&view), Step::Wait { .. }));

@@ -95,8 +95,12 @@ fn one_of_three_goes_on_and_the_others_join_it_with_their_data_set_aside() {
     assert!(machines[1].did(|step| matches!(step, Step::SetAside(Aside::OtherCluster))));
     assert_eq!(machines[0].client().cluster().unwrap().1.len(), 3);
     machines.iter().for_each(has_the_keys);
-    let asides = std::fs::read_dir(machines[1].path("var/lib/etcd")).unwrap();
-    assert_eq!(asides.count(), 2, "its old data are kept");
+    let found = std::fs::read_dir(machines[1].path("var/lib/etcd")).unwrap();
+    let names: Vec<String> = found.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let kept: Vec<&String> = names.iter().filter(|name| name.ends_with("-other-cluster")).collect();
+    assert_eq!(kept.len(), 1, "{names:?}");
+    let kept = EtcdData::look(&machines[1].path("var/lib/etcd").join(kept[0]));
+    assert!(matches!(kept, EtcdData::Data(ids) if ids.cluster == old), "{kept:?}");
 }
 
 #[test]

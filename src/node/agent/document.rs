@@ -73,7 +73,7 @@ pub enum Given {
 
 impl Given {
     /// A document that is there, beside the members `listed`.
-    fn found(spec: &ClusterSpec, listed: &[Member]) -> Given {
+    pub fn found(spec: &ClusterSpec, listed: &[Member]) -> Given {
         let named = listed.iter().all(|member| is_named(spec, &member.name, &member.peer_urls));
         if named && !listed.is_empty() { Given::NamesAll } else { Given::LeavesOut }
     }
@@ -94,7 +94,7 @@ pub fn place(record: Option<&Record>, digest: &str) -> Place {
 }
 
 /// Whether a document is counted as the newest from now on.
-fn becomes_newest(place: Place, given: Given) -> bool {
+pub fn becomes_newest(place: Place, given: Given) -> bool {
     match (place, given) {
         (Place::Current, _) => false,
         (Place::Older { .. } | Place::Unknown, Given::OnPurpose) | (Place::Unknown, Given::NamesAll) => true,

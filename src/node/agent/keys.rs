@@ -43,22 +43,23 @@ impl Concern for Initialize {
         }
         let keys = store.read().context("asking etcd which database is the cluster's")?;
         let folder = Path::new(POSTGRESQL_DATA).join(version.to_string()).join("main");
-        match step(&keys, &database::of_version(version, Database::look(&folder))) {
-            Step::Nothing => Ok(Vec::new()),
-            Step::Restore(system) => {
+        match restore(&keys, &database::of_version(version, Database::look(&folder))) {
+            KeyStep::Nothing => Ok(Vec::new()),
+            KeyStep::Restore(system) => {
                 if store.restore(&keys, system).context("writing Patroni's key `initialize` back")? {
                     log::warning!("Patroni's key `initialize` was gone while there is no leader: it is written back");
                 }
                 Ok(Vec::new())
             }
-            Step::Tell(text) => Ok(vec![Attention::serious("keys/contradiction", text)]),
+            KeyStep::Tell(text) => Ok(vec![Attention::serious("keys/contradiction", text)]),
         }
     }
 }
 
 /// What is done about the key while there is no leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Step<'a> {
+pub enum KeyStep<'a> {
+    /// Nothing.
     Nothing,
     /// It is to have this system identifier again.
     Restore(&'a str),
@@ -66,19 +67,20 @@ enum Step<'a> {
     Tell(String),
 }
 
-fn step<'a>(keys: &'a Keys, own: &Database) -> Step<'a> {
+/// What is done about the key while there is no leader, on a node that has the database `own`.
+pub fn restore<'a>(keys: &'a Keys, own: &Database) -> KeyStep<'a> {
     let named = keys.initialize.as_ref().map(|key| key.value.as_str()).filter(|value| !value.is_empty());
     let Some(system) = keys.first.as_ref().and_then(|first| first.value.system.as_deref()) else {
-        return Step::Nothing;
+        return KeyStep::Nothing;
     };
     match (named, own) {
-        (Some(_), _) => Step::Nothing,
-        (None, Database::Present(facts)) if facts.system != system => Step::Tell(format!(
+        (Some(_), _) => KeyStep::Nothing,
+        (None, Database::Present(facts)) if facts.system != system => KeyStep::Tell(format!(
             "Patroni's key `initialize` is gone, and this node's database has the system identifier {}, the cluster's {system}: \
              nothing is written; see `pgha-node recover`",
             facts.system
         )),
-        (None, _) => Step::Restore(system),
+        (None, _) => KeyStep::Restore(system),
     }
 }
 
@@ -123,12 +125,12 @@ mod tests {
                     };
                     let is_known = first.as_ref().is_some_and(|first| first.system.is_some());
                     let is_gone = initialize.is_none_or(str::is_empty);
-                    match step(&keys, own) {
-                        Step::Restore(system) => {
+                    match restore(&keys, own) {
+                        KeyStep::Restore(system) => {
                             assert!(system == "7" && is_known && is_gone && *fits, "{keys:?} {own:?}")
                         }
-                        Step::Tell(_) => assert!(is_known && is_gone && !fits, "{keys:?} {own:?}"),
-                        Step::Nothing => assert!(!is_known || !is_gone, "{keys:?} {own:?}"),
+                        KeyStep::Tell(_) => assert!(is_known && is_gone && !fits, "{keys:?} {own:?}"),
+                        KeyStep::Nothing => assert!(!is_known || !is_gone, "{keys:?} {own:?}"),
                     }
                 }
             }

@@ -32,7 +32,7 @@ const LATE: Duration = Duration::from_secs(60);
 /// How long etcd may be away before a person is told.
 const AWAY: Duration = Duration::from_secs(60);
 /// How long after a node was made to run `init` again it is not made to do so once more.
-const AGAIN: Duration = Duration::from_secs(300);
+const AGAIN: Duration = Duration::from_secs(60);
 const ETCD_UNIT: &str = "etcd.service";
 const NODE_UNIT: &str = "pgha-node.service";
 
@@ -81,7 +81,7 @@ impl Members {
     fn look_after(&mut self, world: &World, listed: &[Member], now: Instant) -> Result<Vec<Attention>> {
         let (place, record) = document::count(world, listed)?;
         self.listen(world, listed, now);
-        let view = View { place, listed: listed.iter().map(|member| self.seen(world, member, now)).collect() };
+        let view = MembersView { place, listed: listed.iter().map(|member| self.seen(world, member, now)).collect() };
         let mut told: Vec<Attention> = out_of_date(place, &record).into_iter().collect();
         if let Some(id) = ripe(&view)
             && view.is_safe(&self.answering(world, listed))
@@ -113,8 +113,8 @@ impl Members {
         }
     }
 
-    fn seen(&self, world: &World, member: &Member, now: Instant) -> Seen {
-        Seen {
+    fn seen(&self, world: &World, member: &Member, now: Instant) -> SeenMember {
+        SeenMember {
             id: member.id,
             name: if member.name.is_empty() { format!("{:x}", member.id) } else { member.name.clone() },
             named: is_named(&world.node.spec, &member.name, &member.peer_urls),
@@ -203,18 +203,20 @@ fn out_of_date(place: Place, record: &Record) -> Option<Attention> {
 
 /// A member as it is seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen {
-    id: u64,
-    name: String,
+pub struct SeenMember {
+    /// Its id.
+    pub id: u64,
+    /// Its name, or its id where it has not told it yet.
+    pub name: String,
     /// Whether the document names it.
-    named: bool,
+    pub named: bool,
     /// Whether it has ever started.
-    started: bool,
+    pub started: bool,
     /// For how long it has not answered; nothing if it does, or was not asked.
-    silent: Option<Duration>,
+    pub silent: Option<Duration>,
 }
 
-impl Seen {
+impl SeenMember {
     /// After how much silence it may be removed.
     fn patience(&self) -> Duration {
         if self.started { SILENCE } else { NEVER_STARTED }
@@ -223,30 +225,32 @@ impl Seen {
 
 /// What is known of the members.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct View {
-    place: Place,
-    listed: Vec<Seen>,
+pub struct MembersView {
+    /// Where this node's document stands.
+    pub place: Place,
+    /// The members of etcd.
+    pub listed: Vec<SeenMember>,
 }
 
 /// The member that may be removed, if there is one.
-fn ripe(view: &View) -> Option<u64> {
+pub fn ripe(view: &MembersView) -> Option<u64> {
     if view.place != Place::Current {
         return None;
     }
-    let gone = |seen: &&Seen| !seen.named && seen.silent.is_some_and(|silent| silent >= seen.patience());
+    let gone = |seen: &&SeenMember| !seen.named && seen.silent.is_some_and(|silent| silent >= seen.patience());
     view.listed.iter().find(gone).map(|seen| seen.id)
 }
 
-impl View {
+impl MembersView {
     /// Whether the members that answer are more than half of all as they are now: etcd then carries the change out at once,
     /// and what remains has its quorum.
-    fn is_safe(&self, answering: &BTreeSet<u64>) -> bool {
+    pub fn is_safe(&self, answering: &BTreeSet<u64>) -> bool {
         self.listed.iter().filter(|seen| answering.contains(&seen.id)).count() > self.listed.len() / 2
     }
 }
 
 /// What is told of a member that nobody names and that does not answer.
-fn leaving(seen: &Seen) -> Option<Attention> {
+fn leaving(seen: &SeenMember) -> Option<Attention> {
     let silent = seen.silent.filter(|silent| !seen.named && *silent >= AWAY)?;
     let minutes = silent.as_secs() / 60;
     Some(Attention::notice(
@@ -324,10 +328,10 @@ mod tests {
                 for started in [true, false] {
                     for seconds in times {
                         let silent = seconds.map(Duration::from_secs);
-                        let seen = Seen { id: 9, name: "pg-9".into(), named, started, silent };
+                        let seen = SeenMember { id: 9, name: "pg-9".into(), named, started, silent };
                         let enough = seconds >= Some(if started { 300 } else { 1200 });
                         let expected = place == Place::Current && !named && enough;
-                        let view = View { place, listed: vec![seen] };
+                        let view = MembersView { place, listed: vec![seen] };
                         assert_eq!(ripe(&view).is_some(), expected, "{view:?}");
                     }
                 }
@@ -338,8 +342,8 @@ mod tests {
     #[test]
     fn nobody_is_removed_while_half_of_all_are_silent() {
         for count in 1..=7_u64 {
-            let seen = |id| Seen { id, name: String::new(), named: true, started: true, silent: None };
-            let view = View { place: Place::Current, listed: (0..count).map(seen).collect() };
+            let seen = |id| SeenMember { id, name: String::new(), named: true, started: true, silent: None };
+            let view = MembersView { place: Place::Current, listed: (0..count).map(seen).collect() };
             for answering in 0..=count {
                 let safe = view.is_safe(&(0..answering).collect());
                 assert_eq!(safe, answering > count / 2, "{answering} of {count}");
@@ -348,7 +352,7 @@ mod tests {
                 }
             }
         }
-        let view = View { place: Place::Current, listed: Vec::new() };
+        let view = MembersView { place: Place::Current, listed: Vec::new() };
         assert!(!view.is_safe(&BTreeSet::from([7])), "an answer of no member counts nothing");
     }
 
@@ -382,7 +386,7 @@ mod tests {
 
     #[test]
     fn silence_is_told_after_a_minute() {
-        let seen = |seconds| Seen {
+        let seen = |seconds| SeenMember {
             id: 9,
             name: "pg-9".into(),
             named: false,
@@ -392,6 +396,6 @@ mod tests {
         assert_eq!(leaving(&seen(59)), None);
         let told = leaving(&seen(185)).unwrap();
         assert_eq!(told.text, "pg-9 is a member of etcd that the document does not name, silent for 3 min");
-        assert_eq!(leaving(&Seen { named: true, ..seen(185) }), None);
+        assert_eq!(leaving(&SeenMember { named: true, ..seen(185) }), None);
     }
 }

@@ -74,7 +74,11 @@ impl Concern for Store {
         let endpoint = world.etcd.endpoint().to_owned();
         let config = fs::read_to_string(CONFIG_PATH).unwrap_or_default();
         self.limits.quota = quota(&config).unwrap_or(ETCD_QUOTA);
-        self.look(&world.etcd, &endpoint, now)
+        match self.look(&world.etcd, &endpoint, now) {
+            // Before the node is up, nobody can expect an answer.
+            Err(_) if !world.settled() => Ok(Vec::new()),
+            looked => looked,
+        }
     }
 }
 

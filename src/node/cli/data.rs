@@ -13,7 +13,7 @@ use crate::{
         first::{Keys, Store, System},
         lock,
         peers::TlsCredentials,
-        state::{ETCD_DATA, POSTGRESQL_DATA},
+        state::{ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
         this_node::{self, postgresql_version},
         units,
     },
@@ -114,6 +114,13 @@ fn make(root: &Path, what: &str) -> Result<()> {
     }
     let _held = lock::hold("aside make", told)?;
     unused(&folder)?;
+    if folder == Path::new(ETCD_DATA) {
+        // Written before the data go: the mark of the member's beginning stays beside them.
+        let state = root.join(STATE_PATH.trim_start_matches('/'));
+        if let Some(known) = State::load(&state)? {
+            known.without_etcd().store(&state)?;
+        }
+    }
     let path = aside::set_aside(&root.join(folder.strip_prefix("/").unwrap_or(&folder)), "by-hand")?;
     forget(&folder)?;
     said(&format!("set aside: it is {} now", path.display()))

@@ -198,6 +198,31 @@ fn a_node_is_done_when_it_has_the_database_that_is_pinned() {
 }
 
 #[test]
+fn a_patroni_that_was_let_in_and_may_not_begin_any_more_comes_back() {
+    let mut in_vain = 0;
+    for view in every_view() {
+        let is_in_vain = is_in_vain(&view);
+        in_vain += u32::from(is_in_vain);
+        // Where there is a database, or half of one, Patroni is at work.
+        assert!(!is_in_vain || view.database == Database::Absent, "{view:?}");
+    }
+    assert!(in_vain > 0);
+    // A person has let another node make the first database, while this one had begun, or this one, while another had.
+    let taken = |node: &str| View {
+        me: "pg-1".into(),
+        forms: true,
+        version: 17,
+        keys: Keys { first: first(node, None, 3), initialize: initialize("", 5), ..Keys::default() },
+        database: Database::Absent,
+        begun: mark(What::Bootstrap, 17),
+        room: true,
+    };
+    assert!(is_in_vain(&taken("pg-2")));
+    assert!(is_in_vain(&taken("pg-1")));
+    assert_eq!(may_start(&taken("pg-1")), Step::GiveUpOwnBeginning(6));
+}
+
+#[test]
 fn a_key_that_was_emptied_by_hand_costs_no_database() {
     let whole = |first: Option<Key<First>>| {
         step(|view| {

@@ -398,7 +398,7 @@ fn nothing_is_started_or_moved_before_it_is_written_why() {
             Write::Begun(_) => "begun".to_owned(),
             Write::NotBegun => "not begun".to_owned(),
             Write::Ordered => "ordered".to_owned(),
-            Write::Stop => "stop".to_owned(),
+            Write::Stop(service) => format!("stop {service:?}"),
             Write::Aside(why) => format!("aside ({why})"),
         });
         let name = format!("{step:?}").split(['(', ' ']).next().unwrap_or_default().to_owned();

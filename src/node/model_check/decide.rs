@@ -49,7 +49,7 @@ pub(super) enum Write {
     Begun(Begun),
     NotBegun,
     Ordered,
-    Stop,
+    Stop(join::Stopped),
     Aside,
 }
 
@@ -446,7 +446,7 @@ impl Decider {
                 join::Write::Begun(real) => Write::Begun(same(begun, &real)),
                 join::Write::NotBegun => Write::NotBegun,
                 join::Write::Ordered => Write::Ordered,
-                join::Write::Stop => Write::Stop,
+                join::Write::Stop(service) => Write::Stop(service),
                 join::Write::Aside(_) => Write::Aside,
             }
         });

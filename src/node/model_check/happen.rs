@@ -6,15 +6,47 @@ use super::{
     mutations::Mutation,
     world::*,
 };
+use crate::node::join::Stopped;
 
 impl Model {
     /// The world after something has happened.
     pub(super) fn after(&self, world: &World, happens: Move) -> World {
         let mut next = world.clone();
         self.happen(&mut next, happens);
-        next.replicate();
-        self.check(&mut next);
-        next.canonical()
+        let mut next = self.settle(next);
+        while let Some(alone) = self.alone(&next) {
+            self.happen(&mut next, alone);
+            next = self.settle(next);
+        }
+        next
+    }
+
+    /// What happens next to a node alone, where no power cut or lost disk can tell it from what comes after: it need not be
+    /// tried in every order with what others do.
+    fn alone(&self, world: &World) -> Option<Move> {
+        if world.budget.total > 0 || world.broken.is_some() {
+            return None;
+        }
+        let next = |node: u8| match (world.node(node).look, world.node(node).gate) {
+            (Look::Acting(..), _) => Some(Move::Act(node)),
+            (_, Gate::Ready(GateStep::Unmark, _)) => Some(Move::GateAct(node)),
+            _ if self.may_see(world, node) => Some(Move::Seen(node)),
+            _ => self.finishes_alone(world, node).then_some(Move::Finish(node)),
+        };
+        world.all().filter(|node| world.node(*node).on).find_map(next)
+    }
+
+    /// The world after what follows at once from what has happened.
+    pub(super) fn settle(&self, mut world: World) -> World {
+        world.replicate();
+        for node in world.all() {
+            // A member that has its quorum asks nobody any more.
+            if matches!(world.node(node).look, Look::Asking(_)) && !self.is_looking(&world, node) {
+                world.node_mut(node).look = Look::Idle;
+            }
+        }
+        self.check(&mut world);
+        world.canonical()
     }
 
     fn happen(&self, world: &mut World, happens: Move) {
@@ -53,7 +85,6 @@ impl Model {
             Move::Expelled(node) => stop_etcd(world.node_mut(node)),
             Move::GateLook(node) => self.gate_look(world, node),
             Move::GateAct(node) => self.gate_act(world, node),
-            Move::PatroniStart(node) => world.node_mut(node).gate = Gate::Patroni,
             Move::PatroniEnds(node) => world.node_mut(node).gate = Gate::Closed,
             Move::Finish(node) => self.finish(world, node),
             Move::Initdb(_)
@@ -197,7 +228,8 @@ impl Model {
                 (it.begun, it.complete) = (None, false);
             }
             Write::Ordered => world.node_mut(by).order = None,
-            Write::Stop => stop_etcd(world.node_mut(by)),
+            Write::Stop(Stopped::Etcd) => stop_etcd(world.node_mut(by)),
+            Write::Stop(Stopped::Patroni) => world.node_mut(by).gate = Gate::Closed,
             Write::Aside => self.set_etcd_aside(world, by),
         }
     }
@@ -387,6 +419,7 @@ impl Model {
             Move::AsideEtcd(node) => {
                 spend(budget, |budget| &mut budget.asides);
                 let it = world.node_mut(node);
+                it.begun.iter_mut().for_each(|begun| begun.seen = true);
                 (it.etcd, it.look) = (Etcd::Absent, Look::Idle);
             }
             Move::Empty(inc) => {
@@ -463,7 +496,8 @@ fn remove(it: &mut Etcds, whom: u8) {
 fn is_idle(node: &Node, write: Write) -> bool {
     match write {
         Write::Ordered => node.order.is_none(),
-        Write::Stop => !node.runs,
+        Write::Stop(Stopped::Etcd) => !node.runs,
+        Write::Stop(Stopped::Patroni) => !node.patroni(),
         _ => false,
     }
 }

@@ -90,14 +90,14 @@ impl<'a> Healer<'a> {
 
     /// The world in which all is well at last.
     pub(super) fn grown(&self, world: &World, doc: u8) -> Option<World> {
-        match self.search(&heal(world, doc), doc) {
+        match self.search(&heal(self.model, world, doc), doc) {
             Ending::Well(world) => Some(*world),
             Ending::Fine | Ending::Stuck(_) => None,
         }
     }
 
     fn wrong_under(&self, world: &World, doc: u8) -> Option<String> {
-        let healed = heal(world, doc);
+        let healed = heal(self.model, world, doc);
         let reached = match self.search(&healed, doc) {
             Ending::Well(_) | Ending::Fine => return None,
             Ending::Stuck(reached) => reached,
@@ -116,6 +116,20 @@ impl<'a> Healer<'a> {
         }
         drop(known);
         let Some(last) = waiting.first().map(|at| &reached.worlds[*at as usize]) else {
+            if std::env::var("BY_HAND").is_ok() {
+                for world in reached.worlds.iter().rev().take(6) {
+                    eprintln!("----");
+                    for node in world.all() {
+                        eprintln!("{}: {}", name(node), super::words::node(world.node(node)));
+                    }
+                    for inc in &world.incs {
+                        eprintln!("{}", super::words::etcd(inc));
+                    }
+                    for it in self.model.moves(world) {
+                        eprintln!("  {it} {}", fingerprint(&self.model.after(world, it)) == fingerprint(world));
+                    }
+                }
+            }
             return Some(format!("the nodes never come to rest under document {doc}"));
         };
         let nodes = last.all().map(|node| {
@@ -129,7 +143,7 @@ impl<'a> Healer<'a> {
     /// Whether the nodes say that they need another document, and that leads on.
     fn is_settled_otherwise(&self, world: &World, reached: &[World]) -> bool {
         let says = |last: &World| last.all().any(|node| self.way(last, node).is_some_and(|way| way.document));
-        let well = |other: &u8| matches!(self.search(&heal(world, *other), *other), Ending::Well(_));
+        let well = |other: &u8| matches!(self.search(&heal(self.model, world, *other), *other), Ending::Well(_));
         self.documents.len() > 1 && reached.iter().rev().take(64).any(says) && self.documents.iter().any(well)
     }
 
@@ -182,8 +196,7 @@ impl<'a> Healer<'a> {
         let mut order = |change: &dyn Fn(&mut World)| {
             let mut world = world.clone();
             change(&mut world);
-            world.replicate();
-            after.push(world.canonical());
+            after.push(self.model.settle(world));
         };
         for node in self.model.decider.nodes(doc).iter() {
             let way = self.way(world, node).unwrap_or_default();
@@ -312,7 +325,7 @@ fn urgency(happens: Move) -> u8 {
 }
 
 /// All machines on, connected, readable, with this document, and nothing goes wrong any more.
-pub(super) fn heal(world: &World, doc: u8) -> World {
+pub(super) fn heal(model: &Model, world: &World, doc: u8) -> World {
     let mut healed = world.clone();
     healed.budget = Budget::default();
     healed.letter = None;
@@ -324,6 +337,5 @@ pub(super) fn heal(world: &World, doc: u8) -> World {
         (node.on, node.side, node.etcd_unread, node.db_unread) = (true, 0, false, false);
         node.doc = doc;
     }
-    healed.replicate();
-    healed.canonical()
+    model.settle(healed)
 }

@@ -43,7 +43,6 @@ pub(super) enum Move {
     Expelled(u8),
     GateLook(u8),
     GateAct(u8),
-    PatroniStart(u8),
     PatroniEnds(u8),
     Initdb(u8),
     InitdbDone(u8),
@@ -140,10 +139,11 @@ impl Model {
                     if !reachable || self.lossy {
                         moves.push(Move::Ask(node, other, How::Lost));
                     }
-                    if reachable && self.lossy {
+                    // A mere question changes nothing where it arrives.
+                    let asks = self.decider.request(node, it.doc, &Has::of(it)).inc.is_some();
+                    if reachable && self.lossy && asks {
                         moves.push(Move::Ask(node, other, How::Unanswered));
                     }
-                    let asks = self.decider.request(node, it.doc, &Has::of(it)).inc.is_some();
                     if asks && world.letter.is_none() && world.budget.letters > 0 && world.budget.total > 0 {
                         moves.push(Move::Ask(node, other, How::Late));
                     }
@@ -161,11 +161,18 @@ impl Model {
         }
     }
 
+    /// Whether a node has still to write that its etcd has answered.
+    pub(super) fn may_see(&self, world: &World, node: u8) -> bool {
+        let it = world.node(node);
+        let Some(data) = it.data().filter(|_| it.on && it.runs) else { return false };
+        it.begun.is_some_and(|begun| begun.inc.no == data.inc.no && !begun.seen)
+    }
+
     fn etcd_moves(&self, world: &World, node: u8, moves: &mut Vec<Move>) {
         let it = world.node(node);
         let Some(data) = it.data().filter(|_| it.on && it.runs) else { return };
         let inc = data.inc.no;
-        if it.begun.is_some_and(|begun| begun.inc.no == inc && !begun.seen) {
+        if self.may_see(world, node) {
             moves.push(Move::Seen(node));
         }
         let truth = &world.incs[inc as usize];

@@ -24,10 +24,9 @@ impl Model {
         }
         match it.gate {
             Gate::Closed if self.gate_view(world, node).is_some() => moves.push(Move::GateLook(node)),
-            Gate::Ready(..) if world.is_in_quorum(node) => moves.push(Move::GateAct(node)),
-            Gate::Open => moves.push(Move::PatroniStart(node)),
+            Gate::Ready(..) => moves.push(Move::GateAct(node)),
             Gate::Patroni => self.patroni_moves(world, node, moves),
-            Gate::Closed | Gate::Ready(..) => {}
+            Gate::Closed => {}
         }
     }
 
@@ -149,27 +148,27 @@ impl Model {
 
     pub(super) fn gate_act(&self, world: &mut World, node: u8) {
         let Gate::Ready(step, stale) = world.node(node).gate else { return };
-        let Some(inc) = world.quorum_of(node) else { return };
         world.node_mut(node).gate = Gate::Closed;
-        match step {
-            GateStep::Start(mark) => {
+        // A key is written as long as the keys are as they were read, and a quorum answers.
+        let inc = world.quorum_of(node).filter(|_| !stale);
+        match (step, inc) {
+            (GateStep::Start(mark), _) => {
                 let it = world.node_mut(node);
                 it.mark = mark.or(it.mark);
-                it.gate = Gate::Open;
+                it.gate = Gate::Patroni;
             }
-            GateStep::SetAside => {
+            (GateStep::SetAside, _) => {
                 self.set_database_aside(world, node);
                 world.node_mut(node).gate = Gate::Ready(GateStep::Unmark, false);
             }
-            GateStep::Unmark => world.node_mut(node).mark = None,
-            _ if stale => {}
-            GateStep::Open => self.write_key(world, inc, |keys| {
+            (GateStep::Unmark, _) => world.node_mut(node).mark = None,
+            (_, None) | (GateStep::Wait | GateStep::Refuse, _) => {}
+            (GateStep::Open, Some(inc)) => self.write_key(world, inc, |keys| {
                 keys.first = Some((node, None));
                 keys.initialize_older = keys.initialize.is_some();
             }),
-            GateStep::Pin(system) => self.pin(world, inc, node, system),
-            GateStep::GiveUp => self.write_key(world, inc, |keys| keys.initialize = None),
-            GateStep::Wait | GateStep::Refuse => {}
+            (GateStep::Pin(system), Some(inc)) => self.pin(world, inc, node, system),
+            (GateStep::GiveUp, Some(inc)) => self.write_key(world, inc, |keys| keys.initialize = None),
         }
     }
 
@@ -190,6 +189,12 @@ impl Model {
             _ => {}
         }
         world.node_mut(node).db = Db::Absent;
+    }
+
+    /// Whether what is to be written down next concerns nobody else.
+    pub(super) fn finishes_alone(&self, world: &World, node: u8) -> bool {
+        let it = world.node(node);
+        it.on && it.patroni() && matches!(self.unfinished(world, node), Some(Finish::Unmark | Finish::Complete))
     }
 
     pub(super) fn finish(&self, world: &mut World, node: u8) {

@@ -120,7 +120,6 @@ impl fmt::Display for Move {
             Move::Expelled(node) => write!(f, "the etcd of {} learns that it was removed, and ends", n(node)),
             Move::GateLook(node) => write!(f, "{} looks whether Patroni may start", n(node)),
             Move::GateAct(node) => write!(f, "the gate of {} does what it has decided", n(node)),
-            Move::PatroniStart(node) => write!(f, "Patroni starts on {}", n(node)),
             Move::PatroniEnds(node) => write!(f, "Patroni ends on {}: its database is another cluster's", n(node)),
             Move::Initdb(node) => write!(f, "{} begins the first database", n(node)),
             Move::InitdbDone(node) => write!(f, "initdb is done on {}", n(node)),

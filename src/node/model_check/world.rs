@@ -241,8 +241,6 @@ pub(super) enum Gate {
     Closed,
     /// It will do this; whether the keys have changed since they were read.
     Ready(GateStep, bool),
-    /// Patroni is about to be started.
-    Open,
     /// Patroni runs.
     Patroni,
 }

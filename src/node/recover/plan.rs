@@ -198,8 +198,8 @@ pub enum Refusal {
     Quorum(Vec<String>),
     /// Another node has such an order.
     Pending(String),
-    /// The cluster went on from elsewhere, and that node is part of it.
-    Elsewhere(String, Box<Lineage>),
+    /// The cluster went on from elsewhere, and that node is part of it: which that is.
+    Elsewhere(String, String),
     /// What this node has cannot be read.
     Unreadable(String),
     /// This node's database cannot be used as it is.
@@ -291,7 +291,7 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
     }
     let Some(own) = view.own() else { return Err(Refusal::Nothing) };
     if let Some((node, lineage)) = elsewhere(view, own) {
-        return Err(Refusal::Elsewhere(node.name.clone(), Box::new(lineage.clone())));
+        return Err(Refusal::Elsewhere(node.name.clone(), lineage.words()));
     }
     if let Some(node) = view.others(&view.me).find(|node| node.primary) {
         return Err(Refusal::Primary(node.name.clone()));
@@ -575,7 +575,7 @@ impl fmt::Display for Refusal {
                 write!(f, "there is nothing to recover: a quorum of the cluster's etcd answers ({})", names.join(", "))
             }
             Refusal::Pending(node) => write!(f, "{node} has an order to go on from it: two nodes must not"),
-            Refusal::Elsewhere(node, lineage) => write!(f, "{node} answers and is part of {}", lineage.words()),
+            Refusal::Elsewhere(node, which) => write!(f, "{node} answers and is part of {which}"),
             Refusal::Unreadable(why) => write!(f, "what this node has is not known: {why}"),
             Refusal::Unusable(why) => write!(f, "this node's database cannot be used: {why}"),
             Refusal::Nothing => f.write_str("there is nothing on this node from which the cluster could go on"),

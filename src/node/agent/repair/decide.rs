@@ -330,7 +330,7 @@ fn evidence(view: &View, primary: &Primary, own: &Own, kin: Kin) -> Result<Why, 
         None
     };
     match hard {
-        Some(why) if view.still < patience => Err(Step::Tell(why.to_string())),
+        Some(why) if view.still < patience => Err(Step::Tell(format!("{why}; if that stays so, it is cloned anew"))),
         // The smallest act first.
         Some(Why::SlotLost) if !view.dropped => Err(Step::DropSlot),
         Some(Why::SlotLost) if view.still < STILL => Err(Step::Tell(Why::SlotLost.to_string())),

@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    etcd::{Client, RangeRequest, Settings},
     model::{
         ClusterSpec, Node, samples,
         scope::{client_url, ports},
@@ -9,7 +10,7 @@ use crate::{
         pki::{Authority, Store},
         recover::{
             account::Account,
-            keys::Entry,
+            keys::{Entry, Recovered},
             lab::{Lab, names},
             plan::{Keys as Known, Remark},
             returning,
@@ -112,6 +113,29 @@ impl Site {
         order.store(&here.below(order::PATH)).unwrap();
         order
     }
+}
+
+/// The etcd of `here`, on two ports of loopback from `port` on.
+fn serve(here: &Here<'_>, port: u16) -> (crate::exec::Running, Client) {
+    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let data = here.etcd_data();
+    let mut etcd = Account::owner_of(data.parent().unwrap())
+        .unwrap()
+        .run("etcd")
+        .arg(format!("--data-dir={}", data.display()))
+        .args(["listen-client-urls", "advertise-client-urls"].map(|flag| format!("--{flag}={}", url(port))))
+        .args([format!("--listen-peer-urls={}", url(port + 1)), "--log-level=error".into(), "--logger=zap".into()])
+        .start()
+        .unwrap();
+    let mut output = etcd.stdout().unwrap();
+    std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
+    let client = Client::new(Settings::new([url(port)])).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = client.get("/") {
+        assert!(Instant::now() < deadline, "{error}");
+        thread::sleep(PAUSE / 10);
+    }
+    (etcd, client)
 }
 
 /// Carries the order at `here` out.
@@ -442,6 +466,37 @@ fn a_node_that_waits_tells_what_it_has_and_one_that_has_more_is_gone_on_from() {
     let standing = returning::standing(&copy.reach, &origin);
     let Some(Place { position, .. }) = done.branch.unwrap().history.0.last().copied() else { panic!() };
     assert_eq!(standing, returning::Standing::Past(Place { timeline: 1, position }));
+
+    // When it comes, its database is set aside as soon as the primary runs, and not before.
+    let (etcd, client) = serve(&here, 24_991);
+    let why = returning::admit(&there, &client).unwrap().unwrap();
+    assert!(why.contains("is kept in its place until a primary runs"), "{why}");
+    let member = format!(r#"{{"state":"running","role":"primary","timeline":{}}}"#, origin.timeline + 1);
+    client.put(&Names("demo").member("pg-1"), member, 0).unwrap();
+    // It was part of the cluster once, by what it remembers: one that does not know of that is not followed.
+    let remembered = Lineage {
+        cluster: "9".into(),
+        recovered: Recovered {
+            incarnation: "other".into(),
+            ..Recovered::ask(&client, Names("demo")).unwrap().unwrap()
+        },
+    };
+    remembered.store(&there.below(lineage::PATH)).unwrap();
+    assert!(returning::admit(&there, &client).unwrap().is_none(), "it is not a copy of that one's");
+    fs::remove_file(there.below(lineage::PATH)).unwrap();
+    let main = there.data();
+    let asides = names(main.parent().unwrap());
+    let aside = asides.iter().find(|name| name.ends_with("-before-recovery")).unwrap();
+    assert!(!main.exists(), "{asides:?}");
+    assert_eq!(returning::admit(&there, &client).unwrap(), None);
+    fs::rename(main.with_file_name(aside), &main).unwrap();
+    // The database from which the cluster went on does not follow one that does not know of it.
+    assert_eq!(returning::admit(&here, &client).unwrap(), None);
+    client.delete(&RangeRequest::key(Names("demo").recovered())).unwrap();
+    let why = returning::admit(&here, &client).unwrap().unwrap();
+    assert!(why.contains("two clusters of one name"), "{why}");
+    assert_eq!(returning::admit(&there, &client).unwrap(), None);
+    drop((etcd, client));
 
     // The cluster went on from here: whoever sees that has nothing to go on from.
     let first = window::open(&here).unwrap();
