@@ -41,7 +41,7 @@ mod tests {
     use crate::{
         document::Document,
         model::{
-            samples,
+            Node, samples,
             scope::{EtcdStart, Machine},
         },
     };
@@ -165,7 +165,8 @@ mod tests {
     fn the_schema_of_scopes_has_what_templates_can_use() {
         let schema = serde_json::to_value(schemars::schema_for!(Scope)).unwrap();
         for spec in samples::all() {
-            let scope = Scope::new(&spec, 0, &Machine::sample(), &EtcdStart::together(&spec), &Map::new());
+            let scope =
+                Scope::new(&Node::new(spec.clone(), 0), &Machine::sample(), &EtcdStart::together(&spec), &Map::new());
             describes(&schema, &schema, &serde_json::to_value(scope).unwrap(), "scope");
         }
         let text = schema.to_string();

@@ -3,7 +3,8 @@
 //! It describes the cluster, one of its nodes, and the machine that the node is. `pgha-image schema scope` prints it.
 
 use super::{
-    ClusterSpec, Database, Member, Network, PoolMode, Secret, Setting, SynchronousMode, keys::Keys, timing::Timing,
+    ClusterSpec, Database, Member, Network, Node, PoolMode, Secret, Setting, SynchronousMode, keys::Keys,
+    timing::Timing,
 };
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -374,26 +375,20 @@ const SHARED_PARAMETERS: [&str; 9] = [
 ];
 
 impl Scope {
-    /// The scope of the member `own` (an index) of `spec` on `machine`, in an image with these parameters.
-    pub fn new(
-        spec: &ClusterSpec,
-        own: usize,
-        machine: &Machine,
-        start: &EtcdStart,
-        image: &serde_json::Map<String, Value>,
-    ) -> Scope {
+    /// The scope of `node` on `machine`, in an image with these parameters.
+    pub fn new(node: &Node, machine: &Machine, start: &EtcdStart, image: &serde_json::Map<String, Value>) -> Scope {
+        let (spec, own) = (&node.spec, node.member());
         let keys = Keys::new(spec);
-        let node = &spec.members[own];
-        let ipv6 = node.address.is_ipv6();
+        let ipv6 = own.address.is_ipv6();
         Scope {
             cluster: ClusterScope { name: spec.cluster.clone(), identity: keys.identity() },
-            node: NodeScope { name: node.name.clone(), address: node.address, index: own },
+            node: NodeScope { name: own.name.clone(), address: own.address, index: node.index() },
             members: spec.members.iter().map(MemberScope::of).collect(),
-            peers: spec.members.iter().filter(|member| member.name != node.name).map(MemberScope::of).collect(),
+            peers: node.peers().map(MemberScope::of).collect(),
             ipv6,
             any_address: if ipv6 { "::" } else { "0.0.0.0" },
             loopback: if ipv6 { "::1" } else { "127.0.0.1" },
-            vip: VipScope::of(spec, own, machine, &keys),
+            vip: VipScope::of(node, machine, &keys),
             synchronous: SynchronousScope {
                 mode: spec.synchronous.mode,
                 nodes: spec.synchronous.nodes.max(1),
@@ -468,15 +463,15 @@ impl TlsScope {
 }
 
 impl VipScope {
-    fn of(spec: &ClusterSpec, own: usize, machine: &Machine, keys: &Keys<'_>) -> Option<VipScope> {
-        let vip = spec.vip.as_ref()?;
+    fn of(node: &Node, machine: &Machine, keys: &Keys<'_>) -> Option<VipScope> {
+        let vip = node.spec.vip.as_ref()?;
         let derived = keys.bytes("vrrp/router-id");
         Some(VipScope {
             address: vip.address.address,
             cidr: vip.address,
             interface: vip.interface.as_ref().unwrap_or(&machine.interface).clone(),
             router_id: vip.router_id.unwrap_or(derived[0] % 255 + 1),
-            priority: 100 - own,
+            priority: 100 - node.index(),
         })
     }
 }
@@ -533,7 +528,7 @@ mod tests {
     use crate::model::samples;
 
     fn scope(spec: &ClusterSpec) -> Scope {
-        Scope::new(spec, 0, &Machine::sample(), &EtcdStart::together(spec), &Map::new())
+        Scope::new(&Node::new(spec.clone(), 0), &Machine::sample(), &EtcdStart::together(spec), &Map::new())
     }
 
     #[test]

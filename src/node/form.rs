@@ -29,7 +29,7 @@ use crate::{
     files::{Presence, sync_folder, write_private},
     log,
     model::{
-        ClusterSpec, Member, Service,
+        Member, Node, Service,
         scope::{EtcdStart, client_url, peer_url, ports},
         status::Phase,
     },
@@ -77,21 +77,20 @@ const LEFT_BEHIND: &str = "the cluster went on in another etcd than this node's,
 /// What this node has on its disks, and where it is decided about.
 #[derive(Debug)]
 pub struct Desk {
-    spec: ClusterSpec,
-    own: usize,
+    node: Node,
     document: Document,
     root: PathBuf,
     deciding: Mutex<()>,
 }
 
 impl Desk {
-    /// The desk of the member `own` of `spec`, whose files lie below `root` (`/` on a node).
+    /// The desk of a node whose files lie below `root` (`/` on the node itself).
     ///
     /// # Errors
     /// When the document has no digest.
-    pub fn new(spec: &ClusterSpec, own: usize, root: &Path) -> Result<Desk> {
-        let document = Document::of(spec)?;
-        Ok(Desk { spec: spec.clone(), own, document, root: root.to_owned(), deciding: Mutex::new(()) })
+    pub fn new(node: &Node, root: &Path) -> Result<Desk> {
+        let document = Document::of(&node.spec)?;
+        Ok(Desk { node: node.clone(), document, root: root.to_owned(), deciding: Mutex::new(()) })
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -99,7 +98,7 @@ impl Desk {
     }
 
     fn me(&self) -> &Member {
-        &self.spec.members[self.own]
+        self.node.member()
     }
 
     fn decide(&self) -> MutexGuard<'_, ()> {
@@ -176,8 +175,8 @@ impl Desk {
     }
 
     fn write_begun(&self, begun: Begun) -> Result<()> {
-        let state = self.state()?.unwrap_or_else(|| State::new(&self.spec, self.own, begun.start.clone()));
-        state.begin(begun).named(&self.spec, self.own).store(&self.path(STATE_PATH))
+        let state = self.state()?.unwrap_or_else(|| State::new(&self.node, begun.start.clone()));
+        state.begin(begun).named(&self.node).store(&self.path(STATE_PATH))
     }
 
     /// Does what a step does to the disks, if this node still is as it was when the step was decided. `stop` stops a
@@ -232,7 +231,7 @@ impl Host for Desk {
         Ok(Facts {
             schema: 1,
             node: self.me().name.clone(),
-            cluster: self.spec.cluster.clone(),
+            cluster: self.node.spec.cluster.clone(),
             document: self.document.digest.clone(),
             etcd: match own.etcd {
                 EtcdData::Data(ids) => Some(ids),
@@ -307,12 +306,12 @@ pub struct Forming {
 }
 
 impl Forming {
-    /// The member `own` of `spec`, whose files lie below `root` (`/` on a node).
+    /// Of a node whose files lie below `root` (`/` on the node itself).
     ///
     /// # Errors
     /// As [`Desk::new`].
-    pub fn new(spec: &ClusterSpec, own: usize, root: &Path, credentials: TlsCredentials) -> Result<Forming> {
-        let desk = Arc::new(Desk::new(spec, own, root)?);
+    pub fn new(node: &Node, root: &Path, credentials: TlsCredentials) -> Result<Forming> {
+        let desk = Arc::new(Desk::new(node, root)?);
         Ok(Forming { desk, credentials, namesake_silent: None, added: None, waits: None })
     }
 
@@ -349,7 +348,7 @@ impl Forming {
     fn view(&self, own: Own, request: &Request) -> Result<View> {
         let desk = &self.desk;
         let me = desk.me();
-        let others: Vec<&Member> = desk.spec.members.iter().filter(|member| member.name != me.name).collect();
+        let others: Vec<&Member> = desk.node.peers().collect();
         let found = peers::ask(&others, request, &self.credentials)?;
         let running: Vec<&Member> = others
             .iter()
@@ -451,9 +450,9 @@ impl Forming {
             |found: &Peer| matches!(found, Peer::Etcd { cluster, .. } if cluster.is_none_or(|id| id == other.id));
         let its: BTreeSet<&String> =
             view.peers.iter().filter(|(_, found)| is_its(found)).map(|(name, _)| name).collect();
-        let members = self.desk.spec.members.iter().filter(|member| its.contains(&member.name));
+        let members = self.desk.node.spec.members.iter().filter(|member| its.contains(&member.name));
         let client = self.credentials.etcd(members.map(client_url).collect())?;
-        match Recovered::ask(&client, Names(&self.desk.spec.cluster)) {
+        match Recovered::ask(&client, Names(&self.desk.node.spec.cluster)) {
             Ok(theirs) => lineage::stays(&path, ids.cluster, theirs.as_ref()),
             Err(error) => {
                 Ok(Some(format!("whether the cluster that answers has replaced this node's is not known: {error:#}")))
@@ -479,7 +478,7 @@ impl Forming {
     /// Remembers from where the cluster went on, as this node's etcd says.
     fn remember_recovery(&self) -> Result<()> {
         let client = self.credentials.etcd(vec![client_url(self.desk.me())])?;
-        let theirs = Recovered::ask(&client, Names(&self.desk.spec.cluster))?;
+        let theirs = Recovered::ask(&client, Names(&self.desk.node.spec.cluster))?;
         match EtcdData::look(&self.desk.path(ETCD_DATA)) {
             EtcdData::Data(ids) => lineage::learn(&self.desk.path(lineage::PATH), ids.cluster, theirs),
             other => anyhow::bail!("etcd serves, and its data are not found: {other:?}"),
@@ -489,7 +488,7 @@ impl Forming {
     /// Changes the cluster's members.
     fn ask_cluster(&mut self, step: &Step) -> Result<()> {
         let me = self.desk.me();
-        let others = self.desk.spec.members.iter().filter(|member| member.name != me.name);
+        let others = self.desk.node.peers();
         let client = self.credentials.etcd(others.map(client_url).collect())?;
         match step {
             Step::Remove(id) => client.member_remove(*id)?,
@@ -567,8 +566,8 @@ impl Entered {
 ///
 /// # Errors
 /// When a disk or systemd fails, or another process of this node does the same.
-pub fn enter(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<Entered> {
-    let mut forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+pub fn enter(node: &Node, reporter: &mut Reporter) -> Result<Entered> {
+    let mut forming = Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?;
     if runs()?
         && let Some(state) = forming.desk.state()?
     {
@@ -624,8 +623,8 @@ fn stop(service: Stopped) -> Result<()> {
 ///
 /// # Errors
 /// When a disk or systemd fails, or etcd does not run.
-pub fn serve(spec: &ClusterSpec, own: usize, service: &Service, reporter: &mut Reporter) -> Result<bool> {
-    let mut forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+pub fn serve(node: &Node, service: &Service, reporter: &mut Reporter) -> Result<bool> {
+    let mut forming = Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?;
     let me = forming.desk.me().clone();
     if !units::show(&service.unit)?.settled() {
         reporter.report(Phase::Working, STARTING, "");
@@ -694,8 +693,8 @@ fn takes_clients(me: &Member) -> bool {
 ///
 /// # Errors
 /// When a disk fails.
-pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<bool> {
-    let mut forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+pub fn settle(node: &Node, reporter: &mut Reporter) -> Result<bool> {
+    let mut forming = Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?;
     let promises = forming.desk.promises()?;
     let me = forming.desk.me().clone();
     let (deadline, mut doubted) = (Instant::now() + LATECOMERS, Instant::now());
@@ -743,12 +742,12 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// That of the member `own` of `spec`.
+    /// That of a node.
     ///
     /// # Errors
     /// As [`Desk::new`].
-    pub fn new(spec: &ClusterSpec, own: usize) -> Result<Attention> {
-        let forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+    pub fn new(node: &Node) -> Result<Attention> {
+        let forming = Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?;
         Ok(Attention { forming, paid: Instant::now() })
     }
 

@@ -6,13 +6,12 @@ use super::{
         report::{REPORT_PATH, Report},
     },
     aside,
-    init::Node,
     join::RECOVER,
     machine,
     peers::TlsCredentials,
     progress::{self, PROGRESS_PATH},
     state::{STATE_PATH, State},
-    units,
+    this_node, units,
 };
 use crate::{
     clock,
@@ -80,7 +79,7 @@ fn attention(unit: &units::Unit) -> Vec<Attention> {
 
 /// Whether this node holds its document's virtual address.
 fn vip() -> Option<bool> {
-    let vip = Node::find().ok()?.spec.vip?.address.address;
+    let vip = this_node::find().ok()?.spec.vip?.address.address;
     Some(machine::addresses().ok()?.iter().any(|(_, address)| *address == vip))
 }
 

@@ -3,7 +3,7 @@
 
 use super::forming::{Machine, all_serve, has_etcd, spec, start_all, wait_for};
 use pgha_image::{
-    model::ClusterSpec,
+    model::{ClusterSpec, Node},
     node::{
         etcd_data::EtcdData,
         join::{Aside, Step},
@@ -40,7 +40,7 @@ fn cluster(spec: &ClusterSpec) -> Vec<Machine> {
 
 fn here(machine: &Machine) -> Here<'_> {
     let (root, credentials) = (machine.path(""), machine.credentials());
-    Here { spec: &machine.spec, own: machine.own, root, version: 17, credentials }
+    Here { node: &machine.node, root, version: 17, credentials }
 }
 
 /// Goes on from a machine that is off.
@@ -113,7 +113,7 @@ fn all_addresses_change() {
     machines.iter_mut().for_each(Machine::cut);
     let new = spec(3);
     for machine in &mut machines {
-        machine.spec = new.clone();
+        machine.node = Node::new(new.clone(), machine.node.index());
     }
     start_all(&mut machines);
     thread::sleep(Duration::from_secs(5));

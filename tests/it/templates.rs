@@ -3,7 +3,7 @@
 use pgha_image::{
     exec::Run,
     model::{
-        ClusterSpec, samples,
+        ClusterSpec, Node, samples,
         scope::{EtcdStart, Machine, Scope},
     },
     render::render,
@@ -40,7 +40,7 @@ fn collect(root: &Path, folder: &Path, found: &mut BTreeMap<String, PathBuf>) {
 
 fn scope(spec: &ClusterSpec, own: usize) -> Scope {
     let parameters = [("postgres_version".to_owned(), 17.into())].into_iter().collect();
-    Scope::new(spec, own, &Machine::sample(), &EtcdStart::together(spec), &parameters)
+    Scope::new(&Node::new(spec.clone(), own), &Machine::sample(), &EtcdStart::together(spec), &parameters)
 }
 
 fn rendered(spec: &ClusterSpec, own: usize) -> BTreeMap<String, String> {

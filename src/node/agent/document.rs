@@ -14,8 +14,8 @@ use crate::{
     error::UserError,
     etcd::{Client, Compare, Member, Op},
     log,
-    model::{ClusterSpec, scope::client_url},
-    node::{join::is_named, lock, peers::TlsCredentials, promise, this_node::Node},
+    model::{ClusterSpec, Node, scope::client_url},
+    node::{join::is_named, lock, peers::TlsCredentials, promise},
 };
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};

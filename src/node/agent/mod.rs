@@ -21,14 +21,14 @@ pub mod turn;
 use super::{
     peers::TlsCredentials,
     progress::{self, PROGRESS_PATH},
-    this_node::{Node, postgresql_version},
+    this_node::{self, postgresql_version},
     units,
 };
 use crate::{
     etcd::Client,
     files::read_text,
     model::{
-        ClusterSpec, MANIFEST_PATH, Manifest, Member,
+        ClusterSpec, MANIFEST_PATH, Manifest, Member, Node,
         scope::client_url,
         status::{Attention, Phase},
     },
@@ -64,9 +64,9 @@ pub struct World {
 
 impl World {
     fn open() -> Result<World> {
-        let node = Node::find()?;
+        let node = this_node::find()?;
         let credentials = TlsCredentials::of_the_node();
-        let etcd = credentials.etcd(vec![client_url(&node.spec.members[node.own])])?;
+        let etcd = credentials.etcd(vec![client_url(node.member())])?;
         let document = document::Own::of(&node.spec)?;
         let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
             .with_context(|| format!("reading {MANIFEST_PATH}"))?;
@@ -76,12 +76,12 @@ impl World {
 
     /// This node's member.
     pub fn me(&self) -> &Member {
-        &self.node.spec.members[self.node.own]
+        self.node.member()
     }
 
     /// The other members of the document.
     pub fn others(&self) -> impl Iterator<Item = &Member> {
-        self.node.spec.members.iter().filter(|member| member.name != self.me().name)
+        self.node.peers()
     }
 
     /// A key of the cluster's in etcd.

@@ -4,17 +4,17 @@ use crate::{
     error::UserError,
     etcd::Client,
     files::read_text,
-    model::{MANIFEST_PATH, Manifest, scope::client_url, status::Aside},
+    model::{MANIFEST_PATH, Manifest, Node, scope::client_url, status::Aside},
     node::{
         aside,
         begun::{self, BEGUN_PATH},
         claim::{Claim, Verdict},
         database,
         first::{Keys, Store, System},
-        init::{Node, postgresql_version},
         lock,
         peers::TlsCredentials,
         state::{ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
+        this_node::{self, postgresql_version},
         units,
     },
 };
@@ -250,7 +250,7 @@ pub fn first_command() -> Command {
 /// When etcd does not answer, or there is a database already.
 pub fn first(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = first_command().try_get_matches_from(arguments)?;
-    let node = Node::find()?;
+    let node = this_node::find()?;
     let urls: Vec<String> = node.spec.members.iter().map(client_url).collect();
     let client: Client = TlsCredentials::of_the_node().etcd(urls)?;
     let store = Store { client: &client, cluster: &node.spec.cluster };
@@ -282,7 +282,7 @@ fn take(node: &Node, store: &Store<'_>, keys: &Keys, yes: bool) -> Result<()> {
     if keys.system() != System::Unknown {
         return Err(UserError::usage("the cluster has a database already").hint("pgha-node first").into());
     }
-    let me = &node.spec.members[node.own].name;
+    let me = &node.member().name;
     let other = keys.first.as_ref().map_or("another node", |first| first.value.node.as_str());
     let question = format!(
         "{me} makes the first, empty database of the cluster {}. If {other} is still at work on one, or any node has the \

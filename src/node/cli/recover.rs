@@ -7,11 +7,10 @@ use crate::{
     files::{Presence, read_text},
     log,
     model::{
-        MANIFEST_PATH, Manifest,
+        MANIFEST_PATH, Manifest, Node,
         status::{BootProgress, Phase},
     },
     node::{
-        init::{Node, postgresql_version},
         lock,
         progress::{self, PROGRESS_PATH},
         recover::{
@@ -21,6 +20,7 @@ use crate::{
             plan::{self, Refusal},
             show::{self, Report},
         },
+        this_node::{self, postgresql_version},
         units,
     },
 };
@@ -72,7 +72,7 @@ pub fn recover_command() -> Command {
 /// When the arguments are wrong, the order is refused, or a step of it fails.
 pub fn recover(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = recover_command().try_get_matches_from(arguments)?;
-    let node = Node::find()?;
+    let node = this_node::find()?;
     let here = here_of(&node)?;
     if matches.get_flag("cancel") {
         cancel(&here)?;
@@ -88,7 +88,7 @@ fn here_of(node: &Node) -> Result<Here<'_>> {
     let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
         .with_context(|| format!("reading {MANIFEST_PATH}"))?;
     let version = postgresql_version(&manifest)?.ok_or_else(|| UserError::usage("this image has no PostgreSQL"))?;
-    Ok(Here::of_the_node(&node.spec, node.own, version))
+    Ok(Here::of_the_node(node, version))
 }
 
 fn look(here: &Here<'_>, json: bool) -> Result<()> {
@@ -101,7 +101,8 @@ fn look(here: &Here<'_>, json: bool) -> Result<()> {
     let (done, dropped) = (known(order::DONE_PATH), known(order::DROPPED_PATH));
     let is_last = |dropped: &&Order| done.as_ref().is_none_or(|done| done.time < dropped.time);
     let dropped = dropped.as_ref().filter(is_last);
-    let report = Report { cluster: &here.spec.cluster, view: &view, advice: &advice, done: done.as_ref(), dropped };
+    let report =
+        Report { cluster: &here.node.spec.cluster, view: &view, advice: &advice, done: done.as_ref(), dropped };
     let text = if json { format!("{}\n", serde_json::to_string_pretty(&report.json())?) } else { report.to_string() };
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
@@ -122,7 +123,7 @@ fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
         None => {
             let (view, contents) = here.view();
             let plan = plan::plan(&view, force).map_err(|refusal| refused(&refusal, &here.me().name))?;
-            confirm(yes, &show::told(&plan, &here.me().name), &here.spec.cluster)?;
+            confirm(yes, &show::told(&plan, &here.me().name), &here.node.spec.cluster)?;
             act::order(here, &view, &plan, &contents, force)?
         }
     };

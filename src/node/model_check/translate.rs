@@ -397,8 +397,8 @@ pub(super) fn spec(number: usize, members: &[u8]) -> ClusterSpec {
 /// What [`state::verify_ownership`] says to each combination of data and state; no other difference is in a world.
 pub(super) fn refused() -> HashMap<(Three, Three, bool), bool> {
     let unknown = || Doubt::new("Input/output error");
-    let spec = samples::three();
-    let state = State::new(&spec, 0, EtcdStart::together(&spec));
+    let node = crate::model::Node::new(samples::three(), 0);
+    let state = State::new(&node, EtcdStart::together(&node.spec));
     let held =
         || Held { version: VERSION, folder: "main".into(), database: Database::Damaged("it is half".to_owned()) };
     let mut known = HashMap::new();
@@ -417,7 +417,7 @@ pub(super) fn refused() -> HashMap<(Three, Three, bool), bool> {
                         Three::Unknown => Presence::Unknown(unknown()),
                     },
                 };
-                let verdict = state::verify_ownership(&spec, 0, has_state.then_some(&state), &disks, Some(VERSION));
+                let verdict = state::verify_ownership(&node, has_state.then_some(&state), &disks, Some(VERSION));
                 let is_known = etcd != Three::Unknown && database != Three::Unknown;
                 assert!(verdict.as_ref().err().is_none_or(|error| (error.kind == ErrorKind::Usage) == is_known));
                 known.insert((etcd, database, has_state), verdict.is_err());

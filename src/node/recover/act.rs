@@ -64,7 +64,7 @@ pub enum Outcome {
 /// # Errors
 /// When the system has no random numbers.
 pub fn order(here: &Here<'_>, view: &View, plan: &Plan, contents: &Contents, force: bool) -> Result<Order> {
-    let names = Names(&here.spec.cluster);
+    let names = Names(&here.node.spec.cluster);
     let lineages = view.nodes.iter().filter_map(|node| node.lineage.as_ref());
     let lineages = lineages.flat_map(|known| known.recovered.replaces.iter().chain([&known.cluster]).cloned());
     let clusters = view.nodes.iter().filter_map(|node| match &node.etcd {
@@ -79,8 +79,8 @@ pub fn order(here: &Here<'_>, view: &View, plan: &Plan, contents: &Contents, for
     }
     Ok(Order {
         schema: 1,
-        cluster: here.spec.cluster.clone(),
-        identity: Keys::new(here.spec).identity(),
+        cluster: here.node.spec.cluster.clone(),
+        identity: Keys::new(&here.node.spec).identity(),
         node: here.me().name.clone(),
         time: now(),
         force,
@@ -283,7 +283,7 @@ fn branch(here: &Here<'_>, order: &mut Order, path: &Path) -> Result<()> {
     let number = match order.number {
         Some(number) => number,
         None => {
-            let number = stopped.number(order.newest, here.own)?;
+            let number = stopped.number(order.newest, here.node.index())?;
             order.number = Some(number);
             order.since = Some(since(here)?.unwrap_or(number));
             order.store(path)?;
@@ -350,8 +350,8 @@ fn remember(here: &Here<'_>, order: &Order) -> Result<()> {
     let start =
         EtcdStart { existing: false, token: order.token(), members: vec![(order.node.clone(), peer_url(here.me()))] };
     let state = State::load(&path)?.filter(|state| state.identity == order.identity);
-    let state = state.unwrap_or_else(|| State::new(here.spec, here.own, start.clone()));
-    state.begin(Begun { start, ids: order.ids, seen: true }).named(here.spec, here.own).store(&path)
+    let state = state.unwrap_or_else(|| State::new(here.node, start.clone()));
+    state.begin(Begun { start, ids: order.ids, seen: true }).named(here.node).store(&path)
 }
 
 #[cfg(test)]

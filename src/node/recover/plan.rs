@@ -25,7 +25,7 @@ pub struct View {
     /// This node's name.
     pub me: String,
     /// The nodes of the document, in its order, this one among them.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<KnownNode>,
     /// The members of etcd's cluster, if a quorum of it answers.
     pub quorum: Option<Vec<String>>,
     /// What this node's etcd has kept.
@@ -34,7 +34,7 @@ pub struct View {
 
 /// What is known of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Node {
+pub struct KnownNode {
     /// Its name.
     pub name: String,
     /// Why nothing is known of it: nothing answers there.
@@ -218,15 +218,15 @@ pub enum Refusal {
 
 impl View {
     /// This node.
-    pub fn own(&self) -> Option<&Node> {
+    pub fn own(&self) -> Option<&KnownNode> {
         self.node(&self.me)
     }
 
-    fn node(&self, name: &str) -> Option<&Node> {
+    fn node(&self, name: &str) -> Option<&KnownNode> {
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    fn others<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Node> {
+    fn others<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a KnownNode> {
         self.nodes.iter().filter(move |node| node.name != name)
     }
 
@@ -237,7 +237,7 @@ impl View {
     }
 }
 
-impl Node {
+impl KnownNode {
     /// Its copy of a database, if it has a usable one.
     pub fn copy(&self) -> Option<&Copy> {
         match &self.database {
@@ -328,7 +328,7 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
 }
 
 /// A node that answers and is part of an incarnation of the cluster that `node` does not know of.
-fn elsewhere<'a>(view: &'a View, node: &'a Node) -> Option<(&'a Node, &'a Lineage)> {
+fn elsewhere<'a>(view: &'a View, node: &'a KnownNode) -> Option<(&'a KnownNode, &'a Lineage)> {
     view.others(&node.name).find_map(|other| {
         let theirs = other.lineage.as_ref()?;
         let is_known = node.lineage.as_ref().is_some_and(|own| {
@@ -404,7 +404,7 @@ fn without_database(view: &View) -> Result<(Vec<Loss>, Vec<Remark>), Refusal> {
     Ok((Vec::new(), better.collect()))
 }
 
-fn remarks_on(view: &View, own: &Node) -> Vec<Remark> {
+fn remarks_on(view: &View, own: &KnownNode) -> Vec<Remark> {
     let mut remarks = Vec::new();
     if own.copy().is_none() {
         remarks.push(Remark::NoDatabase);
@@ -470,7 +470,7 @@ pub fn advise(view: &View) -> Advice {
         return Advice::Pending(node.name.clone());
     }
     // The cluster went on already: from a node of that incarnation, if from any.
-    let is_newest = |node: &&Node| elsewhere(view, node).is_none();
+    let is_newest = |node: &&KnownNode| elsewhere(view, node).is_none();
     if !view.nodes.iter().any(|node| is_newest(&node)) {
         let parts = view.nodes.iter().filter_map(|node| Some((node.name.clone(), node.lineage.clone()?)));
         return Advice::Split(parts.collect());

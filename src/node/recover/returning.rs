@@ -74,7 +74,7 @@ fn descends(timeline: u32, history: &History, origin: &Origin) -> bool {
 /// # Errors
 /// When the disk fails, or what etcd says is not understood.
 pub fn admit(here: &Here<'_>, etcd: &Client) -> Result<Option<String>> {
-    let names = Names(&here.spec.cluster);
+    let names = Names(&here.node.spec.cluster);
     let recovered = match Recovered::ask(etcd, names) {
         Ok(recovered) => recovered,
         Err(error) => return Ok(Some(format!("etcd does not say from where the cluster went on: {error:#}"))),

@@ -2,7 +2,7 @@
 
 use super::{
     order::Order,
-    plan::{Advice, Choice, Database, Etcd, Keys, Loss, Node, Plan, Remark, View, plan},
+    plan::{Advice, Choice, Database, Etcd, Keys, KnownNode, Loss, Plan, Remark, View, plan},
 };
 use crate::clock;
 use serde::Serialize;
@@ -124,7 +124,7 @@ impl fmt::Display for Report<'_> {
     }
 }
 
-fn show_node(f: &mut fmt::Formatter<'_>, node: &Node) -> fmt::Result {
+fn show_node(f: &mut fmt::Formatter<'_>, node: &KnownNode) -> fmt::Result {
     if let Some(why) = &node.silent {
         return writeln!(f, "  unknown     {why}");
     }
@@ -277,7 +277,7 @@ mod tests {
         },
     };
 
-    fn node(name: &str, position: Option<u64>) -> Node {
+    fn node(name: &str, position: Option<u64>) -> KnownNode {
         let end = |position| Place { timeline: 1, position: Lsn(position) };
         let copy = |position| Copy {
             reach: Reach {
@@ -289,7 +289,7 @@ mod tests {
             last: Some(1_795_741_749),
         };
         let why = || "no answer".to_owned();
-        Node {
+        KnownNode {
             name: name.to_owned(),
             silent: position.is_none().then(why),
             database: position.map_or(Database::Unknown { why: why() }, |position| Database::Present(copy(position))),

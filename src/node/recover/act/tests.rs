@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     etcd::{Client, RangeRequest, Settings},
     model::{
-        ClusterSpec, samples,
+        ClusterSpec, Node, samples,
         scope::{client_url, ports},
     },
     node::{
@@ -40,7 +40,7 @@ fn spec() -> ClusterSpec {
 /// A node of three, of which the others do not answer, with a database whose server was killed.
 struct Site {
     lab: Lab,
-    spec: ClusterSpec,
+    node: Node,
     version: u32,
 }
 
@@ -55,15 +55,15 @@ impl Site {
         }
         let lab = Lab::new()?;
         let version = lab.programs.parent()?.file_name()?.to_str()?.parse().ok()?;
-        let site = Site { lab, spec: spec(), version };
+        let site = Site { lab, node: Node::new(spec(), 0), version };
         for folder in ["etc/pgha/tls", "var/lib/etcd", "var/lib/pgha", "run/pgha", "var/lib/postgresql"] {
             fs::create_dir_all(site.root().join(folder)).unwrap();
         }
         let versions = site.root().join(site.main()).parent().unwrap().to_owned();
         fs::create_dir_all(&versions).unwrap();
         site.lab.account.own(&versions).unwrap();
-        let authority = Authority::of(&site.spec).unwrap();
-        Store::at(&site.root().join("etc/pgha/tls")).ensure(&site.spec, 0, &authority, SystemTime::now()).unwrap();
+        let authority = Authority::of(&site.node.spec).unwrap();
+        Store::at(&site.root().join("etc/pgha/tls")).ensure(&site.node, &authority, SystemTime::now()).unwrap();
         Some(site)
     }
 
@@ -81,7 +81,7 @@ impl Site {
 
     fn here_at(&self, root: &Path) -> Here<'_> {
         let credentials = TlsCredentials::at(&self.root().join("etc/pgha/tls"));
-        Here { spec: &self.spec, own: 0, root: root.to_owned(), version: self.version, credentials }
+        Here { node: &self.node, root: root.to_owned(), version: self.version, credentials }
     }
 
     /// Makes a database of `rows` rows and cuts its power; returns its system identifier.
@@ -284,8 +284,8 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
         drop_order(&here, order, "a person dropped it").unwrap();
         assert_eq!(EtcdData::look(&here.etcd_data()), EtcdData::Data(old));
         assert_eq!(order::pending(&here.below(order::PATH)), None);
-        let own = |here: &Here<'_>| here.view().0.own().and_then(plan::Node::copy).unwrap().reach.clone();
-        let (now, then) = (own(&here), view.own().and_then(plan::Node::copy).unwrap().reach.clone());
+        let own = |here: &Here<'_>| here.view().0.own().and_then(plan::KnownNode::copy).unwrap().reach.clone();
+        let (now, then) = (own(&here), view.own().and_then(plan::KnownNode::copy).unwrap().reach.clone());
         assert_eq!(now, then, "what others have more is more, whatever the order has begun");
         // The next order goes from there.
         let (view, contents) = here.view();
@@ -392,10 +392,10 @@ fn an_order_is_dropped_when_a_quorum_answers_and_nothing_has_changed() {
     let order = site.give(true);
     // Another member has a quorum.
     let tls = site.root().join("etc/pgha/second");
-    let authority = Authority::of(&site.spec).unwrap();
+    let authority = Authority::of(&site.node.spec).unwrap();
     fs::create_dir_all(&tls).unwrap();
-    Store::at(&tls).ensure(&site.spec, 1, &authority, SystemTime::now()).unwrap();
-    let member = &site.spec.members[1];
+    Store::at(&tls).ensure(&Node::new(site.node.spec.clone(), 1), &authority, SystemTime::now()).unwrap();
+    let member = &site.node.spec.members[1];
     let peer = peer_url(member);
     let mut run = Account::owner_of(site.root().join("var/lib/etcd").as_path())
         .unwrap()
@@ -433,17 +433,18 @@ fn a_node_that_waits_tells_what_it_has_and_one_that_has_more_is_gone_on_from() {
     let (Some(one), Some(mut other)) = (Site::new(), Site::new()) else { return };
     // Two nodes of one document, with copies of one database.
     let system = one.database(54405, 10);
-    other.spec = one.spec.clone();
-    let authority = Authority::of(&other.spec).unwrap();
+    other.node = one.node.clone();
+    let authority = Authority::of(&other.node.spec).unwrap();
     let tls = other.root().join("etc/pgha/other");
     fs::create_dir_all(&tls).unwrap();
-    Store::at(&tls).ensure(&other.spec, 1, &authority, SystemTime::now()).unwrap();
+    Store::at(&tls).ensure(&Node::new(other.node.spec.clone(), 1), &authority, SystemTime::now()).unwrap();
     let (from, to) = (one.root().join(one.main()), other.root().join(other.main()));
     crate::exec::Run::new("cp").arg("-a").arg(&from).arg(&to).capture().unwrap();
     let server = other.lab.start(&other.main(), 54406);
     server.sql("insert into t values (11)");
     server.kill();
-    let there = Here { own: 1, credentials: TlsCredentials::at(&tls), ..other.here() };
+    let second = Node::new(other.node.spec.clone(), 1);
+    let there = Here { node: &second, credentials: TlsCredentials::at(&tls), ..other.here() };
     let window = window::open(&there).unwrap();
 
     let here = one.here();
@@ -514,5 +515,5 @@ fn a_node_that_waits_tells_what_it_has_and_one_that_has_more_is_gone_on_from() {
         assert!(std::time::Instant::now() < deadline, "the order is not seen");
     }
     drop(window);
-    assert!(std::net::TcpListener::bind((here.spec.members[1].address, ports::PATRONI)).is_ok());
+    assert!(std::net::TcpListener::bind((here.node.spec.members[1].address, ports::PATRONI)).is_ok());
 }
