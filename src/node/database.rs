@@ -9,6 +9,7 @@
 
 use crate::{
     clock,
+    exec::Run,
     files::{Doubt, Presence},
     log,
 };
@@ -17,6 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Serialize, Serializer};
 use std::{
     fmt, fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -31,6 +33,8 @@ const LOCK_SIZE: u64 = 64 * 1024;
 /// How often a file is read whose checksum is wrong: a running server may be writing it just then.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a small program may take.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// How long a server may take to shut down, of each kind of shutdown.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 
@@ -260,13 +264,45 @@ pub fn server(folder: &Path) -> Result<Option<Pid>> {
     let Some(text) = Presence::of_text(&folder.join("postmaster.pid"), LOCK_SIZE).known()? else { return Ok(None) };
     let number = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
     let Some(pid) = number.and_then(Pid::from_raw) else { return Ok(None) };
-    let works_in = match fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())) {
-        Ok(works_in) => works_in,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("looking at the process {}", pid.as_raw_nonzero())),
-    };
+    let Some(works_in) = working_folder(pid, folder)? else { return Ok(None) };
     let folder = folder.canonicalize().with_context(|| format!("looking at {}", folder.display()))?;
     Ok((works_in == folder).then_some(pid))
+}
+
+/// The folder in which the process works, if it runs as the owner of `folder`, as a server of its does; `None` if there is no
+/// such process. A container's root may ask that of its own processes only: then the owner asks.
+fn working_folder(pid: Pid, folder: &Path) -> Result<Option<PathBuf>> {
+    let process = format!("/proc/{}", pid.as_raw_nonzero());
+    let link = format!("{process}/cwd");
+    let looking = || format!("looking at the process {}", pid.as_raw_nonzero());
+    match fs::read_link(&link) {
+        Ok(works_in) => return Ok(Some(works_in)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() != std::io::ErrorKind::PermissionDenied => return Err(error).with_context(looking),
+        Err(_) => {}
+    }
+    let owner = fs::metadata(folder).with_context(|| format!("looking at {}", folder.display()))?;
+    let user = || -> Result<Option<u32>> {
+        let Some(status) = Presence::of_text(&Path::new(&process).join("status"), LOCK_SIZE).known()? else {
+            return Ok(None);
+        };
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).map(Some).with_context(looking)
+    };
+    // After a power cut the number may be another program's.
+    if user()? != Some(owner.uid()) {
+        return Ok(None);
+    }
+    let asked = Run::new("setpriv")
+        .args(["--reuid", &owner.uid().to_string(), "--regid", &owner.gid().to_string(), "--clear-groups"])
+        .args(["--", "readlink", &link])
+        .limit(ANSWERS_WITHIN)
+        .text();
+    match asked {
+        Ok(works_in) => Ok(Some(works_in.into())),
+        Err(_) if user()?.is_none() => Ok(None),
+        Err(error) => Err(error).with_context(looking),
+    }
 }
 
 /// Shuts down the server that runs with the data in `folder`, if one does: Patroni can end without it.

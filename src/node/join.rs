@@ -517,6 +517,13 @@ pub fn absent(cluster: &[Listed]) -> Vec<u64> {
     if cluster.len() - never.len() > cluster.len() / 2 { never } else { Vec::new() }
 }
 
+/// Whether a new member must not count until it runs: with it, those that have started would be no quorum. So it is of a
+/// cluster of one member, as after a recovery. etcd calls it a learner.
+pub fn must_learn(cluster: &Cluster) -> bool {
+    let started = cluster.members.iter().filter(|member| member.started).count();
+    started < quorum(cluster.members.len() + 1)
+}
+
 /// Whether the document names the member, by its name or its address. One that it does not name and that does not answer
 /// is a node that was taken out of it while it was dead; it costs the cluster a part of what it could lose.
 pub fn is_named(spec: &ClusterSpec, name: &str, peer_urls: &[String]) -> bool {

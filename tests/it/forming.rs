@@ -232,6 +232,8 @@ fn serve(
         if doubted.elapsed() < Duration::from_secs(2) {
             continue;
         }
+        // What `settle` does.
+        let _ = forming.promote();
         doubted = Instant::now();
         let me = peers::own_etcd(&spec.members[own], &credentials).unwrap();
         let view = forming.look(matches!(me, Peer::Etcd { ever: false, .. })).unwrap();
