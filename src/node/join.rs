@@ -47,6 +47,8 @@ pub struct Listed {
     pub started: bool,
     /// Whether it answers now.
     pub answers: bool,
+    /// Whether it does not count yet: etcd calls it a learner.
+    pub learns: bool,
 }
 
 /// A cluster whose quorum answers.
@@ -518,10 +520,10 @@ pub fn absent(cluster: &[Listed]) -> Vec<u64> {
 }
 
 /// Whether a new member must not count until it runs: with it, those that have started would be no quorum. So it is of a
-/// cluster of one member, as after a recovery. etcd calls it a learner.
+/// cluster of one member, as after a recovery.
 pub fn must_learn(cluster: &Cluster) -> bool {
-    let started = cluster.members.iter().filter(|member| member.started).count();
-    started < quorum(cluster.members.len() + 1)
+    let voters = || cluster.members.iter().filter(|member| !member.learns);
+    voters().filter(|member| member.started).count() < quorum(voters().count() + 1)
 }
 
 /// Whether the document names the member, by its name or its address. One that it does not name and that does not answer
