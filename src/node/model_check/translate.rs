@@ -219,6 +219,7 @@ impl Decider {
                 peer_urls: vec![url(node)],
                 started,
                 answers: false,
+                learns: false,
             })
         };
         (0..NODES as u8).filter_map(member).collect()
