@@ -88,6 +88,12 @@ impl<'a> Healer<'a> {
         Healer { model, documents, known: RefCell::default(), limit: usize::MAX, unknown: Cell::new(0) }
     }
 
+    /// The same where a person settles on one of these documents.
+    pub(super) fn under(self, documents: &[u8]) -> Healer<'a> {
+        let documents = documents.iter().copied().filter(|doc| self.documents.contains(doc)).collect();
+        Healer { documents, ..self }
+    }
+
     /// The same that gives a search up after so many states.
     pub(super) fn limited(self, limit: usize) -> Healer<'a> {
         Healer { limit, ..self }
