@@ -183,8 +183,21 @@ impl<'a> Healer<'a> {
             return false;
         }
         let now = fingerprint(world);
+        // What etcd refuses is tried again and again.
+        let is_in_vain = |happens: Move| {
+            let after = self.model.after(world, happens);
+            let tried = match happens {
+                Move::Beside(node, _)
+                    if matches!(after.node(node).look, Look::Ready(Step::Add(_) | Step::Remove(..))) =>
+                {
+                    fingerprint(&self.model.after(&after, Move::Act(node)))
+                }
+                _ => fingerprint(&after),
+            };
+            tried == now
+        };
         let acts = self.model.moves(world).into_iter().filter(|it| !matches!(it, Move::Ask(..)));
-        acts.into_iter().all(|it| fingerprint(&self.model.after(world, it)) == now)
+        acts.into_iter().all(is_in_vain)
             && world.all().filter(|node| self.model.is_looking(world, *node)).all(|node| {
                 let mut after = world.clone();
                 let step = self.look(&mut after, node);
