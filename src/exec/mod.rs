@@ -329,7 +329,9 @@ mod tests {
         assert!(program.stdout().is_none());
         let error = program.finish(Duration::from_secs(10)).unwrap_err().to_string();
         assert!(error.ends_with("ended with status 3: why"), "{error}");
-        let mut program = shell("trap 'exit 0' INT; while :; do sleep 0.01; done").start().unwrap();
+        let mut program = shell("trap 'exit 0' INT; echo ready; while :; do sleep 0.01; done").start().unwrap();
+        // Before it has set the trap, the signal would kill it.
+        program.stdout().unwrap().read_exact(&mut [0; 5]).unwrap();
         while !program.ended() {
             program.signal(rustix::process::Signal::INT);
             thread::sleep(Duration::from_millis(20));
