@@ -114,8 +114,10 @@ impl Gate<'_> {
         let database = database::of_version(self.version, Database::look(&folder));
         let begun = Begun::load(&self.mark());
         // Only what was cut off is ever copied again.
+        let started = begun.is_present() && database::may_have_started(&folder);
         let room = if begun.is_present() && database != Database::Absent { has_room(&folder) } else { true };
-        Ok(View { me: self.me.to_owned(), forms: self.forms, version: self.version, keys, database, begun, room })
+        let (me, forms, version) = (self.me.to_owned(), self.forms, self.version);
+        Ok(View { me, forms, version, keys, database, begun, started, room })
     }
 
     fn act(&self, view: &View, step: Step) -> Result<()> {

@@ -252,6 +252,14 @@ fn read(folder: &Path) -> Database {
     Database::Damaged("the checksum of its global/pg_control is wrong".to_owned())
 }
 
+/// Whether a server may have started with a copy in `folder`: it renames the copy's `backup_label` when it has taken it up.
+/// The label is the first file of a copy and the control file the last, so one without both is not whole yet.
+pub fn may_have_started(folder: &Path) -> bool {
+    let is_there = |name: &str| Presence::of(&folder.join(name));
+    let (label, used) = (is_there("backup_label"), is_there("backup_label.old"));
+    !used.is_absent() || !(label.is_present() || (label.is_absent() && is_there("global/pg_control").is_absent()))
+}
+
 /// The process that runs a server in `folder`: the one that its lock file names, if it works in that folder.
 ///
 /// # Errors
@@ -404,6 +412,31 @@ mod tests {
         let facts = Facts { recovery_end: Lsn(0x3000100), recovery_timeline: 2, ..parse(&real()).unwrap() };
         assert_eq!(facts.reached(), (2, Lsn(0x3000100)));
         assert_eq!(Lsn(0x1_0000_0abc).to_string(), "1/ABC");
+    }
+
+    #[test]
+    fn a_copy_is_known_to_be_unstarted_or_may_have_started() {
+        let root = tempfile::tempdir().unwrap();
+        let main = root.path().join("17/main");
+        fs::create_dir_all(main.join("global")).unwrap();
+        assert!(!may_have_started(&main), "the copy has just begun");
+        fs::write(main.join("backup_label"), "").unwrap();
+        assert!(!may_have_started(&main));
+        fs::write(main.join("global/pg_control"), "").unwrap();
+        assert!(!may_have_started(&main), "it is there as a whole");
+        fs::rename(main.join("backup_label"), main.join("backup_label.old")).unwrap();
+        assert!(may_have_started(&main));
+        fs::remove_file(main.join("global/pg_control")).unwrap();
+        assert!(may_have_started(&main), "its control file was lost");
+        fs::write(main.join("backup_label"), "").unwrap();
+        assert!(may_have_started(&main), "it was rewound");
+        fs::remove_file(main.join("backup_label")).unwrap();
+        fs::remove_file(main.join("backup_label.old")).unwrap();
+        fs::write(main.join("global/pg_control"), "").unwrap();
+        assert!(may_have_started(&main), "nothing says that it has not");
+        // A loop of symbolic links fails as a damaged inode does, for root too.
+        std::os::unix::fs::symlink("backup_label", main.join("backup_label")).unwrap();
+        assert!(may_have_started(&main), "a doubt");
     }
 
     #[test]

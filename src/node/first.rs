@@ -103,6 +103,8 @@ pub struct View {
     pub database: Database,
     /// What this node has begun.
     pub begun: Presence<Begun>,
+    /// Whether a server may have started with what is there, if it is a copy ([`super::database::may_have_started`]).
+    pub started: bool,
     /// Whether the disk is known to have room for one more copy that is as large as what is there.
     pub room: bool,
 }
@@ -199,11 +201,13 @@ fn unfinished(view: &View, begun: Option<&Begun>) -> Option<Step> {
     let begun = begun.filter(|begun| begun.version == view.version)?;
     let is_whole = match (&view.database, begun.what) {
         (Database::Absent | Database::Unknown(_), _) => return None,
-        (Database::Damaged(_), _) => false,
+        // It took writes, or may have, and was damaged then.
+        (Database::Damaged(_), What::Bootstrap) => may_be_told(view),
+        (Database::Damaged(_), What::Clone) => view.started,
         // A copy is on the disk as a whole before a server starts with it, and then its label goes.
-        (Database::Present(facts), What::Clone) => !facts.unstarted_copy,
+        (Database::Present(facts), What::Clone) => !facts.unstarted_copy || view.started,
         // Roles and databases may be missing.
-        (Database::Present(_), What::Bootstrap) => !(is_mine(view) && view.keys.system() == System::Unknown),
+        (Database::Present(_), What::Bootstrap) => !is_mine(view) || may_be_told(view),
     };
     match begun.what {
         _ if is_whole => None,
@@ -220,6 +224,19 @@ fn unfinished(view: &View, begun: Option<&Begun>) -> Option<Step> {
 /// Whether the first database is this node's to make.
 fn is_mine(view: &View) -> bool {
     view.keys.first.as_ref().is_some_and(|first| first.value.node == view.me && first.value.system.is_none())
+}
+
+/// Whether Patroni may have told this node's beginning as the cluster's database: from then on it takes writes. Before that
+/// `initialize` is as Patroni has created it, with an empty value; a key that was changed since, or is gone, was told, and
+/// emptied by somebody.
+fn may_be_told(view: &View) -> bool {
+    let Keys { first, initialize, .. } = &view.keys;
+    let is_begun = |key: &Key<String>| key.value.is_empty() && key.created == key.changed;
+    let is_others = first.as_ref().is_some_and(|first| first.value.node != view.me);
+    match view.keys.system() {
+        System::Unknown => !is_others && !initialize.as_ref().is_some_and(is_begun),
+        System::Known(_) | System::Contradiction { .. } => true,
+    }
 }
 
 fn with_database(view: &View, own: &str) -> Step {
@@ -273,7 +290,8 @@ fn without_database(view: &View) -> Step {
         (System::Unknown, None, None) if view.forms => Step::Open,
         (System::Unknown, None, None) => Step::Wait(
             "the cluster has no database yet, and this node is not one of those that formed it: waiting for one that is, \
-             or that has the data"
+             or that has the data. If no node has the data: `pgha-node first take` on the node that is to make the first \
+             database"
                 .to_owned(),
         ),
         (System::Unknown, Some(_), None) => Step::Wait(

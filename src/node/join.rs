@@ -348,7 +348,9 @@ fn go_on(view: &View, ids: Ids) -> Step {
 /// Without data and without a quorum, where etcd was to start before.
 fn begin_again(view: &View, begun: &Begun) -> Step {
     if begun.start.existing && begun.ids.is_some() && !view.own.complete && view.own.database == Found::Absent {
-        return wait("this node was joining the cluster; no quorum of it answers".to_owned());
+        return wait(format!(
+            "this node was joining the cluster, and no quorum of it answers. If none can come back: {RECOVER}"
+        ));
     }
     let ids = begun.ids.filter(|_| {
         !begun.start.existing && view.own.may_start(begun) && !view.own.complete && view.own.database == Found::Absent

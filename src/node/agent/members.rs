@@ -7,6 +7,7 @@
 use super::{
     Attention, Concern, World,
     document::{self, Place, Record},
+    turn::{Turn, Turns},
 };
 use crate::{
     etcd::{EtcdError, Member},
@@ -86,9 +87,17 @@ impl Members {
         if let Some(id) = ripe(&view)
             && view.is_safe(&self.answering(world, listed))
         {
-            world.etcd.member_remove(id).with_context(|| format!("removing the member {id:x} from etcd"))?;
-            log::warning!("removed {} from etcd: no document names it, and it was silent for long", label(listed, id));
-            self.silent.remove(&id);
+            // Another node may see the same, or another member that is to go: one at a time.
+            let turns = Turns::of(world, "members");
+            if let Turn::Ours(_) = turns.take()? {
+                world.etcd.member_remove(id).with_context(|| format!("removing the member {id:x} from etcd"))?;
+                log::warning!(
+                    "removed {} from etcd: the document does not name it, and it was silent for long",
+                    label(listed, id)
+                );
+                self.silent.remove(&id);
+                turns.give_back()?;
+            }
         }
         told.extend(view.listed.iter().filter_map(leaving));
         Ok(told)

@@ -30,8 +30,14 @@ fn first(node: &str, system: Option<&str>, created: u64) -> Option<Key<First>> {
     Some(Key { value, created, changed: created })
 }
 
+/// The key as Patroni creates it, and as it changes it when the database is there.
 fn initialize(value: &str, created: u64) -> Option<Key<String>> {
-    Some(Key { value: value.to_owned(), created, changed: created + 1 })
+    Some(Key { value: value.to_owned(), created, changed: created + u64::from(!value.is_empty()) })
+}
+
+/// The key after somebody has emptied it.
+fn emptied(created: u64) -> Option<Key<String>> {
+    Some(Key { value: String::new(), created, changed: created + 2 })
 }
 
 fn every_view() -> Vec<View> {
@@ -43,8 +49,15 @@ fn every_view() -> Vec<View> {
         first("pg-2", Some(OURS), 3),
         first("pg-2", Some(THEIRS), 3),
     ];
-    let initializes =
-        [None, initialize("", 2), initialize("", 5), initialize(OURS, 2), initialize(OURS, 5), initialize(THEIRS, 5)];
+    let initializes = [
+        None,
+        initialize("", 2),
+        initialize("", 5),
+        emptied(5),
+        initialize(OURS, 2),
+        initialize(OURS, 5),
+        initialize(THEIRS, 5),
+    ];
     let databases = [
         Database::Absent,
         present(OURS, false),
@@ -65,7 +78,7 @@ fn every_view() -> Vec<View> {
         for initialize in &initializes {
             for database in &databases {
                 for begun in &marks {
-                    for flags in 0..4 {
+                    for flags in 0..8 {
                         views.push(View {
                             me: "pg-1".into(),
                             forms: flags & 1 == 1,
@@ -74,6 +87,7 @@ fn every_view() -> Vec<View> {
                             database: database.clone(),
                             begun: begun.clone(),
                             room: flags & 2 == 2,
+                            started: flags & 4 == 4,
                         });
                     }
                 }
@@ -129,8 +143,15 @@ fn whatever_a_node_sees_it_does_no_harm() {
                 let unstarted = matches!(&view.database, Database::Present(facts) if facts.unstarted_copy);
                 let damaged = matches!(view.database, Database::Damaged(_));
                 match marked {
-                    Some(What::Clone) => assert!(view.room && (damaged || unstarted), "{view:?}"),
-                    Some(What::Bootstrap) => assert!(damaged || (mine && empty), "{view:?}"),
+                    Some(What::Clone) => {
+                        assert!(view.room && !view.started && (damaged || unstarted), "{view:?}");
+                    }
+                    Some(What::Bootstrap) => {
+                        let begun = initialize.is_some_and(|key| key.value.is_empty() && key.created == key.changed);
+                        let other = first.is_some_and(|first| first.value.node != "pg-1");
+                        assert!(pinned.is_none() && empty, "{view:?}");
+                        assert!((begun && (damaged || mine)) || (damaged && other), "{view:?}");
+                    }
                     None => panic!("it was not begun here: {view:?}"),
                 }
             }
@@ -157,6 +178,7 @@ fn step(change: impl FnOnce(&mut View)) -> Step {
         keys: Keys::default(),
         database: Database::Absent,
         begun: Presence::Absent,
+        started: false,
         room: true,
     };
     change(&mut view);
@@ -215,11 +237,12 @@ fn a_patroni_that_was_let_in_and_may_not_begin_any_more_comes_back() {
         keys: Keys { first: first(node, None, 3), initialize: initialize("", 5), ..Keys::default() },
         database: Database::Absent,
         begun: mark(What::Bootstrap, 17),
+        started: false,
         room: true,
     };
     assert!(is_in_vain(&taken("pg-2")));
     assert!(is_in_vain(&taken("pg-1")));
-    assert_eq!(may_start(&taken("pg-1")), Step::GiveUpOwnBeginning(6));
+    assert_eq!(may_start(&taken("pg-1")), Step::GiveUpOwnBeginning(5));
 }
 
 #[test]
@@ -238,6 +261,23 @@ fn a_key_that_was_emptied_by_hand_costs_no_database() {
 }
 
 #[test]
+fn what_took_writes_is_not_half_of_a_beginning() {
+    // Patroni has told the database, and nobody has written down yet that it is whole.
+    let told = |database: Database, initialize: Option<Key<String>>| {
+        step(|view| {
+            view.keys.first = first("pg-1", None, 3);
+            view.keys.initialize = initialize;
+            view.begun = mark(What::Bootstrap, 17);
+            view.database = database;
+        })
+    };
+    for key in [initialize(OURS, 5), emptied(5), None] {
+        assert_eq!(told(present(OURS, false), key.clone()), Step::Pin(OURS.into()), "{key:?}");
+        assert!(matches!(told(Database::Damaged("x".into()), key), Step::Refuse(..)));
+    }
+}
+
+#[test]
 fn only_what_this_node_began_and_did_not_finish_is_set_aside() {
     let cut_off = |begun: Presence<Begun>, database: Database| {
         step(|view| {
@@ -250,11 +290,12 @@ fn only_what_this_node_began_and_did_not_finish_is_set_aside() {
     let aside = Step::SetAsideThenLookAgain("unfinished");
     assert_eq!(cut_off(mark(What::Bootstrap, 17), Database::Damaged("x".into())), aside);
     assert_eq!(cut_off(mark(What::Bootstrap, 17), present(OURS, false)), aside, "roles may be missing");
-    assert_eq!(cut_off(mark(What::Bootstrap, 17), Database::Absent), Step::GiveUpOwnBeginning(6));
+    assert_eq!(cut_off(mark(What::Bootstrap, 17), Database::Absent), Step::GiveUpOwnBeginning(5));
     assert!(matches!(cut_off(Presence::Absent, Database::Damaged("x".into())), Step::Refuse(..)));
     assert_eq!(cut_off(Presence::Absent, present(OURS, false)), Step::Pin(OURS.into()), "it was put there whole");
-    let clone = |room: bool, database: Database| {
+    let copied = |room: bool, database: Database, started: bool| {
         step(|view| {
+            view.started = started;
             view.keys.first = first("pg-2", Some(OURS), 3);
             view.keys.initialize = initialize(OURS, 5);
             view.begun = mark(What::Clone, 17);
@@ -262,7 +303,11 @@ fn only_what_this_node_began_and_did_not_finish_is_set_aside() {
             view.room = room;
         })
     };
+    let clone = |room: bool, database: Database| copied(room, database, false);
     let aside = Step::SetAsideThenLookAgain("unfinished-clone");
+    // Commits may have been acknowledged that this copy alone has.
+    assert!(matches!(copied(true, Database::Damaged("x".into()), true), Step::Refuse(..)));
+    assert_eq!(copied(true, present(OURS, true), true), Step::Start(None), "it was cut off when it was rewound");
     assert_eq!(clone(true, Database::Damaged("x".into())), aside);
     assert_eq!(clone(true, present(OURS, true)), aside, "it may not be on the disk as a whole");
     assert_eq!(clone(true, present(OURS, false)), Step::Start(None), "a server has started with it");
@@ -379,6 +424,7 @@ impl World {
                 Some(true) => mark(What::Bootstrap, 17),
                 Some(false) => mark(What::Clone, 17),
             },
+            started: matches!(node.disk, Disk::Whole(_)),
             room: true,
         }
     }

@@ -10,14 +10,20 @@ use super::{
     translate::{self, *},
     world::*,
 };
+use crate::model::ClusterSpec;
 use crate::node::{
+    agent::{
+        document,
+        keys::{self, KeyStep},
+        members,
+    },
     claim,
     etcd_data::Ids,
     first,
     join::{self, Document, Peer},
     promise::{self, Request},
 };
-use std::{cell::RefCell, collections::HashMap, hash::BuildHasherDefault};
+use std::{cell::RefCell, collections::HashMap, hash::BuildHasherDefault, time::Duration};
 
 /// Some incarnation that the node knows nothing of.
 const OTHER: u8 = 14;
@@ -173,6 +179,7 @@ pub(super) struct Decider {
     /// The members of each document, in its order.
     pub(super) documents: Vec<Vec<u8>>,
     pub(super) real: Vec<Document>,
+    pub(super) specs: Vec<ClusterSpec>,
     answers: Memory<Asked, (Told, Option<Promises>)>,
     requests: Memory<(u8, u8, Has), Ask>,
     looks: Memory<(Place, [Seen; NODES]), Fate>,
@@ -188,14 +195,11 @@ pub(super) struct Decider {
 
 impl Decider {
     pub(super) fn new(documents: &[&[u8]], mutation: Option<Mutation>) -> Decider {
-        let place = |node: &u8| (name(*node), format!("https://10.0.0.1{}:2380", node + 1));
-        let real = documents.iter().enumerate().map(|(number, members)| Document {
-            digest: format!("document {number}"),
-            identity: "feed".to_owned(),
-            members: members.iter().map(place).collect(),
-        });
+        let specs: Vec<ClusterSpec> = documents.iter().enumerate().map(|(no, members)| spec(no, members)).collect();
+        let real = specs.iter().map(|spec| Document::of(spec).expect("a digest")).collect();
         Decider {
-            real: real.collect(),
+            real,
+            specs,
             documents: documents.iter().map(|members| members.to_vec()).collect(),
             answers: Memory::default(),
             requests: Memory::default(),
@@ -465,6 +469,75 @@ impl Decider {
             first::Completion::Done => Some(Done::Done),
             first::Completion::Wait(_) => None,
         }
+    }
+
+    /// Where the document of a node stands, and whether it becomes the newest: when it is found beside these members, or a
+    /// person says so (`on_purpose`).
+    pub(super) fn becomes_newest(
+        &self,
+        doc: u8,
+        keys: &Keys,
+        inc: Inc,
+        members: &Members,
+        started: Set,
+        on_purpose: bool,
+    ) -> bool {
+        let listed: Vec<_> = self.listed(inc, members, started).into_iter().map(member).collect();
+        let given = match on_purpose {
+            true => document::Given::OnPurpose,
+            false => document::Given::found(&self.specs[doc as usize], &listed),
+        };
+        document::becomes_newest(self.stands(doc, keys), given)
+    }
+
+    fn stands(&self, doc: u8, keys: &Keys) -> document::Place {
+        let record = keys.newest.map(|newest| document::Record {
+            generation: keys.older.len() as u64 + 1,
+            digest: self.real[newest as usize].digest.clone(),
+            members: Vec::new(),
+            history: keys.older.iter().map(|older| self.real[older as usize].digest.clone()).collect(),
+        });
+        document::place(record.as_ref(), &self.real[doc as usize].digest)
+    }
+
+    /// The member that an agent with this document removes, if all that do not answer have been silent for as long as it
+    /// takes. The silence of a whole day is the longest that is asked for.
+    pub(super) fn prunes(
+        &self,
+        doc: u8,
+        keys: &Keys,
+        inc: Inc,
+        members: &Members,
+        started: Set,
+        answering: Set,
+    ) -> Option<u8> {
+        self.count();
+        let listed = self.listed(inc, members, started);
+        let answers = |id: u64| answering.has(self.member_of(inc, members, id).0);
+        let seen = listed.iter().map(|it| members::SeenMember {
+            id: it.id,
+            name: it.name.clone(),
+            named: join::is_named(&self.specs[doc as usize], &it.name, &it.peer_urls),
+            started: it.started,
+            silent: (!answers(it.id)).then_some(Duration::from_secs(86_400)),
+        });
+        let view = members::MembersView { place: self.stands(doc, keys), listed: seen.collect() };
+        let ripe = members::ripe(&view)?;
+        let heard = listed.iter().map(|it| it.id).filter(|id| answers(*id)).collect();
+        view.is_safe(&heard).then(|| self.member_of(inc, members, ripe).0)
+    }
+
+    /// The database that an agent writes back into the key `initialize`, while there is no leader.
+    pub(super) fn restores(&self, keys: &Keys, db: Db, unread: bool) -> Option<u8> {
+        match keys::restore(&translate::keys(keys), &database(db, unread)) {
+            KeyStep::Restore(system) => Some(number(system)),
+            KeyStep::Nothing | KeyStep::Tell(_) => None,
+        }
+    }
+
+    /// Whether a Patroni that runs waits for what will not come.
+    pub(super) fn is_in_vain(&self, view: &GateView) -> bool {
+        first::is_in_vain(&self.gate_view(view))
     }
 
     /// The members that are let go while a cluster forms, sooner or later.

@@ -59,6 +59,35 @@ impl Model {
                     self.hear(world, letter.to, &ask);
                 }
             }
+            Move::Alone(by) => {
+                world.node_mut(by).look = self.looked(world, by, [Seen::NotAsked; NODES]);
+            }
+            Move::Count(node) | Move::Declare(node) => {
+                let doc = world.node(node).doc;
+                if happens == Move::Declare(node) {
+                    world.budget.declares -= 1;
+                }
+                if let Some(inc) = world.quorum_of(node) {
+                    self.write_key(world, inc, |keys| {
+                        keys.older = Set::of(keys.older.iter().chain(keys.newest)).without(doc);
+                        keys.newest = Some(doc);
+                    });
+                }
+            }
+            Move::Prune(node, whom) => {
+                if let Some(inc) = world.quorum_of(node) {
+                    world.write(inc, |it| remove(it, whom));
+                }
+            }
+            Move::Restore(node) => {
+                let (it, Some(inc)) = (world.node(node), world.quorum_of(node)) else { return };
+                let system = self.decider.restores(&world.incs[inc as usize].keys, it.db, it.db_unread);
+                self.write_key(world, inc, |keys| {
+                    keys.initialize_older &= keys.initialize.is_some();
+                    (keys.initialize, keys.emptied) = (system.map(Some), false);
+                });
+            }
+            Move::InVain(node) => world.node_mut(node).gate = Gate::Closed,
             Move::Beside(by, inc) => self.look_beside(world, by, inc),
             Move::Listed(by, via) => {
                 if let Some(data) = world.node(via).data().copied() {
@@ -140,13 +169,17 @@ impl Model {
             _ => [Seen::NotAsked; NODES],
         };
         seen[to as usize] = heard;
-        let fate = self.decider.fate(Model::place(world, by), &seen);
-        world.node_mut(by).look = match fate {
+        world.node_mut(by).look = self.looked(world, by, seen);
+    }
+
+    /// What a node has in mind that has heard this.
+    fn looked(&self, world: &World, by: u8, seen: [Seen; NODES]) -> Look {
+        match self.decider.fate(Model::place(world, by), &seen) {
             Fate::Nothing => Look::Idle,
             Fate::Surely(step) if is_nothing(world.node(by), step) => Look::Idle,
             Fate::Surely(step) => Look::Ready(step),
             Fate::Open => Look::Asking(seen),
-        };
+        }
     }
 
     /// What `to` says to a question, and what it writes before.
@@ -400,6 +433,7 @@ impl Model {
             }
             Move::Document(node, doc) => {
                 spend(budget, |budget| &mut budget.documents);
+                budget.declares += 1;
                 let it = world.node_mut(node);
                 it.doc = doc;
                 it.look = unless_acting(it.look);
@@ -425,7 +459,7 @@ impl Model {
             Move::Empty(inc) => {
                 spend(budget, |budget| &mut budget.emptied);
                 world.ordered.emptied = true;
-                self.write_key(world, inc, |keys| keys.initialize = Some(None));
+                self.write_key(world, inc, |keys| (keys.initialize, keys.emptied) = (Some(None), true));
             }
             _ => {}
         }
@@ -447,6 +481,7 @@ impl Model {
         world.ordered.taken = true;
         self.write_key(world, inc, |keys| {
             (keys.first, keys.initialize, keys.initialize_older) = (Some((node, None)), None, false);
+            keys.emptied = false;
         });
     }
 }

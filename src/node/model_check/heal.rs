@@ -36,6 +36,9 @@ pub(super) struct Healer<'a> {
     known: RefCell<Known>,
 }
 
+/// A state on the way: its fingerprint, its number, it, the move that led to it, and the moves that are left to try.
+type Passed = (u64, u32, World, Option<Move>, Vec<Move>);
+
 /// How a search ended.
 enum Ending {
     Well(Box<World>),
@@ -43,6 +46,8 @@ enum Ending {
     Fine,
     /// No state that can be reached is well; these were reached.
     Stuck(Reached),
+    /// A rule is broken on the way.
+    Broken(String),
 }
 
 /// All states that can be reached from one, and what leads from which to which.
@@ -85,14 +90,17 @@ impl<'a> Healer<'a> {
 
     /// What is wrong with a state from which no way leads on.
     pub(super) fn wrong_with(&self, world: &World) -> Option<String> {
-        self.documents.iter().find_map(|doc| self.wrong_under(world, *doc))
+        // No person takes all out that have the database.
+        let holders = Set::of(world.all().filter(|node| matches!(world.node(*node).db, Db::Whole(_) | Db::Damaged(_))));
+        let names_one = |doc: &&u8| holders.is_empty() || !self.model.decider.nodes(**doc).and(holders).is_empty();
+        self.documents.iter().filter(names_one).find_map(|doc| self.wrong_under(world, *doc))
     }
 
     /// The world in which all is well at last.
     pub(super) fn grown(&self, world: &World, doc: u8) -> Option<World> {
         match self.search(&heal(self.model, world, doc), doc) {
             Ending::Well(world) => Some(*world),
-            Ending::Fine | Ending::Stuck(_) => None,
+            Ending::Fine | Ending::Stuck(_) | Ending::Broken(_) => None,
         }
     }
 
@@ -100,6 +108,7 @@ impl<'a> Healer<'a> {
         let healed = heal(self.model, world, doc);
         let reached = match self.search(&healed, doc) {
             Ending::Well(_) | Ending::Fine => return None,
+            Ending::Broken(why) => return Some(why),
             Ending::Stuck(reached) => reached,
         };
         let waiting = (0..reached.worlds.len() as u32).rev().filter(|at| self.rests(&reached.worlds[*at as usize]));
@@ -175,6 +184,7 @@ impl<'a> Healer<'a> {
             || self.is_lost(world)
             || self.ordered(world, doc).into_iter().any(|after| match self.search(&after, doc) {
                 Ending::Well(_) | Ending::Fine => true,
+                Ending::Broken(why) => panic!("after an order that is named: {why}"),
                 Ending::Stuck(reached) => {
                     let mut resting = reached.worlds.iter().rev().filter(|world| self.rests(world));
                     left > 0 && resting.any(|it| self.leads_on(it, doc, left - 1))
@@ -269,10 +279,10 @@ impl<'a> Healer<'a> {
     fn search(&self, start: &World, doc: u8) -> Ending {
         let mut known = self.known.borrow_mut();
         let mut reached = Reached::default();
-        let mut path: Vec<(u64, u32, World, Vec<Move>)> = Vec::new();
-        let mut next = Some(start.clone());
+        let mut path: Vec<Passed> = Vec::new();
+        let mut next = Some((None, start.clone()));
         loop {
-            if let Some(world) = next.take() {
+            if let Some((last, world)) = next.take() {
                 let number = fingerprint(&world);
                 let before = path.last().map(|(_, at, ..)| *at);
                 if known.well.contains(&number) || self.model.is_well(&world, doc) {
@@ -288,15 +298,20 @@ impl<'a> Healer<'a> {
                 let at = *reached.numbers.entry(number).or_insert(new);
                 reached.ways.extend(before.map(|before| (before, at)));
                 if at == new {
+                    if let Some(rule) = world.broken {
+                        let moves: Vec<Move> =
+                            path.iter().map(|(.., happened, _)| *happened).chain([last]).flatten().collect();
+                        return Ending::Broken(super::search::trace(self.model, start, moves, rule.to_owned()).text);
+                    }
                     let mut moves = self.model.moves(&world);
                     moves.sort_by_key(|it| std::cmp::Reverse(urgency(*it)));
                     reached.worlds.push(world.clone());
-                    path.push((number, at, world, moves));
+                    path.push((number, at, world, last, moves));
                 }
             }
-            let Some((_, _, world, moves)) = path.last_mut() else { return Ending::Stuck(reached) };
+            let Some((_, _, world, _, moves)) = path.last_mut() else { return Ending::Stuck(reached) };
             match moves.pop() {
-                Some(happens) => next = Some(self.model.after(world, happens)),
+                Some(happens) => next = Some((Some(happens), self.model.after(world, happens))),
                 None => {
                     path.pop();
                 }
@@ -317,7 +332,7 @@ impl World {
 /// The likeliest things first; that a node is let go only when nobody has anything else to do.
 fn urgency(happens: Move) -> u8 {
     match happens {
-        Move::LetGo(..) => 9,
+        Move::LetGo(..) | Move::Prune(..) | Move::InVain(_) => 9,
         Move::Ask(..) => 5,
         Move::Beside(..) => 4,
         _ => 1,
@@ -327,7 +342,7 @@ fn urgency(happens: Move) -> u8 {
 /// All machines on, connected, readable, with this document, and nothing goes wrong any more.
 pub(super) fn heal(model: &Model, world: &World, doc: u8) -> World {
     let mut healed = world.clone();
-    healed.budget = Budget::default();
+    healed.budget = Budget { declares: 1, ..Budget::default() };
     healed.letter = None;
     for node in &mut healed.nodes {
         let keeps = node.doc == doc && !node.etcd_unread && !node.db_unread;

@@ -32,6 +32,8 @@ pub(super) enum How {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Move {
     Ask(u8, u8, How),
+    /// The look of a node that has nobody to ask.
+    Alone(u8),
     Deliver,
     Beside(u8, u8),
     /// Only a planted mistake makes a node take this for a quorum's word.
@@ -41,6 +43,10 @@ pub(super) enum Move {
     Publish(u8),
     LetGo(u8, u8),
     Expelled(u8),
+    Count(u8),
+    Prune(u8, u8),
+    Restore(u8),
+    InVain(u8),
     GateLook(u8),
     GateAct(u8),
     PatroniEnds(u8),
@@ -72,6 +78,8 @@ pub(super) enum Move {
     Rejoin(u8),
     Order(u8, Set),
     Document(u8, u8),
+    /// `init --changed`.
+    Declare(u8),
     Empty(u8),
     /// `patronictl failover`.
     Failover(u8),
@@ -90,6 +98,7 @@ impl Model {
         for node in world.all() {
             self.forming(world, node, &mut moves);
             self.etcd_moves(world, node, &mut moves);
+            self.agent_moves(world, node, &mut moves);
             if self.patroni {
                 self.database_moves(world, node, &mut moves);
             }
@@ -149,6 +158,9 @@ impl Model {
                     }
                 }
                 let through = self.decider.nodes(it.doc).without(node);
+                if through.is_empty() && it.look == Look::Idle {
+                    moves.push(Move::Alone(node));
+                }
                 moves.extend(world.quorums_seen(node, through).iter().map(|inc| Move::Beside(node, inc)));
                 if self.decider.mutation == Some(Mutation::ListedWithoutQuorum) {
                     let runs =
@@ -188,6 +200,57 @@ impl Model {
         } else if truth.members[node as usize] != data.gen_ + 1 && world.has_quorum(inc, it.side) {
             moves.push(Move::Expelled(node));
         }
+    }
+
+    /// What the agent can do, which acts only where every service has been ready.
+    fn agent_moves(&self, world: &World, node: u8, moves: &mut Vec<Move>) {
+        let it = world.node(node);
+        let Some(inc) = world.quorum_of(node).filter(|_| self.is_settled(world, node)) else { return };
+        let truth = &world.incs[inc as usize];
+        if self.decider.documents.len() > 1 {
+            if self.counts(world, node, false) {
+                moves.push(Move::Count(node));
+            }
+            if world.budget.declares > 0 && self.counts(world, node, true) {
+                moves.push(Move::Declare(node));
+            }
+            if let Some(whom) = self.prunes(world, node).filter(|whom| world.may_remove(inc, *whom, node)) {
+                moves.push(Move::Prune(node, whom));
+            }
+        }
+        if self.patroni
+            && truth.keys.leader.is_none()
+            && self.decider.restores(&truth.keys, it.db, it.db_unread).is_some()
+        {
+            moves.push(Move::Restore(node));
+        }
+    }
+
+    fn is_settled(&self, world: &World, node: u8) -> bool {
+        let it = world.node(node);
+        let ready = if self.patroni { it.complete && it.patroni() } else { it.begun.is_some_and(|begun| begun.seen) };
+        ready && world.quorum_of(node).is_some_and(|inc| world.incs[inc as usize].settled)
+    }
+
+    /// Whether the document of a node becomes the newest.
+    fn counts(&self, world: &World, node: u8, on_purpose: bool) -> bool {
+        let (it, Some(data)) = (world.node(node), world.node(node).data()) else { return false };
+        let truth = &world.incs[data.inc.no as usize];
+        self.decider.becomes_newest(it.doc, &truth.keys, data.inc, &truth.members, truth.started, on_purpose)
+    }
+
+    /// Whom the agent of a node removes.
+    fn prunes(&self, world: &World, node: u8) -> Option<u8> {
+        let (it, data) = (world.node(node), world.node(node).data()?);
+        let truth = &world.incs[data.inc.no as usize];
+        let runs = |other: &u8| {
+            let other = *other;
+            world.connected(node, other)
+                && world.node(other).runs
+                && world.node(other).data().is_some_and(|it| it.inc == data.inc)
+        };
+        let answering = Set::of(world.all().filter(runs));
+        self.decider.prunes(it.doc, &truth.keys, data.inc, &truth.members, truth.started, answering)
     }
 
     fn faults(&self, world: &World, node: u8, moves: &mut Vec<Move>) {

@@ -48,7 +48,7 @@ impl Model {
                 }
                 (Db::Whole(whole), Some(Some(_))) => {
                     let may_lead = keys.sync.has(node) || keys.sync.is_empty();
-                    if keys.leader.is_none() && may_lead && whole.use_ == Use::Used {
+                    if keys.leader.is_none() && may_lead && whole.use_ != Use::Copied {
                         moves.push(Move::Lead(node));
                     }
                     if whole.use_ == Use::Copied {
@@ -69,6 +69,11 @@ impl Model {
                     moves.push(Move::Write(node));
                 }
             }
+        }
+        let in_vain =
+            it.db == Db::Absent && self.gate_view(world, node).is_some_and(|view| self.decider.is_in_vain(&view));
+        if in_vain {
+            moves.push(Move::InVain(node));
         }
         if self.unfinished(world, node).is_some() {
             moves.push(Move::Finish(node));
@@ -101,7 +106,7 @@ impl Model {
         truth.settled.then_some(GateView {
             me: node,
             forms,
-            keys: Keys { leader: None, sync: Set(0), ..*keys },
+            keys: Keys { leader: None, sync: Set(0), newest: None, older: Set(0), ..*keys },
             db: it.db,
             unread: it.db_unread,
             mark: it.mark,
@@ -168,7 +173,9 @@ impl Model {
                 keys.initialize_older = keys.initialize.is_some();
             }),
             (GateStep::Pin(system), Some(inc)) => self.pin(world, inc, node, system),
-            (GateStep::GiveUp, Some(inc)) => self.write_key(world, inc, |keys| keys.initialize = None),
+            (GateStep::GiveUp, Some(inc)) => {
+                self.write_key(world, inc, |keys| (keys.initialize, keys.emptied) = (None, false))
+            }
         }
     }
 
@@ -180,7 +187,7 @@ impl Model {
 
     fn set_database_aside(&self, world: &mut World, node: u8) {
         match world.node(node).db {
-            Db::Whole(Whole { use_: Use::Used, .. }) => {
+            Db::Whole(Whole { use_: Use::Used, .. }) | Db::Damaged(Whole { use_: Use::Used, .. }) => {
                 world.breaks("a database was set aside that was in use");
             }
             Db::Half(_) | Db::Whole(_) | Db::Damaged(_) if world.node(node).mark.is_none() => {
@@ -237,7 +244,7 @@ impl Model {
             Move::Initdb(_) => {
                 self.check_initdb(world, node);
                 self.write_key(world, inc, |keys| {
-                    keys.initialize = Some(None);
+                    (keys.initialize, keys.emptied) = (Some(None), false);
                     keys.initialize_older = keys.first.is_none();
                 });
                 world.node_mut(node).db = Db::Half(Mark::Bootstrap);
@@ -254,7 +261,7 @@ impl Model {
                 let system = whole.system;
                 self.write_key(world, inc, |keys| {
                     keys.initialize_older &= keys.initialize.is_some();
-                    keys.initialize = Some(Some(system));
+                    (keys.initialize, keys.emptied) = (Some(Some(system)), false);
                     if is_first {
                         (keys.leader, keys.sync) = (Some(node), Set::of([node]));
                     }
@@ -284,6 +291,8 @@ impl Model {
                 if world.systems[whole.system as usize] & !whole.commits != 0 {
                     world.breaks("the primary lacks an acknowledged commit");
                 }
+                // Where it was told by the keys, its roles may be missing, and it takes writes all the same.
+                world.node_mut(node).db = Db::Whole(Whole { use_: Use::Used, ..whole });
                 world.write(inc, |it| (it.keys.leader, it.keys.sync) = (Some(node), Set::of([node])));
             }
             Move::Drop(_, whom) => world.write(inc, |it| it.keys.sync = it.keys.sync.without(whom)),

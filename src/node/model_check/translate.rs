@@ -5,7 +5,7 @@ use crate::{
     error::ErrorKind,
     etcd,
     files::{Doubt, Presence},
-    model::{samples, scope::EtcdStart},
+    model::{ClusterSpec, Member, samples, scope::EtcdStart},
     node::{
         begun,
         database::{Database, Facts, Held, Lsn, ServerState},
@@ -149,7 +149,7 @@ impl Decider {
             // `Claim::write`.
             Some(list) if list == [0; NODES] => EtcdStart {
                 existing: true,
-                token: "feed".to_owned(),
+                token: self.real[begun.inc.doc as usize].identity.clone(),
                 members: self.real[begun.inc.doc as usize].members.clone(),
             },
             Some(list) => {
@@ -161,7 +161,7 @@ impl Decider {
                     })
                     .collect();
                 members.sort();
-                EtcdStart { existing: true, token: "feed".to_owned(), members }
+                EtcdStart { existing: true, token: self.real[0].identity.clone(), members }
             }
         }
     }
@@ -338,6 +338,7 @@ impl Decider {
                     time: 0,
                 }),
             },
+            started: matches!(view.db, Db::Whole(whole) | Db::Damaged(whole) if whole.use_ == Use::Used),
             room: true,
         }
     }
@@ -351,7 +352,11 @@ pub(super) fn keys(keys: &Keys) -> first::Keys {
         cluster: 0,
         revision: 9,
         first: first.map(|value| first::Key { value, created: first_at, changed: first_at }),
-        initialize: initialize.map(|value| first::Key { value, created: initialize_at, changed: initialize_at }),
+        initialize: initialize.map(|value| first::Key {
+            changed: initialize_at + 5 * u64::from(keys.emptied || !value.is_empty()),
+            value,
+            created: initialize_at,
+        }),
     }
 }
 
@@ -377,6 +382,16 @@ pub(super) fn database(db: Db, unread: bool) -> Database {
             unstarted_copy: whole.use_ == Use::Copied,
         }),
     }
+}
+
+/// A document with these members. Two with the same differ in something else.
+pub(super) fn spec(number: usize, members: &[u8]) -> ClusterSpec {
+    let mut spec = samples::three();
+    let sample = spec.members[0].clone();
+    let member = |node: &u8| Member { name: name(*node), address: [10, 0, 0, 11 + node].into(), ..sample.clone() };
+    spec.members = members.iter().map(member).collect();
+    spec.pool.size += number as u32;
+    spec
 }
 
 /// What [`state::verify_ownership`] says to each combination of data and state; no other difference is in a world.

@@ -110,6 +110,19 @@ impl fmt::Display for Move {
             Move::Ask(by, to, How::Late) => {
                 write!(f, "{} asks {}, whom the question has not reached yet", n(by), n(to))
             }
+            Move::Alone(by) => write!(f, "{} looks, and there is nobody to ask", n(by)),
+            Move::Count(node) => write!(f, "the agent of {} counts its document as the newest", n(node)),
+            Move::Declare(node) => write!(f, "a person says that the document of {} is the newest", n(node)),
+            Move::Prune(node, whom) => {
+                write!(
+                    f,
+                    "the agent of {} removes {}, which its document does not name and which was silent",
+                    n(node),
+                    n(whom)
+                )
+            }
+            Move::Restore(node) => write!(f, "the agent of {} writes `initialize` back", n(node)),
+            Move::InVain(node) => write!(f, "init of {} stops Patroni, which waits in vain", n(node)),
             Move::Deliver => write!(f, "a late question arrives"),
             Move::Beside(by, inc) => write!(f, "{} sees the quorum of I{inc}", n(by)),
             Move::Listed(by, via) => write!(f, "{} sees the members that {} lists without its quorum", n(by), n(via)),

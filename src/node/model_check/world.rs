@@ -358,12 +358,17 @@ pub(super) struct Keys {
     pub(super) first: Option<(u8, Option<u8>)>,
     /// Patroni's `initialize`: `Some(None)` is an empty value.
     pub(super) initialize: Option<Option<u8>>,
+    /// Whether `initialize`, which is empty, was not so from the beginning.
+    pub(super) emptied: bool,
     /// Whether `initialize` was created before `first`.
     pub(super) initialize_older: bool,
     /// The holder of the leader key.
     pub(super) leader: Option<u8>,
     /// Who has every acknowledged commit (Patroni's `sync`).
     pub(super) sync: Set,
+    /// The newest document, and those before it.
+    pub(super) newest: Option<u8>,
+    pub(super) older: Set,
 }
 
 /// An incarnation that somebody knows of, with the truth of its etcd.
@@ -416,6 +421,8 @@ pub(super) struct Budget {
     pub(super) claims: u8,
     pub(super) takes: u8,
     pub(super) asides: u8,
+    /// How often a person may still say that the document of a node is the newest.
+    pub(super) declares: u8,
 }
 
 /// What a person has ordered that takes a guarantee away.
