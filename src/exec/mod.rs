@@ -295,6 +295,7 @@ fn said(tail: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     fn shell(script: &str) -> Run {
         Run::new("sh").arg("-c").arg(script)
