@@ -1,7 +1,7 @@
 //! Forms or joins the cluster's etcd: looks at the others, asks [`join::next`] what to do, and does it.
 //!
 //! Two places decide at once: the loop of `pgha-node init`, and whoever answers the other nodes in its name. Both read what
-//! this node has from its disks anew and write what they decide there under one lock ([`Desk`]), so that a promise that was
+//! this node has from its disks again and write what they decide there under one lock ([`Desk`]), so that a promise that was
 //! given meanwhile is never overlooked. No other process of this node can do the same: it would need etcd's peer port.
 
 use super::{
@@ -125,7 +125,7 @@ impl Desk {
 
     fn order(&self) -> Option<Order> {
         read_json(&self.path(ORDER_PATH)).unwrap_or_else(|error| {
-            log::warning!("the order to form the cluster is passed over: {error:#}");
+            log::warning!("the order to form the cluster is ignored: {error:#}");
             None
         })
     }
@@ -534,15 +534,15 @@ fn words(step: &Step) -> String {
         Step::Commit(begun) => words_of(begun),
         Step::Remove(id) => format!("removing the member {id:x}, whose data are lost"),
         Step::Add => "asking to be added".to_owned(),
-        Step::Readdress(id) => format!("telling the new address of the member {id:x}"),
-        Step::SetAside(Aside::Removed) => "the cluster does not know this member any more: it joins anew".to_owned(),
+        Step::Readdress(id) => format!("reporting the new address of the member {id:x}"),
+        Step::SetAside(Aside::Removed) => "the cluster does not know this member any more: it joins again".to_owned(),
         Step::SetAside(Aside::OtherCluster) => {
             "ATTENTION: etcd's data here are another cluster's than the one that runs; they are set aside, and this node joins \
              the one that runs"
                 .to_owned()
         }
         Step::SetAside(Aside::Unfinished) => "setting aside what an earlier start of etcd has left".to_owned(),
-        Step::Abandon(..) | Step::Forget(_) => "the cluster was begun and can never have a quorum: it is formed anew".to_owned(),
+        Step::Abandon(..) | Step::Forget(_) => "the cluster was begun and can never have a quorum: it is formed again".to_owned(),
         Step::Start(_) | Step::Resume | Step::Wait { .. } => String::new(),
     }
 }
@@ -714,7 +714,7 @@ pub fn settle(node: &Node, reporter: &mut Reporter) -> Result<bool> {
                     for id in gone {
                         // Another node may have done it, or etcd wants all connections to be five seconds old: looked at again.
                         if let Err(error) = client.member_remove(id) {
-                            log::info!("letting the member {id:x} go: {error}");
+                            log::info!("removing the member {id:x}: {error}");
                         }
                     }
                 }

@@ -290,7 +290,7 @@ fn read_request(stream: &mut impl std::io::Read) -> Result<Asked> {
         ensure!(Instant::now() < deadline, "the caller is too slow");
         let mut part = [0; 4096];
         let count = stream.read(&mut part)?;
-        ensure!(count > 0, "the caller broke off");
+        ensure!(count > 0, "the caller closed the connection");
         bytes.extend_from_slice(&part[..count]);
         Ok(())
     };
@@ -376,7 +376,7 @@ fn ask_one(agent: &Agent, member: &Member, hello: &[u8]) -> Peer {
 }
 
 fn hanging() -> Peer {
-    Peer::Unclear("it takes connections and does not answer".to_owned())
+    Peer::Unclear("it accepts connections and does not answer".to_owned())
 }
 
 fn is_open(member: &Member) -> bool {
@@ -465,7 +465,7 @@ fn failed(error: &ureq::Error) -> Peer {
             (None, ErrorKind::ConnectionRefused) => Peer::Silent("not started yet".to_owned()),
             (None, ErrorKind::HostUnreachable | ErrorKind::TimedOut) => Peer::Silent("no answer".to_owned()),
             (None, ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::UnexpectedEof) => {
-                Peer::Unclear("it breaks off connections".to_owned())
+                Peer::Unclear("it closes connections".to_owned())
             }
             _ => Peer::Silent(error.to_string()),
         },

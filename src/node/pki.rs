@@ -14,7 +14,7 @@
 //! | `client.pem` | Patroni, confd, this program, replicas | client, without a name (see [`crate::etcd`]) |
 //!
 //! Each file holds key and certificate together, so that one rename replaces both: no power cut parts them. Its first
-//! line, which PEM readers pass over, says for what it was made; a file that says anything else is made anew.
+//! line, which PEM readers pass over, says for what it was made; a file that says anything else is made again.
 
 use crate::{
     clock::Civil,

@@ -465,7 +465,7 @@ fn what_answers_otherwise_is_unclear_and_nobody_is_silent() {
     };
     let peer = unclear(b"SSH-2.0-OpenSSH\r\n");
     assert!(matches!(&peer, Peer::Unclear(why) if why.contains("TLS")), "{peer:?}");
-    assert_eq!(unclear(b""), Peer::Unclear("it takes connections and does not answer".into()));
+    assert_eq!(unclear(b""), Peer::Unclear("it accepts connections and does not answer".into()));
     // A node with another secret.
     let mut other = spec.clone();
     other.secret = Secret::new("CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=");

@@ -48,14 +48,14 @@ const PAUSE: Duration = Duration::from_millis(300);
 pub fn recover_command() -> Command {
     let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     Command::new("recover")
-        .about("Shows what each node has when a cluster does not come up again, and lets it go on from one of them")
+        .about("Shows what each node has when a cluster does not start again, and lets it continue from one of them")
         .arg(flag("json", "Prints JSON").conflicts_with_all(["from-this-node", "cancel"]))
         .arg(flag(
             "from-this-node",
             "Makes this node the only member of a new etcd; its data are the cluster's from then on",
         ))
-        .arg(flag("yes", "Does it without asking").requires("from-this-node"))
-        .arg(flag("force", "Also where other nodes have more, or that is not known").requires("from-this-node"))
+        .arg(flag("yes", "Does not ask for confirmation").requires("from-this-node"))
+        .arg(flag("force", "Also if other nodes have more, or if that is unknown").requires("from-this-node"))
         .arg(
             flag("cancel", "Drops an order that was given here and is not carried out")
                 .conflicts_with("from-this-node"),
@@ -117,7 +117,7 @@ fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
     let began = now();
     let order = match Order::load(&here.below(order::PATH)).known()? {
         Some(order) => {
-            log::info!("an order was given here before ({}): it is gone on with", clock::utc(order.time));
+            log::info!("an order was given here before ({}): it is continued", clock::utc(order.time));
             order
         }
         None => {
@@ -131,7 +131,7 @@ fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
     follow(here, &order, began)
 }
 
-/// Writes the order down and lets `pgha-node init` begin anew, which finds it.
+/// Writes the order down and lets `pgha-node init` begin again, which finds it.
 fn give(here: &Here<'_>, order: &Order) -> Result<()> {
     stop_init()?;
     let write = || {
@@ -169,7 +169,7 @@ fn follow(here: &Here<'_>, order: &Order, began: u64) -> Result<()> {
             let dropped = is_this(order::DROPPED_PATH)?.and_then(|order| order.dropped);
             let why = dropped.unwrap_or_else(|| "it is not there any more".to_owned());
             return Err(UserError::runtime(format!("the order is dropped, and nothing has changed: {why}"))
-                .hint("how it stands now: pgha-node recover")
+                .hint("see `pgha-node recover`")
                 .into());
         }
         let BootProgress { phase, step, reason, since, .. } = progress::load(Path::new(PROGRESS_PATH));

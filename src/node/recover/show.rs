@@ -242,7 +242,7 @@ pub fn told(plan: &Plan, me: &str) -> String {
         text,
         "{me} becomes the only member of a new etcd; {}. The others join it when they come, with their own etcd data set \
          aside. Nobody is synchronous with {me} until one of them has caught up.",
-        if plan.keys { "the keys of the old one are kept" } else { "its keys are made anew" }
+        if plan.keys { "the keys of the old one are kept" } else { "its keys are made again" }
     );
     let list = |text: &mut String, title: &str, losses: &[&Loss]| {
         if !losses.is_empty() {
