@@ -9,8 +9,8 @@ use super::{
     database::{self, Database},
     etcd_data::{EtcdData, Ids},
     join::{
-        self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, RECOVER, Step, Stopped, Suggestion,
-        View, Write,
+        self, Aside, Begun, Cluster, Document, FormingOrder, Found, Listed, Own, Peer, RECOVER, Step, Stopped,
+        Suggestion, View, Write,
     },
     lock,
     peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
@@ -123,7 +123,7 @@ impl Desk {
         })
     }
 
-    fn order(&self) -> Option<Order> {
+    fn order(&self) -> Option<FormingOrder> {
         read_json(&self.path(ORDER_PATH)).unwrap_or_else(|error| {
             log::warning!("the order to form the cluster is ignored: {error:#}");
             None
@@ -373,7 +373,7 @@ impl Forming {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write_order(&self, order: &Order) -> Result<()> {
+    pub fn write_order(&self, order: &FormingOrder) -> Result<()> {
         write_private(&self.desk.path(ORDER_PATH), &serde_json::to_string_pretty(order)?)
     }
 

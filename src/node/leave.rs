@@ -267,7 +267,7 @@ pub fn leave(state: &State, force: bool) -> Result<()> {
         log::info!("leaving: stopping {unit}");
         stop(unit)?;
     }
-    // Otherwise the others' front doors learn of it when the key's lease has ended.
+    // Otherwise HAProxy on the other nodes learns of it when the key's lease has ended.
     let key = format!("/service/{}/members/{}", state.cluster, me.name);
     client.delete(&RangeRequest::key(key)).context("removing the node from Patroni's list")?;
     if let Some(own) = members.iter().find(|member| member.peer_urls.contains(&peer_url(me))) {

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `etcd.pem` | etcd, towards clients and peers | server and client |
 //! | `server.pem` | PostgreSQL, Patroni's REST interface | server |
-//! | `pooler.pem` | PgBouncer, behind the front door of every node: names all of them | server |
+//! | `pooler.pem` | PgBouncer, behind HAProxy on every node: names all of them | server |
 //! | `haproxy.pem` | HAProxy's statistics | server |
 //! | `client.pem` | Patroni, confd, this program, replicas | client, without a name (see [`crate::etcd`]) |
 //!

@@ -42,7 +42,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use decide::Order;
+pub use decide::CloneOrder;
 
 const INTERVAL: Duration = Duration::from_secs(15);
 /// Where it is kept what was begun, and when this node was repaired last.
@@ -175,7 +175,7 @@ impl Repair {
         world: &World,
         Seen { server, processes, place }: Seen<'_>,
         now: Instant,
-        order: Option<Order>,
+        order: Option<CloneOrder>,
     ) -> Result<View> {
         let cluster = world.cluster()?;
         let own = own(world, &place);
@@ -708,7 +708,7 @@ impl Plan {
     ///
     /// # Errors
     /// When it cannot be carried out; why.
-    pub fn of(order: Order) -> Result<Plan> {
+    pub fn of(order: CloneOrder) -> Result<Plan> {
         let world = World::open()?;
         if world.postgresql.is_none() {
             return Err(UserError::usage("the image of this node has no PostgreSQL").into());

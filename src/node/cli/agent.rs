@@ -4,7 +4,7 @@ use crate::{
     error::UserError,
     node::agent::{
         self,
-        repair::{Order, Plan},
+        repair::{CloneOrder, Plan},
     },
 };
 use anyhow::{Context as _, Result};
@@ -55,7 +55,7 @@ pub fn reclone_command() -> Command {
 /// When this node cannot be cloned again now, or the name that is typed is not its.
 pub fn reclone(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = reclone_command().try_get_matches_from(arguments)?;
-    let plan = Plan::of(Order { in_place: matches.get_flag("in-place") })?;
+    let plan = Plan::of(CloneOrder { in_place: matches.get_flag("in-place") })?;
     let mut stderr = std::io::stderr();
     writeln!(stderr, "{}", plan.words()?)?;
     if !matches.get_flag("yes") {

@@ -16,7 +16,7 @@ use crate::{
         recover::{
             act,
             look::Here,
-            order::{self, Order},
+            order::{self, RecoveryOrder},
             plan::{self, Refusal},
             show::{self, Report},
         },
@@ -94,12 +94,12 @@ fn here_of(node: &Node) -> Result<Here<'_>> {
 fn look(here: &Here<'_>, json: bool) -> Result<()> {
     let (view, _) = here.view();
     let advice = plan::advise(&view);
-    let known = |path: &str| match Order::load(&here.below(path)) {
+    let known = |path: &str| match RecoveryOrder::load(&here.below(path)) {
         Presence::Present(order) => Some(order),
         Presence::Absent | Presence::Unknown(_) => None,
     };
     let (done, dropped) = (known(order::DONE_PATH), known(order::DROPPED_PATH));
-    let is_last = |dropped: &&Order| done.as_ref().is_none_or(|done| done.time < dropped.time);
+    let is_last = |dropped: &&RecoveryOrder| done.as_ref().is_none_or(|done| done.time < dropped.time);
     let dropped = dropped.as_ref().filter(is_last);
     let report =
         Report { cluster: &here.node.spec.cluster, view: &view, advice: &advice, done: done.as_ref(), dropped };
@@ -115,7 +115,7 @@ fn refused(refusal: &Refusal, me: &str) -> UserError {
 /// Gives the order, which `pgha-node init` carries out: a connection that breaks off in the middle interrupts nothing.
 fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
     let began = now();
-    let order = match Order::load(&here.below(order::PATH)).known()? {
+    let order = match RecoveryOrder::load(&here.below(order::PATH)).known()? {
         Some(order) => {
             log::info!("an order was given here before ({}): it is continued", clock::utc(order.time));
             order
@@ -132,7 +132,7 @@ fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
 }
 
 /// Writes the order down and lets `pgha-node init` begin again, which finds it.
-fn give(here: &Here<'_>, order: &Order) -> Result<()> {
+fn give(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
     stop_init()?;
     let write = || {
         let _held = lock::hold("recover", |who| log::info!("waiting for {who}"))?;
@@ -153,9 +153,11 @@ fn stop_init() -> Result<()> {
 }
 
 /// Tells how the order is carried out, until it is, or is dropped, or fails.
-fn follow(here: &Here<'_>, order: &Order, began: u64) -> Result<()> {
+fn follow(here: &Here<'_>, order: &RecoveryOrder, began: u64) -> Result<()> {
     let is_this = |path: &str| {
-        Ok::<_, anyhow::Error>(Order::load(&here.below(path)).known()?.filter(|it| it.incarnation == order.incarnation))
+        Ok::<_, anyhow::Error>(
+            RecoveryOrder::load(&here.below(path)).known()?.filter(|it| it.incarnation == order.incarnation),
+        )
     };
     let stays = "the order stays, and is gone on with by itself. How it stands: pgha-node recover. To drop it: pgha-node \
                  recover --cancel";
@@ -197,9 +199,9 @@ fn now() -> u64 {
 
 fn cancel(here: &Here<'_>) -> Result<()> {
     let path = here.below(order::PATH);
-    let load = || -> Result<Order> {
+    let load = || -> Result<RecoveryOrder> {
         let none = || UserError::usage("there is no order on this node that is not carried out");
-        Ok(Order::load(&path).known()?.ok_or_else(none)?)
+        Ok(RecoveryOrder::load(&path).known()?.ok_or_else(none)?)
     };
     load()?;
     stop_init()?;

@@ -95,7 +95,7 @@ pub enum Turn {
 
 /// A person's order to clone this node again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Order {
+pub struct CloneOrder {
     /// Whether its data may be replaced where there is no room for both.
     pub in_place: bool,
 }
@@ -130,7 +130,7 @@ pub struct View {
     /// How long ago this node was repaired last.
     pub last: Option<Duration>,
     /// A person's order.
-    pub order: Option<Order>,
+    pub order: Option<CloneOrder>,
 }
 
 /// Why a replica is cloned again.
@@ -271,7 +271,7 @@ pub fn next(view: &View) -> Step {
 }
 
 /// A person knows why; where both have room, nothing is lost.
-fn obey(view: &View, order: Order) -> Step {
+fn obey(view: &View, order: CloneOrder) -> Step {
     match &view.room {
         Ok(()) => Step::Repair(Why::Ordered, Way::Aside),
         Err(_) if order.in_place => Step::Repair(Why::Ordered, Way::InPlace),

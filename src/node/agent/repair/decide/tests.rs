@@ -99,7 +99,7 @@ fn all() -> impl Iterator<Item = (View, Kin, bool)> {
         ])
         .collect();
     let turns = [Turn::Ours, Turn::Taken("pg-3".into())];
-    let orders = [None, Some(Order { in_place: false }), Some(Order { in_place: true })];
+    let orders = [None, Some(CloneOrder { in_place: false }), Some(CloneOrder { in_place: true })];
     let mut bits = Vec::new();
     for number in 0..32_u32 {
         bits.push([0, 1, 2, 3, 4].map(|bit| number >> bit & 1 == 1));
