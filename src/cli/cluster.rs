@@ -479,7 +479,7 @@ fn describe(cluster: &Cluster, views: &[View]) -> Result<String> {
     let mut text = cluster::table(views);
     let name = &cluster.seeds().spec.cluster;
     let vip = cluster.driver().vip_endpoint(ports::PRIMARY)?;
-    let _ = writeln!(text, "\nFRONT DOOR");
+    let _ = writeln!(text, "\nENTRY POINT");
     for (port, what) in [
         (ports::PRIMARY, "the primary"),
         (ports::REPLICAS, "replicas"),

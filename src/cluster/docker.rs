@@ -31,7 +31,7 @@ const RULE: &str = "7";
 const NOBODY: &str = "02:00:00:00:00:01";
 /// How long a command that changes a node's network may take.
 const QUICK: Duration = Duration::from_secs(30);
-/// How often a network is made anew because somebody else made one of the same name at the same moment.
+/// How often a network is made again because somebody else made one of the same name at the same moment.
 const ATTEMPTS: u32 = 8;
 
 /// The driver.

@@ -114,7 +114,7 @@ pub const KEYS: &[Key] = &[
     key("path", "path", Kind::Unused, "For the backend vault"),
     key("table", "table", Kind::Unused, "Of dynamodb"),
     key("separator", "separator", Kind::Unused, "Of redis"),
-    key("template_cache", "template-cache", Kind::Unused, "Templates are read anew at each pass"),
+    key("template_cache", "template-cache", Kind::Unused, "Templates are read again at each pass"),
     key("stat_cache_ttl", "stat-cache-ttl", Kind::Unused, "Files are looked at in each pass"),
     key("read_timeout", "read-timeout", Kind::Unused, "Of redis"),
     key("write_timeout", "write-timeout", Kind::Unused, "Of redis"),

@@ -28,6 +28,17 @@ impl Preset {
     pub const ALL: [Preset; 4] = [Preset::Fast, Preset::Norm, Preset::Safe, Preset::Wide];
 }
 
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Preset::Fast => "fast",
+            Preset::Norm => "norm",
+            Preset::Safe => "safe",
+            Preset::Wide => "wide",
+        })
+    }
+}
+
 /// The document's `timing`: a preset's name, or keys of which `preset` is one and the others change single timers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TimingSpec {
@@ -462,6 +473,7 @@ mod tests {
         for preset in Preset::ALL {
             let timing = preset.timing();
             assert_eq!(timing.unsafe_combinations(), [], "{preset:?}");
+            assert_eq!(serde_json::to_value(preset).unwrap(), preset.to_string(), "it is shown as it is written");
             let worst = timing.recovery().loss.worst.0;
             assert!(worst > before, "{preset:?}");
             before = worst;

@@ -79,7 +79,7 @@ pub fn verdict(view: &View) -> Verdict {
 }
 
 const ETCD_AWAY: &str =
-    "`pgha-node aside make etcd` sets etcd's data aside: the node joins etcd anew. Then claim the rest";
+    "`pgha-node aside make etcd` sets etcd's data aside: the node joins etcd again. Then claim the rest";
 
 fn of_etcd(view: &View) -> Verdict {
     let ids = match &view.etcd {

@@ -1,7 +1,7 @@
 //! Forms or joins the cluster's etcd: looks at the others, asks [`join::next`] what to do, and does it.
 //!
 //! Two places decide at once: the loop of `pgha-node init`, and whoever answers the other nodes in its name. Both read what
-//! this node has from its disks anew and write what they decide there under one lock ([`Desk`]), so that a promise that was
+//! this node has from its disks again and write what they decide there under one lock ([`Desk`]), so that a promise that was
 //! given meanwhile is never overlooked. No other process of this node can do the same: it would need etcd's peer port.
 
 use super::{
@@ -9,8 +9,8 @@ use super::{
     database::{self, Database},
     etcd_data::{EtcdData, Ids},
     join::{
-        self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, RECOVER, Step, Stopped, Suggestion,
-        View, Write,
+        self, Aside, Begun, Cluster, Document, FormingOrder, Found, Listed, Own, Peer, RECOVER, Step, Stopped,
+        Suggestion, View, Write,
     },
     lock,
     peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
@@ -123,9 +123,9 @@ impl Desk {
         })
     }
 
-    fn order(&self) -> Option<Order> {
+    fn order(&self) -> Option<FormingOrder> {
         read_json(&self.path(ORDER_PATH)).unwrap_or_else(|error| {
-            log::warning!("the order to form the cluster is passed over: {error:#}");
+            log::warning!("the order to form the cluster is ignored: {error:#}");
             None
         })
     }
@@ -373,7 +373,7 @@ impl Forming {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write_order(&self, order: &Order) -> Result<()> {
+    pub fn write_order(&self, order: &FormingOrder) -> Result<()> {
         write_private(&self.desk.path(ORDER_PATH), &serde_json::to_string_pretty(order)?)
     }
 
@@ -555,15 +555,15 @@ fn words(step: &Step) -> String {
         Step::Commit(begun) => words_of(begun),
         Step::Remove(id) => format!("removing the member {id:x}, whose data are lost"),
         Step::Add => "asking to be added".to_owned(),
-        Step::Readdress(id) => format!("telling the new address of the member {id:x}"),
-        Step::SetAside(Aside::Removed) => "the cluster does not know this member any more: it joins anew".to_owned(),
+        Step::Readdress(id) => format!("reporting the new address of the member {id:x}"),
+        Step::SetAside(Aside::Removed) => "the cluster does not know this member any more: it joins again".to_owned(),
         Step::SetAside(Aside::OtherCluster) => {
             "ATTENTION: etcd's data here are another cluster's than the one that runs; they are set aside, and this node joins \
              the one that runs"
                 .to_owned()
         }
         Step::SetAside(Aside::Unfinished) => "setting aside what an earlier start of etcd has left".to_owned(),
-        Step::Abandon(..) | Step::Forget(_) => "the cluster was begun and can never have a quorum: it is formed anew".to_owned(),
+        Step::Abandon(..) | Step::Forget(_) => "the cluster was begun and can never have a quorum: it is formed again".to_owned(),
         Step::Start(_) | Step::Resume | Step::Wait { .. } => String::new(),
     }
 }
@@ -738,7 +738,7 @@ pub fn settle(node: &Node, reporter: &mut Reporter) -> Result<bool> {
                     for id in gone {
                         // Another node may have done it, or etcd wants all connections to be five seconds old: looked at again.
                         if let Err(error) = client.member_remove(id) {
-                            log::info!("letting the member {id:x} go: {error}");
+                            log::info!("removing the member {id:x}: {error}");
                         }
                     }
                 }

@@ -63,7 +63,7 @@ pub fn run(changed: bool) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, error }) => {
             let phase = if code == EX_TEMPFAIL { Phase::Failed } else { Phase::Refused };
-            let step = if code == EX_TEMPFAIL { "it failed and is tried again" } else { "refused" };
+            let step = if code == EX_TEMPFAIL { "it failed and will be tried again" } else { "refused" };
             reporter.report(phase, step, &crate::error::report(&error));
             ExitCode::from(code)
         }
@@ -276,9 +276,7 @@ fn bring_up_patroni(
     *window = None;
     let outcome = wait_for_database(service, node, &gate, reporter);
     if outcome.is_err() && gate.look().is_ok_and(|view| first::is_in_vain(&view)) {
-        log::warning!(
-            "Patroni waits for what will not come: it is stopped, and it is looked anew whether it may start"
-        );
+        log::warning!("Patroni waits for what will not come: it is stopped, and whether it may start is decided again");
         units::stop(&service.unit)?;
     }
     Ok(outcome?)

@@ -27,7 +27,7 @@ use std::collections::BTreeSet;
 /// A person's order to form the cluster without some members.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Order {
+pub struct FormingOrder {
     /// The digest of the document that it was given for.
     pub document: String,
     /// Whom it leaves out.
@@ -88,7 +88,7 @@ pub struct View {
     /// What it knew of itself when it began to look.
     pub own: Own,
     /// A person's order, if there is one.
-    pub order: Option<Order>,
+    pub order: Option<FormingOrder>,
     /// The cluster, if a quorum answers.
     pub cluster: Option<Cluster>,
     /// The other nodes of the document, by name, in its order.
@@ -483,7 +483,7 @@ fn gather(view: &View, held: &promise::Promise) -> Step {
 ///
 /// # Errors
 /// Why it does not.
-pub fn stands(view: &View, order: &Order) -> Result<(), String> {
+pub fn stands(view: &View, order: &FormingOrder) -> Result<(), String> {
     if order.document != view.document.digest {
         return Err("the order was given for another document".to_owned());
     }

@@ -39,7 +39,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(150);
 const REMOVED_WITHIN: Duration = Duration::from_secs(60);
 /// How long to wait before etcd or Patroni is asked again.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long it is looked again before the node is refused: a replica may just be connecting anew.
+/// How long it is looked again before the node is refused: a replica may just be connecting again.
 const HEALED_WITHIN: Duration = Duration::from_secs(30);
 /// How long a switchover may take until the others follow the new primary.
 const HANDED_OVER_WITHIN: Duration = Duration::from_secs(120);
@@ -189,7 +189,7 @@ fn look(node: &Node) -> Result<View> {
         anyhow::ensure!(answer.status() == 200, "{url} answers {}", answer.status());
         Ok(answer.body_mut().read_json()?)
     };
-    let mut last = anyhow!("there is nobody to ask");
+    let mut last = anyhow!("no member can be asked");
     for member in members {
         let answers = ask(member.address, "cluster").and_then(|cluster| Ok((cluster, ask(member.address, "config")?)));
         match answers.and_then(|(cluster, config)| understand(&me.name, &cluster, &config)) {
@@ -252,7 +252,7 @@ pub fn leave(state: &State, force: bool) -> Result<()> {
     let others: Vec<_> = node.peers().map(client_url).collect();
     if others.is_empty() {
         return Err(UserError::usage(format!("{} is the last member of its cluster", me.name))
-            .hint("stop the machine: there is nobody to tell")
+            .hint("stop the machine: no other member has to be informed")
             .into());
     }
     let client = TlsCredentials::of_the_node().etcd(others)?;
@@ -267,12 +267,12 @@ pub fn leave(state: &State, force: bool) -> Result<()> {
         log::info!("leaving: stopping {unit}");
         stop(unit)?;
     }
-    // Otherwise the others' front doors learn of it when the key's lease has ended.
+    // Otherwise HAProxy on the other nodes learns of it when the key's lease has ended.
     let key = format!("/service/{}/members/{}", state.cluster, me.name);
-    client.delete(&RangeRequest::key(key)).context("taking the node out of Patroni's list")?;
+    client.delete(&RangeRequest::key(key)).context("removing the node from Patroni's list")?;
     if let Some(own) = members.iter().find(|member| member.peer_urls.contains(&peer_url(me))) {
-        log::info!("leaving: taking {} out of etcd", me.name);
-        remove(&client, own.id, REMOVED_WITHIN, PAUSE).context("taking the node out of etcd's members")?;
+        log::info!("leaving: removing {} from etcd", me.name);
+        remove(&client, own.id, REMOVED_WITHIN, PAUSE).context("removing the node from etcd's members")?;
     }
     stop(UNITS[UNITS.len() - 1])
 }

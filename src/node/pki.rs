@@ -9,12 +9,12 @@
 //! |---|---|---|
 //! | `etcd.pem` | etcd, towards clients and peers | server and client |
 //! | `server.pem` | PostgreSQL, Patroni's REST interface | server |
-//! | `pooler.pem` | PgBouncer, behind the front door of every node: names all of them | server |
+//! | `pooler.pem` | PgBouncer, behind HAProxy on every node: names all of them | server |
 //! | `haproxy.pem` | HAProxy's statistics | server |
 //! | `client.pem` | Patroni, confd, this program, replicas | client, without a name (see [`crate::etcd`]) |
 //!
 //! Each file holds key and certificate together, so that one rename replaces both: no power cut parts them. Its first
-//! line, which PEM readers pass over, says for what it was made; a file that says anything else is made anew.
+//! line, which PEM readers pass over, says for what it was made; a file that says anything else is made again.
 
 use crate::{
     clock::Civil,

@@ -1,4 +1,4 @@
-//! Certificates made anew before they end, and taken up without a restart.
+//! Certificates made again before they end, and taken up without a restart.
 
 use super::{
     pki::{Authority, Store},
@@ -17,7 +17,7 @@ pub fn run() -> Result<()> {
     let authority = Authority::of(&node.spec)?;
     let made = Store::of_the_node().ensure(&node, &authority, SystemTime::now())?;
     if made.is_empty() {
-        log::info!("every certificate holds for a while: nothing to renew");
+        log::info!("every certificate is valid for a while: there is nothing to renew");
         return Ok(());
     }
     let names: Vec<_> = made.iter().map(|purpose| purpose.file).collect();

@@ -73,7 +73,7 @@ fn attention(unit: &units::Unit) -> Vec<Attention> {
     if unit.active == "active" {
         return Report::load(Path::new(REPORT_PATH)).attention;
     }
-    let text = format!("nobody looks after this node: {} is {}", agent::UNIT, unit.words());
+    let text = format!("the agent does not run: {} is {}", agent::UNIT, unit.words());
     vec![Attention::notice("agent/away", text)]
 }
 
@@ -258,7 +258,7 @@ mod tests {
         let dead = units::Unit { active: "failed".into(), sub: "failed".into(), ..units::Unit::default() };
         let told = attention(&dead);
         assert_eq!(told.len(), 1);
-        assert_eq!(told[0].text, "nobody looks after this node: pgha-agent.service is failed (failed)");
+        assert_eq!(told[0].text, "the agent does not run: pgha-agent.service is failed (failed)");
         assert!(!told[0].serious, "everything else works without it");
     }
 

@@ -38,7 +38,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Writes rows through the front door and remembers whose database has them.
+    /// Writes rows through HAProxy and remembers whose database has them.
     pub fn write(cluster: &TestCluster) -> Ledger {
         let rows = 1000;
         cluster
@@ -55,7 +55,7 @@ impl Ledger {
         self.rows
     }
 
-    /// Writes `count` rows more, as soon as the front door takes them.
+    /// Writes `count` rows more, as soon as HAProxy has a primary.
     pub fn add(&mut self, cluster: &TestCluster, count: u64) {
         let door = cluster.door(5000);
         let (from, to) = (self.rows + 1, self.rows + count);
@@ -64,7 +64,7 @@ impl Ledger {
             "insert into ledger select id from generate_series({from}, {to}) id \
              where not exists (select from ledger where id >= {from})"
         );
-        wait("the front door to take rows", cluster.patience(Duration::from_secs(120)), || door.ask(&add));
+        wait("HAProxy to have a primary", cluster.patience(Duration::from_secs(120)), || door.ask(&add));
         self.rows = to;
     }
 

@@ -198,7 +198,7 @@ impl TestCluster {
         self.wait_healthy();
     }
 
-    /// Waits until every node is ready, and the front doors agree with the roles.
+    /// Waits until every node is ready, and HAProxy's ports agree with the roles.
     pub fn wait_healthy(&self) -> Vec<Node> {
         let within = self.patience(HEALED_WITHIN);
         let began = Instant::now();
@@ -207,7 +207,7 @@ impl TestCluster {
             if status.problem.is_empty() { Ok(status.nodes) } else { Err(status.problem) }
         });
         let left = within.saturating_sub(began.elapsed());
-        wait("two replicas behind the front door", left, || {
+        wait("two replicas behind HAProxy", left, || {
             let synchronous = self.who(5002);
             let asynchronous = self.who(5003);
             if synchronous.is_ok() && (nodes.len() < 3 || asynchronous.is_ok()) && self.who(5000).is_ok() {

@@ -9,7 +9,7 @@ use pgha_image::{
     node::{
         etcd_data::{EtcdData, Ids},
         form::{Acted, Forming, ORDER_PATH},
-        join::{self, Order, Peer, Step, View},
+        join::{self, FormingOrder, Peer, Step, View},
         peers::{self, TlsCredentials},
         pki::{Authority, Store},
         promise::Request,
@@ -156,7 +156,7 @@ impl Machine {
     fn order(&self, without: &[&str]) {
         let document = join::Document::of(&self.node.spec).unwrap().digest;
         let without: BTreeSet<String> = without.iter().map(|name| (*name).to_owned()).collect();
-        fs::write(self.path(ORDER_PATH), serde_json::to_string(&Order { document, without }).unwrap()).unwrap();
+        fs::write(self.path(ORDER_PATH), serde_json::to_string(&FormingOrder { document, without }).unwrap()).unwrap();
     }
 
     pub(crate) fn client(&self) -> pgha_image::etcd::Client {
@@ -467,7 +467,7 @@ fn what_answers_otherwise_is_unclear_and_nobody_is_silent() {
     };
     let peer = unclear(b"SSH-2.0-OpenSSH\r\n");
     assert!(matches!(&peer, Peer::Unclear(why) if why.contains("TLS")), "{peer:?}");
-    assert_eq!(unclear(b""), Peer::Unclear("it takes connections and does not answer".into()));
+    assert_eq!(unclear(b""), Peer::Unclear("it accepts connections and does not answer".into()));
     // A node with another secret.
     let mut other = spec.clone();
     other.secret = Secret::new("CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=");

@@ -10,7 +10,7 @@ use pgha_image::{
         recover::{
             act::{self, Outcome},
             look::Here,
-            order::{self, Order},
+            order::{self, RecoveryOrder},
             plan::{self, Advice, Refusal},
         },
         state::ETCD_DATA,
@@ -44,7 +44,7 @@ fn here(machine: &Machine) -> Here<'_> {
 }
 
 /// Goes on from a machine that is off.
-fn recover(machine: &Machine) -> Order {
+fn recover(machine: &Machine) -> RecoveryOrder {
     let here = here(machine);
     let (view, contents) = here.view();
     // A machine that is off here still refuses connections, as one does that is on and has nothing to say.

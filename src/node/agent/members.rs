@@ -2,7 +2,7 @@
 //!
 //! A member is removed only by a node whose document is the newest, when that document does not name it, when this agent
 //! has not heard of it for minutes on end, and while all that it takes to lose another one is there. Every doubt (etcd
-//! without a quorum, a look that came late) begins those minutes anew.
+//! without a quorum, a look that came late) begins those minutes again.
 
 use super::{
     Attention, Concern, World,
@@ -156,17 +156,17 @@ impl Members {
         };
         self.removed = outside.listed == Some(false);
         if outside.comes_back() {
-            log::warning!("the others have removed this node from etcd: it joins anew");
+            log::warning!("the others have removed this node from etcd: it joins again");
             // One that was away when it was removed does not know of it, and waits for a leader; `init` does not ask what runs.
             {
                 let _held = lock::hold_now("agent")?;
                 units::stop(ETCD_UNIT)?;
             }
-            units::run_again(NODE_UNIT).with_context(|| format!("starting {NODE_UNIT} anew"))?;
+            units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
             self.restarted = Some(now);
         }
         if outside.listed == Some(false) {
-            let text = "the others have removed this node from etcd: it joins anew";
+            let text = "the others have removed this node from etcd: it joins again";
             return Ok(vec![Attention::serious("members/removed", text)]);
         }
         if away < AWAY {
@@ -178,7 +178,7 @@ impl Members {
                  which data are where"
             ),
             Some(_) => format!("this node's etcd does not answer, the others have a quorum: {error}"),
-            None => format!("etcd has no quorum that this node reaches, so nobody can take over: {error}"),
+            None => format!("etcd has no quorum that this node reaches, so no replica can take over: {error}"),
         };
         Ok(vec![Attention::serious("members/no-etcd", text)])
     }

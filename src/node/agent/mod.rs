@@ -158,7 +158,7 @@ fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Starts the agent, or starts it anew if it works with another document than `spec`. `init` does so as soon as the node's
+/// Starts the agent, or starts it again if it works with another document than `spec`. `init` does so as soon as the node's
 /// files are written: a disk that is full needs the agent before all services run.
 ///
 /// # Errors

@@ -62,7 +62,7 @@ struct Trouble {
 }
 
 impl Board {
-    /// A board that goes on where the file at `path` ended, so that an agent that starts again does not tell all anew.
+    /// A board that goes on where the file at `path` ended, so that an agent that starts again does not tell all again.
     /// What is told belongs to the concern whose name its key opens with.
     pub fn load(path: &Path, document: &str, concerns: &[&'static str]) -> Board {
         let earlier = Report::load(path);
@@ -101,7 +101,7 @@ impl Board {
         };
         let mut lines = Vec::new();
         if standing.trouble.take().is_some() {
-            lines.push((Level::Info, format!("{concern}: that is over")));
+            lines.push((Level::Info, format!("{concern}: this is resolved")));
         }
         for attention in &mut found {
             match standing.attention.iter().find(|earlier| earlier.key == attention.key) {
@@ -134,7 +134,7 @@ impl Board {
             if let Some(trouble) = &standing.trouble
                 && now.saturating_sub(trouble.since) >= BLIND_AFTER
             {
-                let text = format!("the agent cannot look after {name}: {}", trouble.text);
+                let text = format!("the agent cannot check {name}: {}", trouble.text);
                 attention.push(Attention { since: trouble.since, ..Attention::notice(&blind(name), text) });
             }
         }
@@ -212,8 +212,8 @@ mod tests {
         assert_eq!(texts(board.take("disk", Err(anyhow!("still none")), 20)), [""; 0]);
         assert_eq!(board.report(20).attention.len(), 1);
         let late = board.report(310);
-        assert_eq!(late.attention[1].text, "the agent cannot look after disk: still none");
-        assert_eq!(texts(board.take("disk", Ok(vec![]), 320)), ["disk: that is over", "no longer: full"]);
+        assert_eq!(late.attention[1].text, "the agent cannot check disk: still none");
+        assert_eq!(texts(board.take("disk", Ok(vec![]), 320)), ["disk: this is resolved", "no longer: full"]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use std::{
 };
 
 fn yes() -> Arg {
-    Arg::new("yes").long("yes").action(ArgAction::SetTrue).help("Does it without asking")
+    Arg::new("yes").long("yes").action(ArgAction::SetTrue).help("Does not ask for confirmation")
 }
 
 fn json() -> Arg {

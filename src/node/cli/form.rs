@@ -25,7 +25,7 @@ pub fn command() -> Command {
                 .required(true)
                 .value_delimiter(',')
                 .action(ArgAction::Append)
-                .help("Whom to leave out; they must be switched off"),
+                .help("A member to leave out; it must be switched off"),
         )
         .arg(Arg::new("yes").long("yes").action(ArgAction::SetTrue).help("Does not ask for the cluster's name"))
         .after_help(

@@ -16,7 +16,7 @@ use crate::{
         recover::{
             act,
             look::Here,
-            order::{self, Order},
+            order::{self, RecoveryOrder},
             plan::{self, Refusal},
             show::{self, Report},
         },
@@ -48,14 +48,14 @@ const PAUSE: Duration = Duration::from_millis(300);
 pub fn recover_command() -> Command {
     let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     Command::new("recover")
-        .about("Shows what each node has when a cluster does not come up again, and lets it go on from one of them")
+        .about("Shows what each node has when a cluster does not start again, and lets it continue from one of them")
         .arg(flag("json", "Prints JSON").conflicts_with_all(["from-this-node", "cancel"]))
         .arg(flag(
             "from-this-node",
             "Makes this node the only member of a new etcd; its data are the cluster's from then on",
         ))
-        .arg(flag("yes", "Does it without asking").requires("from-this-node"))
-        .arg(flag("force", "Also where other nodes have more, or that is not known").requires("from-this-node"))
+        .arg(flag("yes", "Does not ask for confirmation").requires("from-this-node"))
+        .arg(flag("force", "Also if other nodes have more, or if that is unknown").requires("from-this-node"))
         .arg(
             flag("cancel", "Drops an order that was given here and is not carried out")
                 .conflicts_with("from-this-node"),
@@ -94,12 +94,12 @@ fn here_of(node: &Node) -> Result<Here<'_>> {
 fn look(here: &Here<'_>, json: bool) -> Result<()> {
     let (view, _) = here.view();
     let advice = plan::advise(&view);
-    let known = |path: &str| match Order::load(&here.below(path)) {
+    let known = |path: &str| match RecoveryOrder::load(&here.below(path)) {
         Presence::Present(order) => Some(order),
         Presence::Absent | Presence::Unknown(_) => None,
     };
     let (done, dropped) = (known(order::DONE_PATH), known(order::DROPPED_PATH));
-    let is_last = |dropped: &&Order| done.as_ref().is_none_or(|done| done.time < dropped.time);
+    let is_last = |dropped: &&RecoveryOrder| done.as_ref().is_none_or(|done| done.time < dropped.time);
     let dropped = dropped.as_ref().filter(is_last);
     let report =
         Report { cluster: &here.node.spec.cluster, view: &view, advice: &advice, done: done.as_ref(), dropped };
@@ -115,9 +115,9 @@ fn refused(refusal: &Refusal, me: &str) -> UserError {
 /// Gives the order, which `pgha-node init` carries out: a connection that breaks off in the middle interrupts nothing.
 fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
     let began = now();
-    let order = match Order::load(&here.below(order::PATH)).known()? {
+    let order = match RecoveryOrder::load(&here.below(order::PATH)).known()? {
         Some(order) => {
-            log::info!("an order was given here before ({}): it is gone on with", clock::utc(order.time));
+            log::info!("an order was given here before ({}): it is continued", clock::utc(order.time));
             order
         }
         None => {
@@ -135,8 +135,8 @@ fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
     follow(here, &order, began)
 }
 
-/// Writes the order down and lets `pgha-node init` begin anew, which finds it.
-fn give(here: &Here<'_>, order: &Order) -> Result<()> {
+/// Writes the order down and lets `pgha-node init` begin again, which finds it.
+fn give(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
     stop_init()?;
     let write = || {
         let _held = lock::hold("recover", |who| log::info!("waiting for {who}"))?;
@@ -157,9 +157,11 @@ fn stop_init() -> Result<()> {
 }
 
 /// Tells how the order is carried out, until it is, or is dropped, or fails.
-fn follow(here: &Here<'_>, order: &Order, began: u64) -> Result<()> {
+fn follow(here: &Here<'_>, order: &RecoveryOrder, began: u64) -> Result<()> {
     let is_this = |path: &str| {
-        Ok::<_, anyhow::Error>(Order::load(&here.below(path)).known()?.filter(|it| it.incarnation == order.incarnation))
+        Ok::<_, anyhow::Error>(
+            RecoveryOrder::load(&here.below(path)).known()?.filter(|it| it.incarnation == order.incarnation),
+        )
     };
     let stays = "the order stays, and is gone on with by itself. How it stands: pgha-node recover. To drop it: pgha-node \
                  recover --cancel";
@@ -173,7 +175,7 @@ fn follow(here: &Here<'_>, order: &Order, began: u64) -> Result<()> {
             let dropped = is_this(order::DROPPED_PATH)?.and_then(|order| order.dropped);
             let why = dropped.unwrap_or_else(|| "it is not there any more".to_owned());
             return Err(UserError::runtime(format!("the order is dropped, and nothing has changed: {why}"))
-                .hint("how it stands now: pgha-node recover")
+                .hint("see `pgha-node recover`")
                 .into());
         }
         let BootProgress { phase, step, reason, since, .. } = progress::load(Path::new(PROGRESS_PATH));
@@ -201,9 +203,9 @@ fn now() -> u64 {
 
 fn cancel(here: &Here<'_>) -> Result<()> {
     let path = here.below(order::PATH);
-    let load = || -> Result<Order> {
+    let load = || -> Result<RecoveryOrder> {
         let none = || UserError::usage("there is no order on this node that is not carried out");
-        Ok(Order::load(&path).known()?.ok_or_else(none)?)
+        Ok(RecoveryOrder::load(&path).known()?.ok_or_else(none)?)
     };
     load()?;
     stop_init()?;

@@ -419,8 +419,8 @@ fn a_member_is_named_by_its_name_or_its_address() {
 #[test]
 fn an_order_stands_on_the_founder_alone_and_only_while_nobody_left_out_answers() {
     let silent = || Peer::Silent("no answer".into());
-    let order = |without: &[&str]| Order { document: three().digest, without: set(without) };
-    let given = |me: &str, peers, order: Order| stands(&view(me, fresh(), peers), &order).err();
+    let order = |without: &[&str]| FormingOrder { document: three().digest, without: set(without) };
+    let given = |me: &str, peers, order: FormingOrder| stands(&view(me, fresh(), peers), &order).err();
     assert_eq!(given("pg-1", [told(&fresh()), silent()], order(&["pg-3"])), None);
     let refused = [
         given("pg-2", [told(&fresh()), silent()], order(&["pg-3"])),
@@ -428,7 +428,7 @@ fn an_order_stands_on_the_founder_alone_and_only_while_nobody_left_out_answers()
         given("pg-1", [told(&fresh()), silent()], order(&["pg-4"])),
         given("pg-1", [told(&fresh()), told(&fresh())], order(&["pg-3"])),
         given("pg-1", [told(&fresh()), Peer::Unclear("503".into())], order(&["pg-3"])),
-        given("pg-1", [told(&fresh()), silent()], Order { document: "another".into(), ..order(&["pg-3"]) }),
+        given("pg-1", [told(&fresh()), silent()], FormingOrder { document: "another".into(), ..order(&["pg-3"]) }),
     ];
     insta::assert_snapshot!(refused.map(Option::unwrap).join("\n"));
 }
@@ -463,7 +463,7 @@ struct Lab {
 struct Machine {
     own: Own,
     document: Document,
-    order: Option<Order>,
+    order: Option<FormingOrder>,
     /// Whether it is on, and its etcd runs.
     on: bool,
     runs: bool,
@@ -491,7 +491,7 @@ impl Lab {
 
     fn order(&mut self, name: &str, without: &[&str]) {
         let machine = self.machine(name);
-        machine.order = Some(Order { document: machine.document.digest.clone(), without: set(without) });
+        machine.order = Some(FormingOrder { document: machine.document.digest.clone(), without: set(without) });
     }
 
     /// The clusters with a quorum.

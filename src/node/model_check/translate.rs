@@ -36,7 +36,7 @@ impl Decider {
             document: self.real[doc as usize].clone(),
             me: name(me),
             own: self.own(has, me),
-            order: order.map(|order| join::Order {
+            order: order.map(|order| join::FormingOrder {
                 document: self.real[order.doc as usize].digest.clone(),
                 without: names(order.without),
             }),

@@ -9,7 +9,7 @@ use super::{
     incarnation::Etcd as PrivateEtcd,
     keys::{Contents, Entry, Names},
     lineage::{self, Lineage},
-    order::{self, Order},
+    order::{self, RecoveryOrder},
     plan::{Copy, Database, Etcd, Keys, KnownNode, View},
     timeline::{History, Place, Reach, parse_position},
     wal::Wal,
@@ -195,7 +195,7 @@ impl<'a> Here<'a> {
     /// The copy as it was before the orders that were not carried out.
     fn before_orders(&self, copy: Copy) -> Result<Copy> {
         for path in [order::PATH, order::DROPPED_PATH] {
-            if let Some(order) = Order::load(&self.below(path)).known()?
+            if let Some(order) = RecoveryOrder::load(&self.below(path)).known()?
                 && let Some(before) = order.before(&copy.reach)
             {
                 return Ok(Copy { reach: before, ..copy });

@@ -130,7 +130,7 @@ pub struct Kept {
 pub struct Plan {
     /// The copy that it goes on with; `None` if there is none here and only etcd goes on.
     pub database: Option<Copy>,
-    /// Whether etcd's keys are kept; otherwise they are made anew from the database.
+    /// Whether etcd's keys are kept; otherwise they are made again from the database.
     pub keys: bool,
     /// What other nodes have that the cluster will not have; it is set aside there.
     pub losses: Vec<Loss>,
@@ -606,7 +606,7 @@ impl Refusal {
         match self {
             Refusal::Quorum(_) => "see what this node waits for: pgha-node status".to_owned(),
             Refusal::Pending(node) => format!(
-                "see how it stands: pgha-node recover, on {node}. If {node} cannot go on: pgha-node recover --cancel, there"
+                "see `pgha-node recover`, on {node}. If {node} cannot go on: pgha-node recover --cancel, there"
             ),
             Refusal::Elsewhere(node, _) => format!(
                 "nothing is to be done if {node} comes up: pgha-node status, there. If what {node} has is not wanted, or \

@@ -105,7 +105,7 @@ impl Site {
         here.private_etcd().unwrap().found(&here.etcd_data(), "old", (&here.me().name, &url), &entries).unwrap()
     }
 
-    fn give(&self, force: bool) -> Order {
+    fn give(&self, force: bool) -> RecoveryOrder {
         let here = self.here();
         let (view, contents) = here.view();
         let plan = plan::plan(&view, force).unwrap();
@@ -139,8 +139,8 @@ fn serve(here: &Here<'_>, port: u16) -> (crate::exec::Running, Client) {
 }
 
 /// Carries the order at `here` out.
-fn finish(here: &Here<'_>, tell: impl FnMut(&str)) -> Order {
-    let order = Order::load(&here.below(order::PATH)).known().unwrap().unwrap();
+fn finish(here: &Here<'_>, tell: impl FnMut(&str)) -> RecoveryOrder {
+    let order = RecoveryOrder::load(&here.below(order::PATH)).known().unwrap().unwrap();
     match carry_out(here, order, || Ok(()), tell).unwrap() {
         Outcome::Done(order) => *order,
         Outcome::Dropped(refusal) => panic!("{refusal}"),
@@ -156,7 +156,7 @@ fn value<'a>(contents: &'a Contents, key: &str) -> Option<&'a str> {
 }
 
 /// What must be so whenever an order for a database with etcd's keys is carried out.
-fn check(here: &Here<'_>, order: &Order, system: &str, old: Ids) {
+fn check(here: &Here<'_>, order: &RecoveryOrder, system: &str, old: Ids) {
     let ids = order.ids.unwrap();
     assert!(ids.cluster != old.cluster && ids.member != old.member);
     assert_eq!(EtcdData::look(&here.etcd_data()), EtcdData::Data(ids));
@@ -199,7 +199,7 @@ fn disks() -> tempfile::TempDir {
 
 /// Carries the order at `here` out until it tells that it is about to do `what`, and cuts the power.
 fn cut_at(here: &Here<'_>, what: &str) {
-    let order = Order::load(&here.below(order::PATH)).known().unwrap().unwrap();
+    let order = RecoveryOrder::load(&here.below(order::PATH)).known().unwrap().unwrap();
     let cut = |text: &str| assert!(!text.contains(what), "cut off here");
     let stopped =
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| carry_out(here, order, || Ok(()), cut).map(drop)));
@@ -264,7 +264,7 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
     check(&site.here_at(&disk), &finish(&site.here_at(&disk), |_| {}), &system, old);
     assert!(names(&disk.join("var/lib/etcd")).iter().any(|name| name.ends_with("-unfinished")));
     // When the new etcd was in its place, and the old not yet set aside; when that was, and nothing remembered it.
-    let last = Order::load(&cuts[5].1.join("var/lib/pgha/recover.json")).known().unwrap().unwrap();
+    let last = RecoveryOrder::load(&cuts[5].1.join("var/lib/pgha/recover.json")).known().unwrap().unwrap();
     let disk = of(5, "placed");
     place(&site.here_at(&disk), &last).unwrap();
     let error = drop_order(&site.here_at(&disk), last.clone(), "too late").unwrap_err().to_string();
@@ -280,7 +280,7 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
         println!("    dropped when {}", cuts[number].0);
         let disk = of(number, "dropped");
         let here = site.here_at(&disk);
-        let order = Order::load(&here.below(order::PATH)).known().unwrap().unwrap();
+        let order = RecoveryOrder::load(&here.below(order::PATH)).known().unwrap().unwrap();
         drop_order(&here, order, "a person dropped it").unwrap();
         assert_eq!(EtcdData::look(&here.etcd_data()), EtcdData::Data(old));
         assert_eq!(order::pending(&here.below(order::PATH)), None);
@@ -308,7 +308,7 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
 }
 
 /// Where the database left the timeline that it had in the cluster.
-fn done_left(order: &Order) -> Place {
+fn done_left(order: &RecoveryOrder) -> Place {
     order.branch.as_ref().unwrap().history.0[0]
 }
 
@@ -324,8 +324,8 @@ fn one_that_comes_with_more_while_an_order_is_carried_out_is_seen() {
     // The person was not told of pg-2 that it has more, but that nothing was known of it: that was accepted. Without it, an
     // order is dropped.
     let path = here.below(order::PATH);
-    let order = Order::load(&path).known().unwrap().unwrap();
-    let order = Order { accepts: vec!["pg-3".into()], ..order };
+    let order = RecoveryOrder::load(&path).known().unwrap().unwrap();
+    let order = RecoveryOrder { accepts: vec!["pg-3".into()], ..order };
     order.store(&path).unwrap();
     match carry_out(&here, order, || Ok(()), |_| {}).unwrap() {
         Outcome::Dropped(Refusal::Doubtful(losses, doubts)) => {
@@ -333,7 +333,7 @@ fn one_that_comes_with_more_while_an_order_is_carried_out_is_seen() {
         }
         other => panic!("{other:?}"),
     }
-    let dropped = Order::load(&here.below(order::DROPPED_PATH)).known().unwrap().unwrap();
+    let dropped = RecoveryOrder::load(&here.below(order::DROPPED_PATH)).known().unwrap().unwrap();
     assert!(dropped.dropped.unwrap().contains("pg-2"));
 }
 
