@@ -51,7 +51,7 @@ pub fn lookup_srv_at(servers: &[SocketAddr], name: &str) -> Result<Vec<Srv>> {
                 return Ok(records);
             }
             Ok(Answer::NoSuchName) => bail!("there is no SRV record {name}"),
-            Err(error) => last = error.context(format!("asking the name server {server}")),
+            Err(error) => last = error.context(format!("querying the name server {server}")),
         }
     }
     Err(last.context(format!("looking up the SRV record {name}")))
@@ -127,16 +127,16 @@ fn question(id: u16, name: &str) -> Result<Vec<u8>> {
 
 fn read_answer(id: u16, message: &[u8]) -> Result<Answer> {
     let word = |at: usize| -> Result<u16> {
-        let bytes = message.get(at..at + 2).context("the answer is cut")?;
+        let bytes = message.get(at..at + 2).context("the answer is truncated")?;
         Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
     };
     if word(0)? != id {
-        bail!("the answer belongs to another question");
+        bail!("the answer is for another query");
     }
     match word(2)? & 15 {
         0 => {}
         3 => return Ok(Answer::NoSuchName),
-        code => bail!("the name server refuses with code {code}"),
+        code => bail!("the name server answered with the error code {code}"),
     }
     let (questions, answers) = (word(4)?, word(6)?);
     let mut at = 12;
@@ -163,21 +163,21 @@ fn read_name(message: &[u8], mut at: usize) -> Result<(String, usize)> {
     let mut end = None;
     // In a valid message each pointer goes backwards; the count ends loops in an invalid one.
     for _ in 0..128 {
-        let length = usize::from(*message.get(at).context("the answer is cut")?);
+        let length = usize::from(*message.get(at).context("the answer is truncated")?);
         match length {
             0 => {
                 let name = if name.is_empty() { ".".to_owned() } else { name };
                 return Ok((name, end.unwrap_or(at + 1)));
             }
             1..=63 => {
-                let label = message.get(at + 1..at + 1 + length).context("the answer is cut")?;
+                let label = message.get(at + 1..at + 1 + length).context("the answer is truncated")?;
                 name.push_str(&String::from_utf8_lossy(label));
                 name.push('.');
                 at += 1 + length;
             }
             192..=255 => {
                 end.get_or_insert(at + 2);
-                at = (length & 63) << 8 | usize::from(*message.get(at + 1).context("the answer is cut")?);
+                at = (length & 63) << 8 | usize::from(*message.get(at + 1).context("the answer is truncated")?);
             }
             _ => bail!("the answer holds a label of an unknown kind"),
         }

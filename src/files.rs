@@ -228,8 +228,7 @@ impl fmt::Display for Doubt {
 
 impl From<Doubt> for UserError {
     fn from(doubt: Doubt) -> UserError {
-        UserError::runtime(doubt.0)
-            .hint("nothing is done while it is not known what is there: it is looked at again later")
+        UserError::runtime(doubt.0).hint("nothing is done until it is known what is there; it is read again later")
     }
 }
 

@@ -145,14 +145,14 @@ fn decimal(milliseconds: u128) -> String {
 mod tests {
     use super::*;
     use crate::model::{
-        samples,
+        Node, samples,
         scope::{EtcdStart, Machine, Scope},
     };
     use serde_json::json;
 
     fn rendered(text: &str) -> Result<String, String> {
-        let spec = samples::three();
-        let scope = Scope::new(&spec, 0, &Machine::sample(), &EtcdStart::together(&spec), &serde_json::Map::new());
+        let node = Node::new(samples::three(), 0);
+        let scope = Scope::new(&node, &Machine::sample(), &EtcdStart::together(&node.spec), &serde_json::Map::new());
         render("demo.hbs", text, &scope).map_err(|error| error.root_cause().to_string())
     }
 

@@ -23,7 +23,8 @@ pub fn require(name: &str, is_met: bool, why: impl Display) -> bool {
     if is_met {
         return true;
     }
-    let test = thread::current().name().unwrap_or("a test").to_owned();
+    // libtest names a thread after its test.
+    let test = thread::current().name().filter(|name| *name != "main").unwrap_or("this test").to_owned();
     let required = env::var("PGHA_TEST_REQUIRE").unwrap_or_default();
     assert!(!is_required(name, &required), "{test} cannot run: {why} (PGHA_TEST_REQUIRE is `{required}`)");
     let number = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;

@@ -7,7 +7,7 @@ use crate::{
     http::{Client, Fetch},
     model::Digest,
     progress::{Progress, Step, Unit, size},
-    store::{CachedResult, Store},
+    store::{CachedResult, Store, lost_blob},
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -81,7 +81,7 @@ pub fn packages(
             done[at] = Some(expanded);
         }
     }
-    done.into_iter().map(|expanded| expanded.context("a package was forgotten")).collect()
+    done.into_iter().map(|expanded| expanded.context("a package was not downloaded")).collect()
 }
 
 fn get(
@@ -125,7 +125,7 @@ fn get(
         }
         for loader in loaders {
             if loader.join().is_err() {
-                line.fail(anyhow::anyhow!("a download ended in a panic"));
+                line.fail(anyhow::anyhow!("a download thread panicked"));
             }
         }
         if let Some(step) = download.clone().filter(|_| !line.stop.load(Ordering::Relaxed)) {
@@ -256,7 +256,7 @@ impl Line<'_> {
     }
 
     fn try_expand(&self, package: &DownloadRequest) -> Result<ExpandedDeb> {
-        let mut blob = self.store.read_blob(&package.sha256)?.context("the store lost the package; build again")?;
+        let mut blob = self.store.read_blob(&package.sha256)?.ok_or_else(|| lost_blob(&package.sha256))?;
         let mut out = io::BufWriter::with_capacity(256 << 10, self.store.write_blob()?);
         let expanded = deb::expand(&mut blob, &Limits::default(), &self.store.scratch_root(), &mut out);
         // Only at the end of the blob it turns out whether it was damaged.
@@ -267,9 +267,11 @@ impl Line<'_> {
         {
             if expanded.control.get(field) != Some(value) {
                 let found = expanded.control.get(field).map_or("nothing", String::as_str);
-                return Err(UserError::runtime(format!("its field `{field}` says `{found}`, the index `{value}`"))
-                    .hint("the archive contradicts itself; report it to its maintainers")
-                    .into());
+                return Err(UserError::runtime(format!(
+                    "its field `{field}` is `{found}`, but `{value}` in the index"
+                ))
+                .hint("the archive contradicts itself; report it to its maintainers")
+                .into());
             }
         }
         out.flush().context("writing to the store")?;

@@ -7,7 +7,7 @@ use crate::{
     http::{Client, Fetch},
     model::Digest,
     progress::{Progress, Step, Unit},
-    store::{CachedResult, Store},
+    store::{CachedResult, Store, lost_blob},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -167,7 +167,7 @@ pub(super) fn releases_at(
 }
 
 fn not_offline(source: &Source) -> anyhow::Error {
-    UserError::runtime(format!("the store knows nothing of {source}, and the network must not be used"))
+    UserError::runtime(format!("the store has no release of {source}, and the network must not be used"))
         .hint("build once without --offline")
         .into()
 }
@@ -283,7 +283,7 @@ impl Releases {
                     );
                 }
                 files.push(index_file(release, (number, source), component, arch).with_context(|| {
-                    UserError::runtime(format!("the release of {source} names no index of `{component}` for {arch}"))
+                    UserError::runtime(format!("the release of {source} lists no index of `{component}` for {arch}"))
                 })?);
                 if release.all_apart {
                     files.extend(index_file(release, (number, source), component, "all"));
@@ -309,7 +309,7 @@ impl Releases {
                 return Index::parse(text, source.arch, file.source);
             }
         }
-        Err(UserError::runtime("the store does not keep it").hint("check the disk that the store lies on").into())
+        Err(UserError::runtime("the store could not keep it").hint("check the disk of the store").into())
     }
 
     fn fetch_index(
@@ -327,7 +327,7 @@ impl Releases {
         let mut sink = BlobSink::new(store, file.digest, &stop)?;
         let fetch = Fetch { mirrors: &source.mirrors, path: &file.path, size: Some(file.size), limit: MAX_INDEX };
         http.fetch(&fetch, &mut sink, &|count| step.iter().for_each(|step| step.advance(count)))?;
-        let packed = store.read_blob(&file.digest)?.context("the store lost it at once")?;
+        let packed = store.read_blob(&file.digest)?.ok_or_else(|| lost_blob(&file.digest))?;
         let mut text = io::BufWriter::with_capacity(1 << 20, store.write_blob()?);
         let mut unpacked = unpack(&file.name, packed)?.take(MAX_INDEX);
         io::copy(&mut unpacked, &mut text).context("unpacking it")?;

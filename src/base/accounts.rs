@@ -93,7 +93,7 @@ fn extend(files: &mut Files, users: &[User], groups: &[Group], epoch: i64) -> Re
         check_name(&user.name)?;
         free(&files.passwd, "user", &user.name, user.uid)?;
         let gid = number_of(&files.group, &user.group).with_context(|| {
-            UserError::usage(format!("the user `{}` is in the group `{}`, which is not there", user.name, user.group))
+            UserError::usage(format!("the user `{}` is in the group `{}`, which does not exist", user.name, user.group))
         })?;
         let User { name, uid, home, shell, comment, .. } = user;
         if comment.contains([':', '\n']) || shell.as_str().contains(':') || home.as_str().contains(':') {
@@ -103,7 +103,7 @@ fn extend(files: &mut Files, users: &[User], groups: &[Group], epoch: i64) -> Re
         files.shadow.push_str(&format!("{name}:!:{}::::::\n", epoch / 86400));
         for group in &user.groups {
             number_of(&files.group, group).with_context(|| {
-                UserError::usage(format!("the user `{name}` is in the group `{group}`, which is not there"))
+                UserError::usage(format!("the user `{name}` is in the group `{group}`, which does not exist"))
             })?;
             members.entry(group).or_default().push(name);
         }
@@ -193,7 +193,7 @@ mod tests {
             error(&[], &[Group { name: "ssl-cert".into(), gid: 7 }]),
             "the group `ssl-cert` cannot have the number 7: `ssl-cert` is there already and has the number 104"
         );
-        assert_eq!(error(&[postgres()], &[]), "the user `postgres` is in the group `postgres`, which is not there");
+        assert_eq!(error(&[postgres()], &[]), "the user `postgres` is in the group `postgres`, which does not exist");
         assert_eq!(error(&[], &[Group { name: "Bad:x".into(), gid: 7 }]), "`Bad:x` is not a name for a user or group");
     }
 }

@@ -8,15 +8,14 @@ use super::{
 };
 use crate::{
     model::{Digest, GuestPath},
-    store::{BlobReader, Store},
+    store::{BlobReader, Store, lost_blob},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use std::io::{self, Read};
 
 /// Puts the files of `package` that are not left out into `root`.
 pub fn unpack(store: &Store, root: &Root, package: &Digest, patterns: Patterns<'_>) -> Result<()> {
-    let blob =
-        store.read_blob(package)?.with_context(|| format!("the store lost the blob {}; build again", package))?;
+    let blob = store.read_blob(package)?.ok_or_else(|| lost_blob(package))?;
     let mut archive = ::tar::Archive::new(io::BufReader::with_capacity(256 << 10, data(blob)?));
     for entry in archive.entries().context("reading a package's files")? {
         let mut entry = entry.context("reading a package's files")?;

@@ -150,9 +150,9 @@ fn entry(
             }
         }
     } else if kind.is_socket() {
-        bail!("a socket has no place in an image; whatever listened on it is gone");
+        bail!("a socket cannot be in an image; the program that listened on it has ended");
     } else {
-        bail!("a device node has no place in an image; the running system makes its own");
+        bail!("a device node cannot be in an image; the running system creates its own");
     };
     let mode = if kind == Kind::Fifo || !matches!(kind, Kind::Symlink(_)) { metadata.mode() & 0o7777 } else { 0o777 };
     Ok(Entry {
@@ -300,7 +300,7 @@ mod tests {
         let error = capture(&store, &root, &Before::default(), CLAMP).unwrap_err();
         assert_eq!(
             format!("{error:#}"),
-            "capturing `/agent`: a socket has no place in an image; whatever listened on it is gone"
+            "capturing `/agent`: a socket cannot be in an image; the program that listened on it has ended"
         );
     }
 

@@ -220,7 +220,7 @@ impl Verifier {
             for (name, package) in packages {
                 ensure!(
                     store.verify_blob(&package)?,
-                    "the expanded package `{name}` was damaged and has been dropped; build again"
+                    "the expanded package `{name}` was damaged and has been removed from the store; build again"
                 );
             }
             Ok(())
@@ -231,7 +231,7 @@ impl Verifier {
     /// Waits until all packages are checked.
     fn finish(self) -> Result<()> {
         drop(self.send);
-        self.thread.join().unwrap_or_else(|_| Err(anyhow!("checking packages broke off")))
+        self.thread.join().unwrap_or_else(|_| Err(anyhow!("checking packages ended unexpectedly")))
     }
 }
 
@@ -316,8 +316,8 @@ impl Worker<'_> {
     /// Waits for packages, and lays them out; returns the blobs of them.
     fn supply(&self, packages: &[usize]) -> Result<Vec<Digest>> {
         let reply = self.reporter.ask(serde_json::to_value(packages)?)?;
-        let blobs: Vec<Digest> = serde_json::from_value(reply).context("reading which packages there are")?;
-        ensure!(blobs.len() == packages.len(), "{} packages were requested, {} came", packages.len(), blobs.len());
+        let blobs: Vec<Digest> = serde_json::from_value(reply).context("reading the list of packages")?;
+        ensure!(blobs.len() == packages.len(), "{} packages were requested, {} arrived", packages.len(), blobs.len());
         for (&at, blob) in packages.iter().zip(&blobs) {
             link(self.store, blob, &self.material.join(file_name(at)))?;
             // The verifier ends early only with an error of its own.

@@ -296,12 +296,10 @@ impl sandbox::Listener for Listener<'_, '_> {
 /// Refuses a clock that would date files before the packages they came with.
 fn check_epoch(epoch: i64, now: i64) -> Result<()> {
     if epoch < 0 {
-        return Err(
-            UserError::usage(format!("the time {epoch}, which no file may be later than, is before 1970")).into()
-        );
+        return Err(UserError::usage(format!("the latest time of files, {epoch}, is before 1970")).into());
     }
     if epoch > now {
-        return Err(UserError::usage(format!("the time {epoch}, which no file may be later than, is in the future"))
+        return Err(UserError::usage(format!("the latest time of files, {epoch}, is in the future"))
             .hint("check the machine's clock and SOURCE_DATE_EPOCH")
             .into());
     }

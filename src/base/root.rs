@@ -63,7 +63,7 @@ impl Root {
 
     /// The directory that holds `path`, links followed, and its last name, which is not followed.
     fn place(&self, path: &GuestPath) -> Result<Place> {
-        let parent = path.parent().context("the root itself has no place")?;
+        let parent = path.parent().context("the root directory has no name to create")?;
         let folder = self
             .resolve(&parent, OFlags::PATH | OFlags::DIRECTORY)
             .with_context(|| format!("opening `{parent}` of the root"))?;

@@ -34,16 +34,16 @@ pub struct Args {
     recipe: String,
     #[command(flatten)]
     project: ProjectArgs,
-    /// What to write; may be given several times.
+    /// The format of the image; may be given several times.
     #[arg(long = "format", value_name = "FORMAT", default_value = "oci")]
     formats: Vec<FormatArg>,
-    /// Where to write it.
+    /// The output folder.
     #[arg(short, long, value_name = "DIR", default_value = "out")]
     output: PathBuf,
     /// How layers are compressed: none, gzip, zstd, gzip:LEVEL or zstd:LEVEL.
     #[arg(long, value_name = "METHOD", default_value_t)]
     compress: Compression,
-    /// Load the image into Docker or Podman, whichever is there.
+    /// Load the image into Docker or Podman.
     #[arg(long, value_name = "ENGINE", num_args = 0..=1, default_missing_value = "auto", require_equals = true)]
     load: Option<EngineArg>,
     /// Build exactly the packages of this lock file.
@@ -56,7 +56,7 @@ pub struct Args {
     /// Print progress and results as JSON Lines on standard output.
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
-    /// Print no progress.
+    /// Do not print progress.
     #[arg(short, long)]
     quiet: bool,
 }
@@ -67,15 +67,15 @@ enum FormatArg {
     Oci,
     /// An OCI image layout folder.
     OciLayout,
-    /// A disk, byte for byte; holes take no room.
+    /// A raw disk image; it is sparse.
     Raw,
-    /// A compressed disk for QEMU and what is built on it.
+    /// A compressed disk image for QEMU and the programs that are built on it.
     Qcow2,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum EngineArg {
-    /// Docker if it answers, or else Podman.
+    /// Docker if it answers, else Podman.
     Auto,
     /// Docker.
     Docker,
@@ -157,7 +157,7 @@ fn tell(built: &Built, progress: &Progress) -> Result<()> {
     print(&paths)
 }
 
-/// Where the time went, and what is there now.
+/// The time of each step, and the artifacts.
 fn summary(built: &Built, progress: &Progress) -> String {
     let total = progress.elapsed().as_secs_f64();
     let mut text = String::new();

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 use std::fmt::Write as _;
 
-/// Show or shrink the store in which builds keep what they made.
+/// Show or shrink the store, in which builds keep their results.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -21,9 +21,9 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show where the store is and what it holds.
+    /// Print the store's folder and how much it holds.
     Info,
-    /// Remove what was not used for long.
+    /// Remove what was not used recently.
     Gc {
         /// Remove what was not used for this long.
         #[arg(long, value_name = "TIME", default_value = "30d")]

@@ -34,7 +34,7 @@ const NODES: usize = 3;
 /// The image of nodes by default.
 const IMAGE: &str = "ha-postgres";
 
-/// Run clusters on this machine: start nodes, look at them, break them, remove them.
+/// Run clusters on this machine: create, inspect, break and remove them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   pgha-image cluster up demo
@@ -48,7 +48,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Make a cluster, start it, and wait until it is ready; or start the nodes of one that is there.
+    /// Create a cluster, start it, and wait until it is ready; or start the nodes of an existing one.
     Up(Up),
     /// Print the state of a cluster's nodes and their addresses; without a name, the names of all clusters.
     Status {
@@ -67,18 +67,18 @@ enum Verb {
         name: String,
         /// The node.
         node: String,
-        /// How long it may take, if it is not run on a terminal.
+        /// The time limit of the command, unless it runs on a terminal.
         #[arg(long, value_name = "TIME", default_value = "10m")]
         within: Time,
         /// The command.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Run psql against the cluster, through its front door.
+    /// Run psql against the cluster, through HAProxy.
     Psql {
         /// The cluster.
         name: String,
-        /// The front door's port: 5000 the primary, 5001 replicas, 5002 synchronous, 5003 asynchronous ones.
+        /// HAProxy's port: 5000 for the primary, 5001 for replicas, 5002 for synchronous, 5003 for asynchronous ones.
         #[arg(long, default_value_t = ports::PRIMARY)]
         port: u16,
         /// The role [default: the first database's owner].
@@ -91,34 +91,34 @@ enum Verb {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
-    /// Print the settings with which this machine's own programs reach the cluster, for `eval`.
+    /// Print shell variables with which programs on this machine connect to the cluster, for `eval`.
     Env {
         /// The cluster.
         name: String,
-        /// The port.
+        /// HAProxy's port, as for `psql`.
         #[arg(long, default_value_t = ports::PRIMARY)]
         port: u16,
         /// The node [default: the one with the virtual address].
         #[arg(long)]
         node: Option<String>,
     },
-    /// Print what nodes have written to their consoles.
+    /// Print the console output of nodes.
     Logs {
         /// The cluster.
         name: String,
         /// Nodes; all if none is named.
         nodes: Vec<String>,
-        /// The journal of this unit instead.
+        /// Print the journal of this systemd unit instead.
         #[arg(short, long)]
         unit: Option<String>,
     },
-    /// Start nodes that were killed or paused; make those that do not exist.
+    /// Start nodes that were killed or paused; create those that do not exist.
     Start(Nodes),
-    /// Cut nodes' power.
+    /// Switch nodes off, as a power failure does.
     Kill(Chosen),
-    /// Stop nodes in their tracks.
+    /// Freeze nodes: nothing runs on them until they are resumed.
     Pause(Chosen),
-    /// Let paused nodes go on.
+    /// Resume paused nodes.
     Resume(Chosen),
     /// Cut nodes off from all other nodes: packets between them are lost.
     Partition {
@@ -135,19 +135,19 @@ enum Verb {
     },
     /// Replace nodes by new ones with empty disks, which then copy the data from the others.
     ///
-    /// One node after the other goes, as soon as the others have all that it has: a primary hands over first. Nothing
-    /// goes that may be the last good copy.
+    /// Nodes are removed one after the other, each as soon as the others have all of its data; a primary hands over
+    /// first. A node that may have the last good copy of the data is not removed.
     Replace {
         #[command(flatten)]
         chosen: Chosen,
-        /// Replace them at once, as if they were lost: no hand-over, and what nobody else has is lost.
+        /// Replace them at once, as if they were lost: without hand-over; data that no other node has are lost.
         #[arg(long)]
         force: bool,
-        /// How long to wait until a node can go.
+        /// The longest time to wait until a node can be removed.
         #[arg(long, value_name = "TIME", default_value = "5m", conflicts_with = "force")]
         within: Time,
     },
-    /// Change the primary, without losing anything.
+    /// Make a replica the primary, without loss of data.
     Switchover {
         /// The cluster.
         name: String,
@@ -157,44 +157,44 @@ enum Verb {
     },
     /// Give every node a changed document: members are added, changed and removed.
     ///
-    /// A member that goes leaves first and hands over if it is the primary. Nothing goes that may be the last good copy
-    /// of the data.
+    /// A member that is to be removed leaves first, and hands over if it is the primary. A member that may have the last
+    /// good copy of the data is not removed.
     Update {
         /// The cluster.
         name: String,
-        /// The document; with no secret, it keeps the cluster's.
+        /// The document; without a secret, the cluster's secret stays.
         spec: PathBuf,
-        /// How long to wait until members can go, and until all is well again.
+        /// The longest time to wait until members can be removed, and until the cluster is ready again.
         #[arg(long, value_name = "TIME", default_value = "5m")]
         within: Time,
-        /// Remove members even if they cannot leave, do not answer, or may have the last good copy: what nobody else has
-        /// is lost.
+        /// Remove members even if they cannot leave, do not answer, or may have the last good copy: data that no other
+        /// member has are lost.
         #[arg(long)]
         force: bool,
     },
-    /// Remember a cluster whose state folder is lost: its nodes tell what it is. Nothing is removed or changed.
+    /// Restore the record of a cluster whose state folder is lost, from its nodes. Nothing is removed or changed.
     ///
     /// Containers are found in the engine by their labels. Virtual machines are found in the folder of the cluster's name
-    /// in the state folder (`$XDG_STATE_HOME/pgha-image/clusters/NAME`), where they are, whatever else of it is lost.
+    /// in the state folder (`$XDG_STATE_HOME/pgha-image/clusters/NAME`), whatever else is lost there.
     Adopt {
         /// The cluster.
         name: String,
-        /// What new nodes are made of [default: what the others were made of].
+        /// The image of new nodes [default: that of the others].
         #[arg(long)]
         image: Option<String>,
     },
     /// Remove a cluster with its nodes, their data and their network.
     ///
-    /// Prints what goes. If it was not all made for this state folder, the cluster's name must be typed on the terminal;
-    /// where there is none, nothing goes without --yes or --force.
+    /// Prints what is removed. If not all of it was made for this state folder, the cluster's name must be typed on the
+    /// terminal; without a terminal, nothing is removed without --yes or --force.
     Down {
         /// Clusters.
         #[arg(required_unless_present = "all")]
         names: Vec<String>,
-        /// Every cluster that is remembered.
+        /// Every cluster in this state folder.
         #[arg(long)]
         all: bool,
-        /// Do not ask: remove a cluster that this state folder remembers, also if another user made it.
+        /// Do not ask: remove a cluster in this state folder even if another user made it.
         #[arg(long)]
         yes: bool,
         /// Do not ask: remove everything that has the cluster's name, whoever made it.
@@ -205,33 +205,33 @@ enum Verb {
 
 #[derive(Debug, clap::Args)]
 struct Up {
-    /// The cluster's name, where no document says it.
+    /// The cluster's name, if no document is given.
     #[arg(default_value = "demo")]
     name: String,
     /// The cluster's document.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["nodes", "timing"])]
     spec: Option<PathBuf>,
-    /// How many nodes, where there is no document [default: 3].
+    /// The number of nodes, if no document is given [default: 3].
     #[arg(long)]
     nodes: Option<usize>,
-    /// The preset of all timers, where there is no document: fast, norm, safe, wide [default: fast; wide where
+    /// The preset of all timers, if no document is given: fast, norm, safe, wide [default: fast; wide where
     /// processors are emulated].
     #[arg(long)]
     timing: Option<String>,
     /// What runs the nodes [default: docker].
     #[arg(long, value_enum)]
     driver: Option<DriverArg>,
-    /// What nodes are made of: an engine's image; for QEMU, a raw or qcow2 file, or a recipe whose image is in out/
-    /// [default: ha-postgres].
+    /// The image of the nodes: one of the container engine; for QEMU, a raw or qcow2 file, or a recipe whose image is in
+    /// out/ [default: ha-postgres].
     #[arg(long)]
     image: Option<String>,
-    /// The most memory for each node, in MiB.
+    /// The memory limit of each node, in MiB.
     #[arg(long, value_name = "MIB")]
     memory: Option<u64>,
-    /// How long the cluster may take to become ready.
+    /// The longest time to wait until the cluster is ready.
     #[arg(long, value_name = "TIME", default_value = "5m")]
     within: Time,
-    /// Make the nodes, but start none.
+    /// Create the nodes without starting them.
     #[arg(long)]
     no_start: bool,
 }
@@ -342,7 +342,7 @@ impl Args {
     }
 }
 
-/// Starts nodes, and tells which had to be made.
+/// Starts nodes, and reports which had to be created.
 fn start(cluster: &Cluster, lock: &Lock, nodes: &[String], progress: &Progress) -> Result<()> {
     let made = cluster.start(lock, nodes)?;
     if !made.is_empty() {
@@ -432,13 +432,13 @@ impl Up {
     }
 }
 
-/// As much of a document as says whose it is.
+/// The part of a document that names its cluster.
 #[derive(Deserialize)]
 struct Named {
     cluster: String,
 }
 
-/// Ends a call of `up`: whether all is clean.
+/// Ends a call of `up`; returns whether nothing is wrong.
 fn tell_end(making: &Making, name: &str) -> bool {
     let words = match making.end() {
         Ok(Ended::Whole) => format!(
@@ -474,12 +474,12 @@ fn status(cluster: &Cluster, as_json: bool, wait: Option<Time>) -> Result<()> {
     print(&describe(cluster, &views)?)
 }
 
-/// The nodes, and where they are reached.
+/// The nodes and their addresses.
 fn describe(cluster: &Cluster, views: &[View]) -> Result<String> {
     let mut text = cluster::table(views);
     let name = &cluster.seeds().spec.cluster;
     let vip = cluster.driver().vip_endpoint(ports::PRIMARY)?;
-    let _ = writeln!(text, "\nFRONT DOOR");
+    let _ = writeln!(text, "\nENTRY POINT");
     for (port, what) in [
         (ports::PRIMARY, "the primary"),
         (ports::REPLICAS, "replicas"),
@@ -565,7 +565,7 @@ fn environment(cluster: &Cluster, port: u16, node: Option<String>) -> Result<()>
             let node = node.map_or_else(|| cluster.a_running_node(), Ok)?;
             cluster.choose(std::slice::from_ref(&node))?;
             let place = cluster.driver().endpoint(&node, port)?;
-            place.with_context(|| format!("this machine does not reach port {port} of {node}"))?
+            place.with_context(|| format!("port {port} of {node} cannot be reached from this machine"))?
         }
     };
     let database = spec.postgresql.databases.first();

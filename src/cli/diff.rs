@@ -5,9 +5,9 @@ use crate::inspect::{Change, Difference, Image};
 use anyhow::Result;
 use std::{fmt::Write as _, path::PathBuf};
 
-/// Tell what differs between two images: packages, overlays, how they boot, and files with modes, owners and sizes.
+/// Show how two images differ: packages, overlays, how they boot, and files with modes, owners and sizes.
 ///
-/// They may be of different formats. Ends with status 0 if nothing differs, 1 if something does.
+/// The images may have different formats. The exit status is 0 if they are equal, 1 if they differ.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  pgha-image diff old/ha-postgres-amd64.qcow2 out/ha-postgres-amd64.qcow2")]
 pub struct Args {

@@ -15,9 +15,9 @@ use anyhow::Result;
 use serde_json::json;
 use std::fmt::Write as _;
 
-/// Tell where a path of an image comes from: its package or overlay, its source file, and who writes it.
+/// Show where a path of an image comes from: its package or overlay, its source file, and what writes it.
 ///
-/// Packages are known once the image was built on this machine.
+/// Paths of packages are known once the image has been built on this machine.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  pgha-image explain /etc/haproxy/haproxy.cfg")]
 pub struct Args {
@@ -63,7 +63,7 @@ impl Args {
             (None, true) => {
                 let problem = UserError::runtime(format!("no overlay of `{}` has {}", self.recipe, self.path));
                 return Err(problem
-                    .hint("packages are known once the image was built here: build it, then ask again")
+                    .hint("files of packages are known once the image has been built on this machine")
                     .into());
             }
             (None, false) => {}

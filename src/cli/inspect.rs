@@ -8,9 +8,9 @@ use crate::{
 use anyhow::Result;
 use std::{fmt::Write as _, path::PathBuf};
 
-/// Tell what is in an image: partitions, file systems, how it boots, packages, overlays, digests.
+/// Show what is in an image: partitions, file systems, how it boots, packages, overlays, digests.
 ///
-/// Reads raw and qcow2 disks, OCI archives and OCI layouts; mounts nothing and runs nothing of them.
+/// Reads raw and qcow2 disks, OCI archives and OCI layouts, without mounting them or running programs in them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  pgha-image inspect out/ha-postgres-amd64.qcow2")]
 pub struct Args {

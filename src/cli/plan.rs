@@ -27,7 +27,7 @@ pub struct Args {
     /// The recipe: a name in the project's recipes/ folder, or a path.
     #[arg(required_unless_present = "cluster")]
     recipe: Option<String>,
-    /// Print the recovery times that follow from this cluster's document, too; alone if no recipe is named.
+    /// Also print the recovery times that follow from this cluster's document; without a recipe, only those.
     #[arg(long, value_name = "FILE")]
     cluster: Option<PathBuf>,
     #[command(flatten)]
@@ -73,7 +73,7 @@ impl Args {
     }
 }
 
-/// The plan as people read it.
+/// The plan as text for people.
 fn describe(plan: &Plan) -> String {
     let mut text = format!("{} ({}): {}\n", plan.name, plan.arch, plan.description);
     let _ = writeln!(text, "\nrecipes     {}", plan.lineage.join(" → "));

@@ -23,7 +23,7 @@ pub struct ProjectArgs {
     /// The folder that holds recipes/ and overlays/.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub project: PathBuf,
-    /// The folder of the programs that overlays bring [default: the one this program is in].
+    /// The folder with the programs that overlays install [default: the folder of this program].
     #[arg(long, value_name = "DIR", env = "PGHA_IMAGE_PROGRAMS", hide_env_values = true)]
     pub programs: Option<PathBuf>,
 }
@@ -46,7 +46,7 @@ impl ProjectArgs {
 /// Where packages come from.
 #[derive(Debug, clap::Args)]
 pub struct ArchiveArgs {
-    /// A mirror of the Debian archive; more than one are tried in order [default: this machine's apt sources].
+    /// A mirror of the Debian archive; several are tried in order [default: this machine's apt sources].
     #[arg(
         long = "mirror",
         value_name = "URI",
@@ -55,10 +55,10 @@ pub struct ArchiveArgs {
         hide_env_values = true
     )]
     mirrors: Vec<String>,
-    /// Use what the store has, and no network.
+    /// Use only what is in the store, not the network.
     #[arg(long)]
     offline: bool,
-    /// Ask the archive for a newer package index, even if the one in the store is fresh.
+    /// Fetch the newest package index, even if the one in the store is fresh.
     #[arg(long, conflicts_with = "offline")]
     refresh: bool,
 }
@@ -74,7 +74,7 @@ impl ArchiveArgs {
     }
 }
 
-/// Where results are kept from build to build.
+/// The store, which keeps results from build to build.
 #[derive(Debug, clap::Args)]
 pub struct StoreArgs {
     /// The store's folder [default: pgha-image in XDG_CACHE_HOME or ~/.cache].

@@ -11,7 +11,7 @@ pub(super) fn text(spec: &ClusterSpec) -> String {
     if let Some(vip) = &spec.vip {
         let _ = write!(text, ", virtual address {}", vip.address);
     }
-    let _ = writeln!(text, ", timing {}", word(&spec.timing.preset));
+    let _ = writeln!(text, ", timing {}", spec.timing.preset);
     let _ = writeln!(text, "\n{:<46} {:>8} {:>8} {:>8}", "writes stop for", "best", "mean", "worst");
     for (what, estimate) in [
         ("PostgreSQL crashes on the primary", recovery.crash),
@@ -40,8 +40,4 @@ pub(super) fn text(spec: &ClusterSpec) -> String {
 
 fn seconds(time: Time) -> String {
     format!("{:.1} s", time.0.as_secs_f64())
-}
-
-fn word(preset: &impl serde::Serialize) -> String {
-    serde_json::to_value(preset).ok().and_then(|value| value.as_str().map(ToOwned::to_owned)).unwrap_or_default()
 }

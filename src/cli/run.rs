@@ -24,9 +24,9 @@ use std::{
 
 /// Boot one machine from an image in QEMU, with its serial console on this terminal.
 ///
-/// The image is not changed: what the machine writes is thrown away when it ends, unless --keep names a file for it.
-/// The machine sees a network with DHCP and a way out; --port lets programs of this host in. Press Ctrl-A x to end the
-/// machine at once, Ctrl-A h for more.
+/// The image is not changed: what the machine writes is discarded when it ends, unless --keep names a file for it.
+/// The machine has a network with DHCP and access to the outside; --port forwards ports of this host to it. Press
+/// Ctrl-A x to end the machine at once, Ctrl-A h for more.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   pgha-image run out/ha-postgres-amd64.qcow2 --seed seed/pg-1 --port 5432:5432
@@ -35,28 +35,28 @@ pub struct Args {
     /// The image: a raw or qcow2 file, or the name of a recipe whose image is in out/.
     #[arg(value_name = "IMAGE|RECIPE")]
     image: PathBuf,
-    /// What the machine boots with.
+    /// The machine's firmware.
     #[arg(long, value_name = "FIRMWARE", default_value = "bios")]
     firmware: FirmwareArg,
-    /// How its disk is attached.
+    /// The bus of the machine's disk.
     #[arg(long, value_name = "BUS", default_value = "virtio-blk")]
     disk_bus: BusArg,
-    /// Its memory.
+    /// The machine's memory.
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     memory: Size,
-    /// Its processors [default: 2, or as many as this host has if that is less].
+    /// The number of processors [default: 2, or as many as this host has if that is less].
     #[arg(long, value_name = "COUNT")]
     cpus: Option<u32>,
-    /// The size of its disk, which its file system fills on first boot [default: the image's].
+    /// The size of the disk; the root file system grows to it on first boot [default: the image's].
     #[arg(long, value_name = "SIZE")]
     disk_size: Option<Size>,
-    /// What its cloud-init reads: a folder with user-data, meta-data, and network-config if it has one.
+    /// A seed for cloud-init: a folder with user-data, meta-data and, optionally, network-config.
     #[arg(long, value_name = "DIR")]
     seed: Option<PathBuf>,
-    /// Let a TCP port of this host lead to one of the machine; may be given several times.
+    /// Forward a TCP port of this host to one of the machine; may be given several times.
     #[arg(long = "port", value_name = "[ADDRESS:]HOST:GUEST")]
     ports: Vec<PortArg>,
-    /// Keep what the machine writes in this file, and go on with it if it is there.
+    /// Keep what the machine writes in this file; if the file exists, continue with it.
     #[arg(long, value_name = "FILE")]
     keep: Option<PathBuf>,
 }
@@ -67,7 +67,7 @@ enum FirmwareArg {
     Bios,
     /// OVMF.
     Uefi,
-    /// OVMF that boots only what is signed.
+    /// OVMF with Secure Boot: only signed programs boot.
     SecureBoot,
 }
 
@@ -172,7 +172,7 @@ impl Args {
     }
 }
 
-/// How the terminal was before QEMU changed it; a QEMU that is killed leaves it so that no key does what it should.
+/// The terminal's settings before QEMU changed them; a QEMU that is killed does not restore them.
 #[derive(Debug, Clone)]
 struct Terminal(Option<Termios>);
 
@@ -200,17 +200,17 @@ fn find_image(wanted: &Path) -> Result<PathBuf> {
     found.ok_or_else(|| {
         let [first, second] = places.map(|path| path.display().to_string());
         UserError::usage(format!("there is no image {name}, {first} or {second}"))
-            .hint(format!("make one: pgha-image build {name} --format qcow2"))
+            .hint(format!("build one: pgha-image build {name} --format qcow2"))
             .into()
     })
 }
 
-/// Refuses a port of the host that is taken; QEMU's own message would not name it.
+/// Refuses a port of the host that is in use; QEMU's own message would not name it.
 fn require_free(port: &PortForward) -> Result<()> {
     match TcpListener::bind(port.host) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            let hint = "end what listens there (ss -ltnp shows it), or choose another port";
-            Err(UserError::usage(format!("the port {} is taken", port.host)).hint(hint).into())
+            let hint = "stop the program that listens there (`ss -ltnp` shows it), or choose another port";
+            Err(UserError::usage(format!("the port {} is in use", port.host)).hint(hint).into())
         }
         Err(error) => Err(error).with_context(|| format!("listening on {}", port.host)),
         Ok(_) => Ok(()),

@@ -1,14 +1,14 @@
-//! `pgha-image schema`: the JSON Schema of what people write.
+//! `pgha-image schema`: the JSON Schema of what people write, and of the values that they write it with.
 
 use super::print;
-use crate::{overlay::OverlayFile, recipe::RecipeFile};
+use crate::{model::scope::Scope, overlay::OverlayFile, recipe::RecipeFile};
 use anyhow::Result;
 use clap::ValueEnum;
 
-/// Print the JSON Schema of recipes or overlays, for editors.
+/// Print the JSON Schema of recipes, overlays, or the values of templates, for editors and people.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Of which document.
+    /// What the schema describes.
     kind: Kind,
 }
 
@@ -18,6 +18,8 @@ enum Kind {
     Recipe,
     /// overlays/NAME/overlay.yaml
     Overlay,
+    /// The values that templates (overlays/NAME/rootfs/PATH.hbs) can use
+    Scope,
 }
 
 impl Args {
@@ -25,6 +27,7 @@ impl Args {
         let schema = match self.kind {
             Kind::Recipe => schemars::schema_for!(RecipeFile),
             Kind::Overlay => schemars::schema_for!(OverlayFile),
+            Kind::Scope => schemars::schema_for!(Scope),
         };
         print(&format!("{}\n", serde_json::to_string_pretty(&schema)?))
     }
@@ -32,10 +35,16 @@ impl Args {
 
 #[cfg(test)]
 mod tests {
-    //! The schemas say what the parser takes, key by key, no less and no more.
+    //! The schemas have what the parser accepts, key by key, no less and no more.
 
     use super::*;
-    use crate::document::Document;
+    use crate::{
+        document::Document,
+        model::{
+            Node, samples,
+            scope::{EtcdStart, Machine},
+        },
+    };
     use serde::de::DeserializeOwned;
     use serde_json::{Map, Value, json};
     use std::collections::BTreeSet;
@@ -132,5 +141,35 @@ mod tests {
     fn schemas_say_what_the_parser_takes() {
         compare::<RecipeFile>(&schemars::schema_for!(RecipeFile));
         compare::<OverlayFile>(&schemars::schema_for!(OverlayFile));
+    }
+
+    /// Every key of `value` must be in the schema, and every key with one shape must be in `value`.
+    fn describes(schema: &Value, root: &Value, value: &Value, at: &str) {
+        let schema = resolve(schema, root);
+        match value {
+            Value::Object(fields) if schema["properties"].is_object() => {
+                let properties = schema["properties"].as_object().unwrap();
+                let keys = |map: &Map<String, Value>| map.keys().cloned().collect::<BTreeSet<_>>();
+                assert_eq!(keys(fields), keys(properties), "{at}");
+                fields.iter().for_each(|(key, value)| describes(&properties[key], root, value, &format!("{at}.{key}")));
+            }
+            Value::Object(_) => assert_eq!(schema["type"], "object", "{at}"),
+            Value::Array(values) => {
+                values.iter().for_each(|value| describes(&schema["items"], root, value, &format!("{at}[]")));
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_schema_of_scopes_has_what_templates_can_use() {
+        let schema = serde_json::to_value(schemars::schema_for!(Scope)).unwrap();
+        for spec in samples::all() {
+            let scope =
+                Scope::new(&Node::new(spec.clone(), 0), &Machine::sample(), &EtcdStart::together(&spec), &Map::new());
+            describes(&schema, &schema, &serde_json::to_value(scope).unwrap(), "scope");
+        }
+        let text = schema.to_string();
+        assert!(text.contains("The virtual address"), "documentation is part of it");
     }
 }

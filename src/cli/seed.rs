@@ -21,10 +21,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Write what cloud-init reads on each node of a cluster.
+/// Write the seeds that cloud-init reads on the nodes of a cluster.
 ///
-/// SPEC is the cluster's document. If it has no secret, one is made and kept in the output folder's cluster.yaml, so
-/// that a second run gives the same. Each node's folder has the files of cloud-init's data source NoCloud.
+/// SPEC is the cluster's document. If it has no secret, one is generated and kept in cluster.yaml in the output folder,
+/// so that a second run gives the same seeds. Each node's folder has the files of cloud-init's data source NoCloud.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   pgha-image seed cluster.yaml -o seeds
@@ -40,10 +40,10 @@ pub struct Args {
     /// Check the document and print the recovery times that follow from it; write nothing.
     #[arg(long, conflicts_with_all = ["dry_run", "compose"])]
     check: bool,
-    /// Print every file that each node would get, secrets hidden; write nothing.
+    /// Print every file that each node would get, with secrets hidden; write nothing.
     #[arg(long, conflicts_with = "compose")]
     dry_run: bool,
-    /// With --dry-run: this node alone.
+    /// With --dry-run: print the files of this node only.
     #[arg(long, value_name = "NAME", requires = "dry_run")]
     node: Option<String>,
     /// With --dry-run: the recipe whose templates are rendered.
@@ -55,7 +55,7 @@ pub struct Args {
     /// With --compose: the image.
     #[arg(long, value_name = "NAME", default_value = DEFAULT_IMAGE)]
     image: String,
-    /// Give each node its address by its seed, in a network of so many bits [default: the network gives addresses].
+    /// Configure each node's address in its seed, with a network prefix of this length [default: DHCP].
     #[arg(long = "static", value_name = "PREFIX", conflicts_with = "compose")]
     static_prefix: Option<u8>,
     /// With --static: the router to other networks.
@@ -114,7 +114,7 @@ impl Args {
             ssh_keys.extend(keys.map(ToOwned::to_owned));
             if text.contains("PRIVATE KEY") {
                 return Err(UserError::usage(format!("{} is a private key", path.display()))
-                    .hint("give the file with the public one, mostly of the same name with .pub")
+                    .hint("name the file with the public key, which usually has the same name with .pub")
                     .into());
             }
         }
@@ -128,7 +128,7 @@ impl Args {
         Ok(Extras { ssh_keys, addressing })
     }
 
-    /// The files of each node, as it would write them.
+    /// The files that each node would write.
     fn preview(&self, seeds: &Seeds) -> Result<()> {
         let plan = self.project.draft(&self.recipe)?.plan().clone();
         let members = &seeds.spec.members;

@@ -9,7 +9,7 @@ use clap_complete::Shell;
 /// Print a completion script for a shell.
 #[derive(Debug, clap::Args)]
 pub struct Completions {
-    /// For which shell.
+    /// The shell.
     shell: Shell,
 }
 
@@ -24,7 +24,7 @@ impl Completions {
 /// Print the manual page, of the program or of one verb.
 #[derive(Debug, clap::Args)]
 pub struct Man {
-    /// Of which verb.
+    /// The verb; without it, the program.
     verb: Option<String>,
 }
 

@@ -66,7 +66,7 @@ pub fn overlap(one: &str, other: &str) -> bool {
 /// A wrong request when the number of nodes is none that a network has room for; failed work when no network is free.
 pub fn document(name: &str, nodes: usize, timing: &str, taken: &[String]) -> Result<Document> {
     if !(1..=9).contains(&nodes) {
-        return Err(UserError::usage(format!("a cluster of {nodes} nodes cannot be made")).hint("give 1 to 9").into());
+        return Err(UserError::usage(format!("a cluster cannot have {nodes} nodes")).hint("give 1 to 9").into());
     }
     let [a, b] = RANGE;
     // Other networks may be larger or smaller.

@@ -41,7 +41,7 @@ pub fn adopt(state_dir: &StateDir, _: &Lock, name: &str, image: Option<&str>, pr
             "the cluster `{name}` is remembered in {}",
             state_dir.folder(name).display()
         ))
-        .hint(format!("go on with it: pgha-image cluster status {name}"))
+        .hint(format!("see `pgha-image cluster status {name}`"))
         .into());
     }
     let (record, document) = match qemu::found(&state_dir.folder(name))? {

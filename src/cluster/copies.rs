@@ -5,11 +5,11 @@
 //! that is switched off, does not answer, or does anything else has no good copy, and may have the only one: silence
 //! says nothing.
 
-use super::{
-    driver::PowerState,
-    view::{Etcd, NodeStatus, Postgresql, View},
+use super::{driver::PowerState, view::View};
+use crate::model::{
+    Synchronous, SynchronousMode,
+    status::{EtcdStatus, NodeStatus, PostgresqlStatus},
 };
-use crate::model::{Synchronous, SynchronousMode};
 
 /// How far behind a replica may be that the primary hands over to, in bytes: as `maximum_lag_on_failover` has it
 /// (`overlays/patroni`). What is missing then comes before the primary has stopped.
@@ -177,16 +177,17 @@ fn at_best(view: &View, primary: bool, timeline: Option<u64>) -> View {
         return view.clone();
     }
     let (role, state) = if primary { ("primary", "running") } else { ("replica", "streaming") };
-    let postgresql = Postgresql {
+    let postgresql = PostgresqlStatus {
         role: role.to_owned(),
         state: state.to_owned(),
         synchronous: !primary,
         lag: (!primary).then_some(0),
         timeline: timeline.or(Some(0)),
+        pending_restart: false,
     };
     let told = view.status.clone().unwrap_or_default();
     let members = told.etcd.map_or((0, 0), |etcd| etcd.members);
-    let etcd = Some(Etcd { leader: Some(view.node.clone()), members });
+    let etcd = Some(EtcdStatus { leader: Some(view.node.clone()), members, alarms: Vec::new() });
     View { status: Some(NodeStatus { postgresql: Some(postgresql), etcd, ..told }), ..view.clone() }
 }
 
@@ -206,8 +207,8 @@ fn word(view: &View) -> String {
     }
 }
 
-fn told(postgresql: &Postgresql) -> String {
-    let Postgresql { role, state, timeline, .. } = postgresql;
+fn told(postgresql: &PostgresqlStatus) -> String {
+    let PostgresqlStatus { role, state, timeline, .. } = postgresql;
     let timeline = timeline.map_or_else(|| "an unknown timeline".to_owned(), |timeline| format!("timeline {timeline}"));
     let lag = match postgresql.lag {
         Some(lag) if lag > CAUGHT_UP => format!(", {lag} bytes behind"),
@@ -267,12 +268,13 @@ mod tests {
             _ => PowerState::On,
         };
         let postgresql = |role: &str, state: &str, lag, timeline| {
-            Some(Postgresql {
+            Some(PostgresqlStatus {
                 role: role.to_owned(),
                 state: state.to_owned(),
                 synchronous: stand == Synchronous,
                 lag,
                 timeline,
+                pending_restart: false,
             })
         };
         let postgresql = match stand {
@@ -285,7 +287,8 @@ mod tests {
             UnknownTimeline => postgresql("replica", "streaming", Some(0), None),
             Starting => postgresql("replica", "starting", Some(0), Some(3)),
         };
-        let etcd = etcd.then(|| Etcd { leader: Some("a".to_owned()), members: (members, members) });
+        let etcd =
+            etcd.then(|| EtcdStatus { leader: Some("a".to_owned()), members: (members, members), alarms: Vec::new() });
         let speaks = power == PowerState::On && stand != Silent;
         let status = speaks.then(|| NodeStatus { postgresql, etcd, ..NodeStatus::default() });
         View { node: NAMES[index].to_owned(), address: String::new(), power, status }

@@ -225,9 +225,9 @@ impl Cluster {
     ) -> Result<Option<Cluster>> {
         let name = &seeds.spec.cluster;
         if state_dir.has(name)? {
-            return Err(UserError::usage(format!("there is a cluster `{name}` already"))
+            return Err(UserError::usage(format!("the cluster `{name}` exists already"))
                 .hint(format!(
-                    "go on with it: pgha-image cluster status {name}; or remove it: pgha-image cluster down {name}"
+                    "see `pgha-image cluster status {name}`, or remove it with `pgha-image cluster down {name}`"
                 ))
                 .into());
         }

@@ -31,7 +31,7 @@ const RULE: &str = "7";
 const NOBODY: &str = "02:00:00:00:00:01";
 /// How long a command that changes a node's network may take.
 const QUICK: Duration = Duration::from_secs(30);
-/// How often a network is made anew because somebody else made one of the same name at the same moment.
+/// How often a network is made again because somebody else made one of the same name at the same moment.
 const ATTEMPTS: u32 = 8;
 
 /// The driver.
@@ -251,9 +251,12 @@ impl Driver for Docker {
             self.engine.remove_network(&id)?;
             thread::sleep(some_time());
         }
-        Err(UserError::runtime(format!("others are making a cluster `{}` at this moment", self.network.cluster))
-            .hint("take another name, or try again")
-            .into())
+        Err(UserError::runtime(format!(
+            "another program is creating a cluster `{}` at this moment",
+            self.network.cluster
+        ))
+        .hint("choose another name, or try again")
+        .into())
     }
 
     fn check_create(&self) -> Result<()> {

@@ -28,13 +28,17 @@ pub use driver::{ClusterNetwork, Driver, DriverKind, NodePlan, Peer, PowerState,
 pub use lock::Lock;
 pub use owner::{Claim, Owner, Title};
 pub use record::{Record, StateDir};
-pub use view::{NodeStatus, Postgresql, View, problem, table};
+pub use view::{View, problem, table};
 
 use crate::{
     container_engine::{Engine, Executed, Which},
     document::Document,
     error::UserError,
-    model::{ClusterSpec, scope::TLS_PATH},
+    model::{
+        ClusterSpec,
+        scope::TLS_PATH,
+        status::{NodeStatus, Phase},
+    },
     poll::PollInterval,
     progress::{Progress, Style, Unit},
     seed::{Addressing, Extras, Seeds},
@@ -195,10 +199,11 @@ impl Cluster {
                 step.finish("every node is ready");
                 return Ok(views);
             };
-            if let Some(refused) =
-                views.iter().find(|view| view.status.as_ref().is_some_and(|status| status.phase == "refused"))
+            if let Some(refused) = views
+                .iter()
+                .find(|view| view.status.as_ref().is_some_and(|status| status.progress.phase == Phase::Refused))
             {
-                let status = refused.status.as_ref().map(|status| status.reason.clone()).unwrap_or_default();
+                let status = refused.status.as_ref().map(|status| status.progress.reason.clone()).unwrap_or_default();
                 return Err(UserError::runtime(format!("{} refuses its document\n{status}", refused.node)).into());
             }
             if Instant::now() >= deadline {
@@ -238,7 +243,7 @@ impl Cluster {
             views.iter().find(|view| view.is_primary()).or_else(|| views.iter().find(|view| view.status.is_some()));
         best.map(|view| view.node.clone()).ok_or_else(|| {
             let name = &self.seeds.spec.cluster;
-            UserError::runtime(format!("no node of the cluster `{name}` runs"))
+            UserError::runtime(format!("no node of the cluster `{name}` is running"))
                 .hint(format!("pgha-image cluster start {name}"))
                 .into()
         })
@@ -308,7 +313,7 @@ impl Cluster {
         };
         let name = &self.seeds.spec.cluster;
         Err(UserError::runtime(format!("Patroni began to switch over from {old}, but {problem}"))
-            .hint(format!("see who is what: pgha-image cluster status {name}"))
+            .hint(format!("`pgha-image cluster status {name}` shows the roles"))
             .into())
     }
 

@@ -166,7 +166,7 @@ impl Claim {
 /// When the kernel gives none.
 pub fn fresh_creation() -> Result<String> {
     let mut bytes = [0; 16];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow!("the kernel gives no random bytes"))?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow!("the kernel provides no random bytes"))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

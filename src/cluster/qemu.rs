@@ -93,7 +93,7 @@ impl QemuDriver {
         if is_name && found == path {
             let [first, second] = places.map(|path| path.display().to_string());
             return Err(UserError::usage(format!("there is no image {first} or {second}"))
-                .hint(format!("make one: pgha-image build {wanted} --format qcow2"))
+                .hint(format!("build one: pgha-image build {wanted} --format qcow2"))
                 .into());
         }
         Ok(DiskImage::open(found)?.path.to_string_lossy().into_owned())
@@ -133,7 +133,7 @@ impl QemuDriver {
 
     /// The node's machine, which must run.
     fn machine(&self, node: &str) -> Result<Machine> {
-        Machine::open(&self.place(node))?.with_context(|| format!("{node} does not run"))
+        Machine::open(&self.place(node))?.with_context(|| format!("{node} is not running"))
     }
 
     /// What runs the machines' instructions: as the first of them was made for, or found by trying.

@@ -58,7 +58,9 @@ impl StateDir {
     /// A wrong request when the user has no such folder.
     pub fn of_the_user() -> Result<StateDir> {
         let folder = user_folder("XDG_STATE_HOME", ".local/state").ok_or_else(|| {
-            UserError::usage("neither XDG_STATE_HOME nor HOME is set, so there is no place to remember clusters")
+            UserError::usage(
+                "neither XDG_STATE_HOME nor HOME is set, so there is no folder for the records of clusters",
+            )
         })?;
         Ok(StateDir(folder.join("clusters")))
     }

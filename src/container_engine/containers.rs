@@ -155,7 +155,7 @@ impl Engine {
         };
         self.wait(self.docker.create_network(request))
             .map(|made| made.id)
-            .with_context(|| format!("making the network {} with the addresses {}", spec.name, spec.subnet))
+            .with_context(|| format!("creating the network {} with the addresses {}", spec.name, spec.subnet))
     }
 
     /// The networks of this engine.
@@ -215,12 +215,12 @@ impl Engine {
         let options = CreateContainerOptions { name: Some(spec.name.clone()), ..CreateContainerOptions::default() };
         self.wait(self.docker.create_container(Some(options), body))
             .map(|made| made.id)
-            .with_context(|| format!("making the container {}", spec.name))
+            .with_context(|| format!("creating the container {}", spec.name))
     }
 
     /// The folder of the host's unified control groups, which systemd in a container writes its own below.
     fn control_groups(&self) -> Result<&'static str> {
-        let about = self.wait(self.docker.info()).with_context(|| format!("asking {self} about itself"))?;
+        let about = self.wait(self.docker.info()).with_context(|| format!("asking {self} for its version"))?;
         let version = about.cgroup_version.map(|version| version.to_string()).unwrap_or_default();
         // Where the first hierarchies are of the old kind, systemd mounts the unified one below them (systemd's
         // CGROUP_DELEGATION, «hybrid»).
@@ -234,7 +234,7 @@ impl Engine {
     pub fn put_archive(&self, container: &str, folder: &str, archive: Vec<u8>) -> Result<()> {
         let options = UploadToContainerOptions { path: folder.to_owned(), ..UploadToContainerOptions::default() };
         self.wait(self.docker.upload_to_container(container, Some(options), body_full(archive.into())))
-            .with_context(|| format!("putting files into the container {container}"))
+            .with_context(|| format!("copying files into the container {container}"))
     }
 
     /// Reads a file of a container, which need not run; `None` if there is no such file.
@@ -302,7 +302,7 @@ impl Engine {
     /// When it is not paused.
     pub fn unpause(&self, container: &str) -> Result<()> {
         self.wait(self.docker.unpause_container(container))
-            .with_context(|| format!("letting the container {container} go on"))
+            .with_context(|| format!("resuming the container {container}"))
     }
 
     /// Removes a container with its volumes, running or not; one that is gone already is not an error.
@@ -328,7 +328,7 @@ impl Engine {
         let deadline = Instant::now() + REMOVED_WITHIN;
         while self.container(container)?.is_some() {
             if Instant::now() > deadline {
-                return Err(UserError::runtime("another removal of it does not end").into());
+                return Err(UserError::runtime("another program is removing it, and does not finish").into());
             }
             std::thread::sleep(REMOVED_PAUSE);
         }
@@ -364,7 +364,7 @@ impl Engine {
         match self.runtime.block_on(self.docker.inspect_container(container, None::<InspectContainerOptions>)) {
             Ok(about) => Ok(Some(about.into())),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-            Err(error) => Err(self.explained(error)).with_context(|| format!("asking for the container {container}")),
+            Err(error) => Err(self.explained(error)).with_context(|| format!("inspecting the container {container}")),
         }
     }
 

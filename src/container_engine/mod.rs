@@ -138,7 +138,7 @@ impl Engine {
             Ok(image) => Ok(image.id),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
             Err(error) => {
-                Err(self.explained(error)).with_context(|| format!("asking {self} for the image {reference}"))
+                Err(self.explained(error)).with_context(|| format!("inspecting the image {reference} of {self}"))
             }
         }
     }
@@ -224,8 +224,10 @@ impl Engine {
             Error::RequestTimeoutError => UserError::runtime(format!("{} does not answer", self.kind)).into(),
             error if is_local(&error) => anyhow::Error::msg(said(&error)),
             error => anyhow::Error::msg(said(&error)).context(
-                UserError::runtime(format!("{} cut the connection off", self.kind))
-                    .hint(format!("see whether it still runs, and what its log says ({})", self.address)),
+                UserError::runtime(format!("{} closed the connection", self.kind)).hint(format!(
+                    "check whether the engine at {} is still running, and what it has logged",
+                    self.address
+                )),
             ),
         }
     }

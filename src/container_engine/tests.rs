@@ -156,8 +156,8 @@ fn a_connection_that_is_cut_off_is_told_as_such() {
     for fate in fates {
         let error = load(VERSION, fate).unwrap_err();
         let text = said(&error);
-        assert!(text.contains("because: Docker cut the connection off\n"), "{text}");
-        assert!(text.contains("hint: see whether it still runs"), "{text}");
+        assert!(text.contains("because: Docker closed the connection\n"), "{text}");
+        assert!(text.contains("hint: check whether the engine at "), "{text}");
     }
 }
 

@@ -92,7 +92,7 @@ impl Release {
         }
         if let Some(end) = self.valid_until.filter(|&end| end < now && !may_be_old) {
             return Err(UserError::runtime(format!("it is outdated: it was valid until {}", show_time(end)))
-                .hint("the mirror is no longer updated, so take another; if the clock here is wrong, set it")
+                .hint("use another mirror, because this one is no longer updated; or set this machine's clock if it is wrong")
                 .into());
         }
         Ok(())
@@ -109,7 +109,7 @@ impl Release {
                 show_time(self.date),
                 show_time(last)
             ))
-            .hint("the mirror is behind, or somebody keeps updates away; take another mirror, or try again later")
+            .hint("the mirror is behind, or updates are being withheld; use another mirror, or try again later")
             .into());
         }
         Ok(())
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(
             report(&release.check("trixie", release.date + 8 * DAY, false).unwrap_err()),
             "error: it is outdated: it was valid until 2026-09-19 07:55:41 UTC\n\n\
-             hint: the mirror is no longer updated, so take another; if the clock here is wrong, set it"
+             hint: use another mirror, because this one is no longer updated; or set this machine's clock if it is wrong"
         );
     }
 
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(
             report(&release.check_order(release.date + DAY).unwrap_err()),
             "error: it goes back in time: it is of 2026-09-12 07:55:41 UTC, but one of 2026-09-13 07:55:41 UTC has been \
-             seen\n\nhint: the mirror is behind, or somebody keeps updates away; take another mirror, or try again later"
+             seen\n\nhint: the mirror is behind, or updates are being withheld; use another mirror, or try again later"
         );
     }
 

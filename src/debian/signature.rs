@@ -75,7 +75,7 @@ impl Keyring {
         };
         let (message, _) = CleartextSignedMessage::from_string(text).map_err(|error| {
             UserError::runtime(format!("its signature cannot be read: {error}"))
-                .hint("it was damaged on its way or changed by somebody; try another mirror")
+                .hint("it was damaged or changed in transit; try another mirror")
         })?;
         if message.signatures().is_empty() {
             return Err(UserError::runtime("it is not signed").hint("try another mirror").into());
@@ -157,19 +157,19 @@ impl Verdict {
     fn error(self, signers: &[String], keyring: &Keyring) -> UserError {
         match self {
             Verdict::Bad(key) => UserError::runtime(format!("the signature by {key} is bad: the text is not what was signed"))
-                .hint("it was changed on its way, or the mirror is being updated; try again, or another mirror"),
+                .hint("it was changed in transit, or the mirror is being updated; try again, or try another mirror"),
             Verdict::Expired(key, expiry) => UserError::runtime(format!("the key {key} expired on {}", date(expiry)))
-                .hint("take the archive's present key into `signed-by`; if the key should still be good, check this machine's clock"),
+                .hint("add the archive's current key to `signed-by`; if the key should still be good, check this machine's clock"),
             Verdict::Refused(key, reason) => UserError::runtime(format!("the signature by {key} is not accepted: {reason}"))
-                .hint("take the archive's present key into `signed-by`, or try another mirror"),
+                .hint("add the archive's current key to `signed-by`, or try another mirror"),
             Verdict::Unknown | Verdict::Good => {
                 let mut known = String::new();
                 for key in &keyring.keys {
                     let _ = write!(known, "\n  {}", key.describe());
                 }
                 let plural = if signers.len() == 1 { "the key" } else { "the keys" };
-                UserError::runtime(format!("it is signed by {plural} {}, known are only{known}", signers.join(" and ")))
-                    .hint("if that key is the archive's own, add its file to `signed-by`; else the mirror is not what it seems")
+                UserError::runtime(format!("it is signed by {plural} {}, but the only known keys are{known}", signers.join(" and ")))
+                    .hint("if that key is the archive's own, add its file to `signed-by`; otherwise do not use this mirror")
             }
         }
     }

@@ -127,7 +127,7 @@ impl Table {
             ensure!((1..=ENTRIES as u32).contains(&number), "there is no partition number {number}");
             ensure!(
                 free <= first && first <= last && last <= self.last_usable(),
-                "partition {number} cannot lie on sectors {first} to {last} of a disk of {} sectors",
+                "partition {number} cannot be on sectors {first} to {last} of a disk of {} sectors",
                 self.sectors
             );
             free = last + 1;
@@ -205,7 +205,7 @@ impl Table {
             })
             .collect();
         for Partition { number, first, last, .. } in &partitions {
-            ensure!(first <= last && *last < sectors, "partition {number} does not lie on the disk");
+            ensure!(first <= last && *last < sectors, "partition {number} is not on the disk");
         }
         Ok(Table { disk: Uuid(header.field(56)).mixed_endian(), sectors, partitions })
     }

@@ -93,7 +93,7 @@ impl BiosImages {
         let mut core = self.core.clone();
         core.resize(core.len().next_multiple_of(SECTOR as usize), 0);
         let count = core.len() as u64 / SECTOR;
-        ensure!((2..=sectors).contains(&count), "a core image of {count} sectors does not go into {sectors} sectors");
+        ensure!((2..=sectors).contains(&count), "a core image of {count} sectors does not fit into {sectors} sectors");
         // Kept of the record: a BIOS parameter block, and from 0x1b8 on the disk's signature and partitions.
         mbr[..0x03].copy_from_slice(&self.boot[..0x03]);
         mbr[0x5a..0x1b8].copy_from_slice(&self.boot[0x5a..0x1b8]);

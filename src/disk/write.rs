@@ -88,8 +88,9 @@ impl Map {
                 .collect();
             for (index, chunk) in chunks.iter().enumerate() {
                 // Dropping the receivers ends the workers.
-                let filled =
-                    results[index % workers].recv().map_err(|_| anyhow!("a thread that writes the image died"))??;
+                let filled = results[index % workers]
+                    .recv()
+                    .map_err(|_| anyhow!("a thread that writes the image panicked"))??;
                 if let (Some(qcow2), Some(packed)) = (&mut qcow2, &filled.packed) {
                     let first = chunk.start / CLUSTER;
                     packed.clusters().try_for_each(|(index, cluster)| qcow2.put(first + index, cluster))?;
@@ -236,7 +237,7 @@ impl Worker<'_> {
     fn read(&mut self, content: &Content) -> Result<()> {
         let mut reader = BufReader::with_capacity(CHUNK as usize / 4, self.contents.open(content)?);
         let read = io::copy(&mut reader, &mut io::sink()).context("reading from the store")?;
-        ensure!(read == content.size, "a content of the store changed while it was read");
+        ensure!(read == content.size, "a file in the store changed while it was read");
         Ok(())
     }
 }

@@ -295,6 +295,7 @@ fn said(tail: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     fn shell(script: &str) -> Run {
         Run::new("sh").arg("-c").arg(script)
@@ -329,7 +330,9 @@ mod tests {
         assert!(program.stdout().is_none());
         let error = program.finish(Duration::from_secs(10)).unwrap_err().to_string();
         assert!(error.ends_with("ended with status 3: why"), "{error}");
-        let mut program = shell("trap 'exit 0' INT; while :; do sleep 0.01; done").start().unwrap();
+        let mut program = shell("trap 'exit 0' INT; echo ready; while :; do sleep 0.01; done").start().unwrap();
+        // Before it has set the trap, the signal would kill it.
+        program.stdout().unwrap().read_exact(&mut [0; 5]).unwrap();
         while !program.ended() {
             program.signal(rustix::process::Signal::INT);
             thread::sleep(Duration::from_millis(20));
@@ -338,7 +341,12 @@ mod tests {
         let program = shell("sleep 600 & wait").start().unwrap();
         let group = rustix::process::Pid::from_raw(program.child.id() as i32).unwrap();
         drop(program);
-        assert!(rustix::process::test_kill_process_group(group).is_err());
+        // A child that was killed is in its group until init has waited for it.
+        let end = Instant::now() + Duration::from_secs(10);
+        while rustix::process::test_kill_process_group(group).is_ok() {
+            assert!(Instant::now() < end, "a child of a program that was dropped is still there");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::{
     model::Digest,
     progress::Step,
     rootfs::tar::StoredLayer,
-    store::{CachedResult, Store},
+    store::{CachedResult, Store, lost_blob},
 };
 use anyhow::{Context as _, Result, ensure};
 use flate2::{Compress, Crc, FlushCompress, Status};
@@ -150,13 +150,13 @@ pub fn pack_layer(store: &Store, layer: &StoredLayer, compression: Compression, 
     }
     let key = Digest::of(format!("packed-layer\n{FORMAT}\n{compression}\n{}\n", layer.tar));
     let (packed, known) = store.memoise(&key, || {
-        let tar = store.read_blob(&layer.tar)?.ok_or_else(|| lost(&layer.tar))?;
-        ensure!(tar.size() == layer.size, lost(&layer.tar));
+        let tar = store.read_blob(&layer.tar)?.ok_or_else(|| lost_blob(&layer.tar))?;
+        ensure!(tar.size() == layer.size, lost_blob(&layer.tar));
         let mut blob = store.write_blob()?;
         let threads = thread::available_parallelism().map_or(1, usize::from);
         compress(&mut Advancing { inner: tar, step }, &mut blob, compression, threads)
             .map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidData => anyhow::Error::new(error).context(lost(&layer.tar)),
+                io::ErrorKind::InvalidData => anyhow::Error::new(error).context(lost_blob(&layer.tar)),
                 _ => error.into(),
             })
             .with_context(|| format!("compressing the layer {}", layer.tar))?;
@@ -167,12 +167,6 @@ pub fn pack_layer(store: &Store, layer: &StoredLayer, compression: Compression, 
         step.advance(layer.size);
     }
     Ok(packed)
-}
-
-/// A blob that should be in the store is not there, or not what it was.
-pub(super) fn lost(blob: &Digest) -> UserError {
-    UserError::runtime(format!("the store no longer has the blob {blob} whole"))
-        .hint("build again: what is lost is made anew")
 }
 
 struct Advancing<'a, R> {

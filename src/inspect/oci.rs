@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(sum(&[one]).unwrap(), ["/null File(Special)", "/x/", "/x/y/", "/x/y/z 0"]);
         let link = layer(&[("lib", EntryType::Symlink, "usr/lib")]);
         let error = sum(&[link, layer(&[("lib/evil", FILE, "")])]).unwrap_err().to_string();
-        assert_eq!(error, "`/lib/evil` has no directory to lie in: `/lib` is a symbolic link");
+        assert_eq!(error, "`/lib/evil` has no parent directory: `/lib` is a symbolic link");
     }
 
     #[test]

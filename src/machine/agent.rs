@@ -66,7 +66,7 @@ impl Agent {
                 break;
             }
         }
-        Err(anyhow!("no guest agent answers: the guest has not started it, or has none"))
+        Err(anyhow!("the guest agent does not answer: it has not started yet, or is not installed"))
     }
 
     /// Has the agent execute `command`, and returns what it returns.
@@ -175,6 +175,6 @@ mod tests {
         let path = folder.path().join("agent.sock");
         let _listener = socket::listen(&path).unwrap();
         let error = Agent::connect(&path, Instant::now() + Duration::from_millis(50)).unwrap_err();
-        assert!(error.to_string().starts_with("no guest agent answers"), "{error}");
+        assert!(error.to_string().starts_with("the guest agent does not answer"), "{error}");
     }
 }

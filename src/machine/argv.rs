@@ -138,12 +138,30 @@ impl MachineSpec {
     /// QEMU's arguments.
     pub fn argv(&self) -> Vec<OsString> {
         let mut argv = Argv::default();
-        let secure = self.uefi.as_ref().is_some_and(|uefi| uefi.secure_boot);
+        self.board(&mut argv);
+        self.firmware(&mut argv);
+        self.drives(&mut argv);
+        self.network(&mut argv);
+        self.console(&mut argv);
+        argv.option("-chardev", &format!("socket,id=monitor,path={},server=on,wait=off", files::MONITOR));
+        argv.option("-mon", "chardev=monitor,mode=control");
+        argv.option("-chardev", &format!("socket,id=agent,path={},server=on,wait=off", files::AGENT));
+        argv.option("-device", "virtio-serial-pci");
+        argv.option("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0");
+        argv.option("-device", "virtio-rng-pci");
+        argv.0
+    }
+
+    fn has_secure_boot(&self) -> bool {
+        self.uefi.as_ref().is_some_and(|uefi| uefi.secure_boot)
+    }
+
+    fn board(&self, argv: &mut Argv) {
         // A node of a cluster has no screen, no keyboard, and no devices that are only there to be found: an emulated
         // kernel spends seconds on them.
         let node = self.net == Net::Switch && self.bus == DiskBus::VirtioBlk;
         let bare = if node { ",sata=off,smbus=off,i8042=off" } else { "" };
-        let smm = if secure { ",smm=on" } else { "" };
+        let smm = if self.has_secure_boot() { ",smm=on" } else { "" };
         let board = if self.bus == DiskBus::Ide { "pc" } else { "q35" };
         argv.option("-name", &format!("guest={}", self.name));
         argv.option("-machine", &format!("{board}{smm}{bare}"));
@@ -152,26 +170,34 @@ impl MachineSpec {
         argv.option("-m", &format!("{}M", self.memory));
         let screen = if node { "none" } else { "std" };
         argv.words(&["-nodefaults", "-no-user-config", "-display", "none", "-vga", screen]);
-        if let Some(uefi) = &self.uefi {
-            argv.drive("if=pflash,unit=0,format=raw,readonly=on", &uefi.code);
-            argv.drive("if=pflash,unit=1,format=raw", Path::new(files::VARIABLES));
-            if secure {
-                argv.words(&["-global", "driver=cfi.pflash01,property=secure,value=on"]);
-                // Waking up is not protected, so the firmware requires machines that cannot sleep.
-                argv.words(&["-global", "ICH9-LPC.disable_s3=1"]);
-            }
+    }
+
+    fn firmware(&self, argv: &mut Argv) {
+        let Some(uefi) = &self.uefi else { return };
+        argv.drive("if=pflash,unit=0,format=raw,readonly=on", &uefi.code);
+        argv.drive("if=pflash,unit=1,format=raw", Path::new(files::VARIABLES));
+        if self.has_secure_boot() {
+            argv.words(&["-global", "driver=cfi.pflash01,property=secure,value=on"]);
+            // Waking up is not protected, so the firmware requires machines that cannot sleep.
+            argv.words(&["-global", "ICH9-LPC.disable_s3=1"]);
         }
+    }
+
+    fn drives(&self, argv: &mut Argv) {
         let cache = if self.volatile { "unsafe" } else { "writeback" };
         let format = self.format.name();
         argv.drive(
             &format!("if=none,id=disk,format={format},cache={cache},discard=unmap,detect-zeroes=unmap"),
             &self.disk,
         );
-        self.attach(&mut argv, "disk", 0);
+        self.attach(argv, "disk", 0);
         if self.seed {
             argv.drive("if=none,id=seed,format=raw,readonly=on", Path::new(files::SEED));
-            self.attach(&mut argv, "seed", 1);
+            self.attach(argv, "seed", 1);
         }
+    }
+
+    fn network(&self, argv: &mut Argv) {
         match &self.net {
             Net::User(ports) => {
                 let forwards: String = ports
@@ -189,6 +215,9 @@ impl MachineSpec {
         // large ones cost less than many small ones.
         let mtu = if self.net == Net::Switch { ",host_mtu=9000" } else { "" };
         argv.option("-device", &format!("virtio-net-pci,netdev=net,mac={},romfile={mtu}", Mac::of(&self.name)));
+    }
+
+    fn console(&self, argv: &mut Argv) {
         match self.console {
             Console::Log => {
                 let (socket, log) = (files::CONSOLE, files::CONSOLE_LOG);
@@ -205,13 +234,6 @@ impl MachineSpec {
             }
         }
         argv.option("-serial", "chardev:console");
-        argv.option("-chardev", &format!("socket,id=monitor,path={},server=on,wait=off", files::MONITOR));
-        argv.option("-mon", "chardev=monitor,mode=control");
-        argv.option("-chardev", &format!("socket,id=agent,path={},server=on,wait=off", files::AGENT));
-        argv.option("-device", "virtio-serial-pci");
-        argv.option("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0");
-        argv.option("-device", "virtio-rng-pci");
-        argv.0
     }
 
     /// Attaches the drive `id`, the `index`th of the machine; it boots from the first.

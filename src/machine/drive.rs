@@ -61,14 +61,14 @@ impl DiskImage {
         let mut file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let hint = "make one: pgha-image build RECIPE --format qcow2";
+                let hint = "build one: pgha-image build RECIPE --format qcow2";
                 return Err(UserError::usage(format!("there is no image {shown}")).hint(hint).into());
             }
             Err(error) => return Err(error).with_context(|| format!("opening the image {shown}")),
         };
         let reading = || format!("reading the image {shown}");
         if file.metadata().with_context(reading)?.is_dir() {
-            return Err(UserError::usage(format!("{shown} is a folder, no image")).into());
+            return Err(UserError::usage(format!("{shown} is a folder, not an image")).into());
         }
         let path = path.canonicalize().with_context(reading)?;
         let mut start = Vec::new();
@@ -164,7 +164,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.img");
         assert_eq!(refusal(&path), "there is no image FILE");
-        assert_eq!(refusal(folder.path()), "FILE is a folder, no image");
+        assert_eq!(refusal(folder.path()), "FILE is a folder, not an image");
         raw(&path, 1 << 20);
         let image = DiskImage::open(&path).unwrap();
         assert_eq!((image.format, image.size), (DiskFormat::Raw, 1 << 20));

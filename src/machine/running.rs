@@ -124,12 +124,12 @@ impl Machine {
     /// Starts the machine that was prepared in `folder`.
     ///
     /// # Errors
-    /// When there is none, it runs already, or QEMU does not start; the error then has QEMU's output.
+    /// When there is none, it is running already, or QEMU does not start; the error then has QEMU's output.
     pub fn start(qemu: &Qemu, folder: &Path, lifetime: Lifetime, launcher: &Launcher) -> Result<Machine> {
         let spec = MachineSpec::load(folder)?;
         let starting = || format!("starting the machine {}", spec.name);
         if Machine::open(folder)?.is_some() {
-            return Err(anyhow!("it runs already")).with_context(starting);
+            return Err(anyhow!("it is running already")).with_context(starting);
         }
         let log = folder.join(files::QEMU_LOG);
         let words = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
@@ -247,7 +247,7 @@ impl Machine {
             Err(error) => return Err(error).context("killing QEMU"),
         }
         if !self.wait(END)? {
-            bail!("the machine in {} does not end", self.folder.display());
+            bail!("the machine in {} does not stop", self.folder.display());
         }
         Ok(())
     }

@@ -12,10 +12,13 @@ mod guest_path;
 pub mod keys;
 mod mac;
 mod manifest;
+mod node;
 pub mod samples;
 pub mod scope;
 mod secret;
+pub mod status;
 pub mod timing;
+pub mod tuning;
 
 pub use account::{Group, User};
 pub use arch::Arch;
@@ -32,4 +35,5 @@ pub use manifest::{
     CONFD_TEMPLATES_PATH, Component, DOCUMENT_PATH, MANIFEST_PATH, Manifest, Readiness, Service, TEMPLATES_PATH,
     Template,
 };
+pub use node::Node;
 pub use secret::Secret;

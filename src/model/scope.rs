@@ -1,8 +1,16 @@
-//! What the templates of an image see: a cluster, one of its nodes, and the machine that the node is.
+//! The scope of templates: every value that a template with the suffix `.hbs` can use, by its path.
+//!
+//! It describes the cluster, one of its nodes, and the machine that the node is. `pgha-image schema scope` prints it.
 
-use super::{ClusterSpec, Member, Secret, Setting, SynchronousMode, keys::Keys};
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use super::{
+    ClusterSpec, Database, Member, Network, Node, PoolMode, Secret, Setting, SynchronousMode, keys::Keys,
+    timing::Timing,
+};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
+use std::{collections::BTreeMap, net::IpAddr};
+
+pub use super::tuning::Machine;
 
 /// The ports that every node serves.
 pub mod ports {
@@ -51,37 +59,6 @@ pub const PASSWORDS_PATH: &str = "/etc/pgha/pgpass";
 /// The largest database file of a member of etcd, in bytes.
 pub const ETCD_QUOTA: u64 = 1 << 30;
 
-/// What templates need to know about the machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Machine {
-    /// Memory that the services may use, in bytes.
-    pub memory: u64,
-    /// Processors.
-    pub processors: u64,
-    /// The file system of the databases, in bytes.
-    pub disk: u64,
-    /// The most files that one service may have open.
-    pub open_files: u64,
-    /// Whether there is a watchdog that resets the machine.
-    pub watchdog: bool,
-    /// The network interface with the member's address, empty if it is not known.
-    pub interface: String,
-}
-
-impl Machine {
-    /// A small machine, for trying templates.
-    pub fn sample() -> Machine {
-        Machine {
-            memory: 4 << 30,
-            processors: 2,
-            disk: 40 << 30,
-            open_files: 524_288,
-            watchdog: true,
-            interface: "ens3".to_owned(),
-        }
-    }
-}
-
 /// How this node's etcd member starts the first time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, serde::Deserialize)]
 pub struct EtcdStart {
@@ -114,19 +91,273 @@ pub fn client_url(member: &Member) -> String {
 }
 
 /// `ADDRESS:PORT`, as a URL writes it.
-pub fn host_port(address: std::net::IpAddr, port: u16) -> String {
+pub fn host_port(address: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(address, port).to_string()
 }
 
-/// What templates see. It holds passwords: it is never printed.
-#[derive(Clone, PartialEq, Serialize)]
-#[serde(transparent)]
-pub struct Scope(Value);
+/// Everything that a template can name. It serializes with its passwords, for [`crate::render::render`] alone.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct Scope {
+    /// The cluster of all members.
+    pub cluster: ClusterScope,
+    /// The node for which the template is rendered.
+    pub node: NodeScope,
+    /// All members of the cluster, in the document's order.
+    pub members: Vec<MemberScope>,
+    /// The members but this node, in the document's order.
+    pub peers: Vec<MemberScope>,
+    /// Whether the node's address is one of IPv6.
+    pub ipv6: bool,
+    /// The address for listening on every interface: `0.0.0.0` or `::`.
+    pub any_address: &'static str,
+    /// The address of the loopback interface: `127.0.0.1` or `::1`.
+    pub loopback: &'static str,
+    /// The virtual address; `null` if the cluster has none.
+    pub vip: Option<VipScope>,
+    /// Whether a commit waits for replicas.
+    pub synchronous: SynchronousScope,
+    /// Every timer. `seconds` and `milliseconds` write one as a number.
+    pub timing: Timing,
+    /// The ports that every node serves.
+    pub ports: PortScope,
+    /// The files with certificates; every one but `authority` has its key, too.
+    pub tls: TlsScope,
+    /// Passwords of the services, in plain text.
+    pub passwords: PasswordScope,
+    /// The database server.
+    pub postgresql: PostgresqlScope,
+    /// PgBouncer.
+    pub pool: PoolScope,
+    /// How much HAProxy takes on.
+    pub haproxy: HaproxyScope,
+    /// This node's member of etcd.
+    pub etcd: EtcdScope,
+    /// The size of the machine that the node is.
+    pub machine: Machine,
+    /// The image that the node runs.
+    pub image: ImageScope,
+}
 
-impl std::fmt::Debug for Scope {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Scope(***)")
-    }
+/// The cluster.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct ClusterScope {
+    /// The cluster's name.
+    pub name: String,
+    /// 16 hexadecimal digits that follow from name and secret: other clusters of the same name have others.
+    pub identity: String,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct NodeScope {
+    /// The member's name.
+    pub name: String,
+    /// The address by which the other nodes reach it.
+    pub address: IpAddr,
+    /// The member's place in the document, from 0.
+    pub index: usize,
+}
+
+/// A member of the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct MemberScope {
+    /// The member's name.
+    pub name: String,
+    /// The address by which the other nodes reach it.
+    pub address: IpAddr,
+    /// Where its etcd talks to other members: `https://10.0.0.11:2380`.
+    pub peer_url: String,
+    /// Where its etcd talks to clients: `https://10.0.0.11:2379`.
+    pub client_url: String,
+    /// The same without a scheme: `10.0.0.11:2379`.
+    pub client_host: String,
+}
+
+/// The virtual address.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct VipScope {
+    /// The address alone: `10.0.0.10`.
+    pub address: IpAddr,
+    /// The address with the length of its network's prefix: `10.0.0.10/24`.
+    pub cidr: Network,
+    /// The network interface that carries it.
+    pub interface: String,
+    /// The number of its VRRP group, 1 to 255.
+    pub router_id: u8,
+    /// This node's VRRP priority, up to 100. Each member has another, so that two that start together agree at once on
+    /// who holds the address.
+    pub priority: usize,
+}
+
+/// Whether a commit waits for replicas.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct SynchronousScope {
+    /// For which replicas: `off`, `on` or `quorum`.
+    pub mode: SynchronousMode,
+    /// How many replicas hold a commit before it is acknowledged: 1 or more.
+    pub nodes: u32,
+    /// Whether commits wait even while no replica is there.
+    pub strict: bool,
+}
+
+/// The ports that every node serves.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct PortScope {
+    /// HAProxy: the primary.
+    pub primary: u16,
+    /// HAProxy: all replicas.
+    pub replicas: u16,
+    /// HAProxy: synchronous replicas.
+    pub synchronous: u16,
+    /// HAProxy: asynchronous replicas.
+    pub asynchronous: u16,
+    /// HAProxy: statistics.
+    pub statistics: u16,
+    /// The database server, which HAProxy reaches through PgBouncer.
+    pub postgresql: u16,
+    /// PgBouncer.
+    pub pgbouncer: u16,
+    /// Patroni's REST interface.
+    pub patroni: u16,
+    /// etcd, for clients.
+    pub etcd_client: u16,
+    /// etcd, among its members.
+    pub etcd_peer: u16,
+}
+
+/// Paths of certificates.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct TlsScope {
+    /// The certificate of the cluster's authority.
+    pub authority: String,
+    /// etcd's, as a server, a client and a peer.
+    pub etcd: String,
+    /// PostgreSQL's and Patroni's.
+    pub server: String,
+    /// What clients of etcd and Patroni show.
+    pub client: String,
+    /// PgBouncer's.
+    pub pooler: String,
+    /// HAProxy's.
+    pub haproxy: String,
+}
+
+/// Passwords of the services.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct PasswordScope {
+    /// Of the role `postgres`.
+    #[serde(serialize_with = "expose")]
+    pub superuser: Secret,
+    /// Of the role `replicator`.
+    #[serde(serialize_with = "expose")]
+    pub replication: Secret,
+    /// Of the role `rewinder`.
+    #[serde(serialize_with = "expose")]
+    pub rewind: Secret,
+    /// Of the role `pgbouncer`.
+    #[serde(serialize_with = "expose")]
+    pub pooler: Secret,
+    /// Of the user `patroni` of Patroni's REST interface.
+    #[serde(serialize_with = "expose")]
+    pub rest: Secret,
+    /// Of the user `admin` of HAProxy's statistics.
+    #[serde(serialize_with = "expose")]
+    pub statistics: Secret,
+}
+
+/// The database server.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct PostgresqlScope {
+    /// Server parameters of this node: those that follow from the machine, and the document's.
+    pub parameters: BTreeMap<String, Setting>,
+    /// Server parameters that must be the same on all members.
+    pub shared_parameters: BTreeMap<String, Setting>,
+    /// Lines of `pg_hba.conf`.
+    pub hba: Vec<String>,
+    /// Roles that may log in, with the owners of databases.
+    pub users: Vec<UserScope>,
+    /// Databases, made when the cluster is made.
+    pub databases: Vec<Database>,
+    /// How many huge pages of 2 MiB to reserve.
+    pub huge_pages: u64,
+}
+
+/// A role that may log in.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct UserScope {
+    /// The role's name.
+    pub name: String,
+    /// The role's password, in plain text.
+    #[serde(serialize_with = "expose")]
+    pub password: Secret,
+}
+
+/// The connection pool in front of each database server.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct PoolScope {
+    /// When a server connection goes back to the pool: `session` or `transaction`.
+    pub mode: PoolMode,
+    /// Server connections for each pair of user and database.
+    pub size: u32,
+    /// Client connections in all, as far as the machine can open files for them.
+    pub clients: u64,
+}
+
+/// HAProxy.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct HaproxyScope {
+    /// Connections in all, as far as the machine can open files for them.
+    pub connections: u64,
+}
+
+/// A node's member of etcd, when it starts the first time.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct EtcdScope {
+    /// The largest database file, in bytes.
+    pub quota: u64,
+    /// `new` or `existing`.
+    pub state: &'static str,
+    /// The token from which etcd derives the ids of a cluster that forms.
+    pub token: String,
+    /// The members that it starts with.
+    pub members: Vec<EtcdMemberScope>,
+}
+
+/// A member of etcd.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct EtcdMemberScope {
+    /// The member's name.
+    pub name: String,
+    /// Where it talks to other members.
+    pub url: String,
+}
+
+/// The image that the node runs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
+pub struct ImageScope {
+    /// The recipe's parameters.
+    pub parameters: Map<String, Value>,
+}
+
+/// Writes a password in plain text: templates are the one place that needs it.
+fn expose<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.expose())
 }
 
 /// Parameters that must be the same on all members, so that Patroni keeps them in etcd
@@ -143,187 +374,151 @@ const SHARED_PARAMETERS: [&str; 9] = [
     "wal_level",
 ];
 
-const MIB: u64 = 1 << 20;
-
 impl Scope {
-    /// The scope of the member `own` (an index) of `spec` on `machine`, in an image with these parameters.
-    pub fn new(
-        spec: &ClusterSpec,
-        own: usize,
-        machine: &Machine,
-        start: &EtcdStart,
-        image: &serde_json::Map<String, Value>,
-    ) -> Scope {
+    /// The scope of `node` on `machine`, in an image with these parameters.
+    pub fn new(node: &Node, machine: &Machine, start: &EtcdStart, image: &serde_json::Map<String, Value>) -> Scope {
+        let (spec, own) = (&node.spec, node.member());
         let keys = Keys::new(spec);
-        let node = &spec.members[own];
-        let peers: Vec<_> = spec.members.iter().filter(|member| member.name != node.name).map(member_value).collect();
-        Scope(json!({
-            "cluster": {"name": spec.cluster, "identity": keys.identity()},
-            "node": {"name": node.name, "address": node.address, "index": own},
-            "members": spec.members.iter().map(member_value).collect::<Vec<_>>(),
-            "peers": peers,
-            "ipv6": node.address.is_ipv6(),
-            "any_address": if node.address.is_ipv6() { "::" } else { "0.0.0.0" },
-            "loopback": if node.address.is_ipv6() { "::1" } else { "127.0.0.1" },
-            "vip": vip_value(spec, own, machine),
-            "synchronous": synchronous_value(spec),
-            "timing": spec.timing.timing(),
-            "ports": ports_value(),
-            "tls": {
-                "authority": format!("{TLS_PATH}/ca.crt"),
-                "etcd": format!("{TLS_PATH}/etcd.pem"),
-                "server": format!("{TLS_PATH}/server.pem"),
-                "client": format!("{TLS_PATH}/client.pem"),
-                "pooler": format!("{TLS_PATH}/pooler.pem"),
-                "haproxy": format!("{TLS_PATH}/haproxy.pem"),
+        let ipv6 = own.address.is_ipv6();
+        Scope {
+            cluster: ClusterScope { name: spec.cluster.clone(), identity: keys.identity() },
+            node: NodeScope { name: own.name.clone(), address: own.address, index: node.index() },
+            members: spec.members.iter().map(MemberScope::of).collect(),
+            peers: node.peers().map(MemberScope::of).collect(),
+            ipv6,
+            any_address: if ipv6 { "::" } else { "0.0.0.0" },
+            loopback: if ipv6 { "::1" } else { "127.0.0.1" },
+            vip: VipScope::of(node, machine, &keys),
+            synchronous: SynchronousScope {
+                mode: spec.synchronous.mode,
+                nodes: spec.synchronous.nodes.max(1),
+                strict: spec.synchronous.strict,
             },
-            "passwords": {
-                "superuser": keys.superuser().expose(),
-                "replication": keys.replication().expose(),
-                "rewind": keys.rewind().expose(),
-                "pooler": keys.pooler().expose(),
-                "rest": keys.rest().expose(),
-                "statistics": keys.statistics().expose(),
+            timing: spec.timing.timing(),
+            ports: PortScope::all(),
+            tls: TlsScope::all(),
+            passwords: PasswordScope {
+                superuser: keys.superuser(),
+                replication: keys.replication(),
+                rewind: keys.rewind(),
+                pooler: keys.pooler(),
+                rest: keys.rest(),
+                statistics: keys.statistics(),
             },
-            "postgresql": postgresql_value(spec, machine, &keys),
-            "pool": {
-                "mode": spec.pool.mode,
-                "size": spec.pool.size,
-                // Each client may hold a server connection too; some files are the program's own.
-                "clients": u64::from(spec.pool.clients).min(machine.open_files.saturating_sub(500) / 2).max(10),
+            postgresql: PostgresqlScope::of(spec, machine, &keys),
+            pool: PoolScope {
+                mode: spec.pool.mode,
+                size: spec.pool.size,
+                clients: machine.pool_clients(spec.pool.clients),
             },
-            "haproxy": {
-                "connections": (machine.open_files.min(65_536) / 2).saturating_sub(200).max(100),
-            },
-            "etcd": {
-                "quota": ETCD_QUOTA,
-                "state": if start.existing { "existing" } else { "new" },
-                "token": if start.token.is_empty() { keys.identity() } else { start.token.clone() },
-                "members": start.members.iter().map(|(name, url)| json!({"name": name, "url": url})).collect::<Vec<_>>(),
-            },
-            "machine": machine,
-            "image": {"parameters": image},
-        }))
-    }
-}
-
-fn member_value(member: &Member) -> Value {
-    json!({
-        "name": member.name,
-        "address": member.address,
-        "peer_url": peer_url(member),
-        "client_url": client_url(member),
-        "client_host": host_port(member.address, ports::ETCD_CLIENT),
-    })
-}
-
-fn ports_value() -> Value {
-    json!({
-        "primary": ports::PRIMARY,
-        "replicas": ports::REPLICAS,
-        "synchronous": ports::SYNCHRONOUS,
-        "asynchronous": ports::ASYNCHRONOUS,
-        "statistics": ports::STATISTICS,
-        "postgresql": ports::POSTGRESQL,
-        "pgbouncer": ports::PGBOUNCER,
-        "patroni": ports::PATRONI,
-        "etcd_client": ports::ETCD_CLIENT,
-        "etcd_peer": ports::ETCD_PEER,
-    })
-}
-
-fn vip_value(spec: &ClusterSpec, own: usize, machine: &Machine) -> Value {
-    let Some(vip) = &spec.vip else { return Value::Null };
-    let derived = Keys::new(spec).bytes("vrrp/router-id");
-    json!({
-        "address": vip.address.address,
-        "cidr": vip.address,
-        "interface": vip.interface.as_ref().unwrap_or(&machine.interface),
-        "router_id": vip.router_id.unwrap_or(derived[0] % 255 + 1),
-        // Different for each member, so that two that start together agree at once on who holds the address.
-        "priority": 100 - own,
-    })
-}
-
-fn synchronous_value(spec: &ClusterSpec) -> Value {
-    let mode = match spec.synchronous.mode {
-        SynchronousMode::Off => "off",
-        SynchronousMode::On => "on",
-        SynchronousMode::Quorum => "quorum",
-    };
-    json!({"mode": mode, "nodes": spec.synchronous.nodes.max(1), "strict": spec.synchronous.strict})
-}
-
-fn postgresql_value(spec: &ClusterSpec, machine: &Machine, keys: &Keys<'_>) -> Value {
-    let mut local = tuning(machine);
-    let mut shared = Map::new();
-    for (name, setting) in &spec.postgresql.parameters {
-        let target = if SHARED_PARAMETERS.contains(&name.as_str()) { &mut shared } else { &mut local };
-        target.insert(name.clone(), setting_value(setting));
-    }
-    let text = |name: &str, password: Secret| json!({"name": name, "password": password.expose()});
-    let mut users: Vec<Value> =
-        spec.postgresql.users.iter().map(|user| text(&user.name, keys.user(&user.name))).collect();
-    let mut named: Vec<&str> = spec.postgresql.users.iter().map(|user| user.name.as_str()).collect();
-    for owner in spec.postgresql.databases.iter().map(|database| database.owner.as_str()) {
-        if !named.contains(&owner) {
-            named.push(owner);
-            users.push(text(owner, keys.user(owner)));
+            haproxy: HaproxyScope { connections: machine.haproxy_connections() },
+            etcd: EtcdScope::of(start, &keys),
+            machine: machine.clone(),
+            image: ImageScope { parameters: image.clone() },
         }
     }
-    json!({
-        "parameters": local,
-        "shared_parameters": shared,
-        "hba": spec.postgresql.hba,
-        "users": users,
-        "databases": spec.postgresql.databases,
-        "huge_pages": huge_pages(machine),
-    })
 }
 
-fn setting_value(setting: &Setting) -> Value {
-    match setting {
-        Setting::Switch(on) => json!(if *on { "on" } else { "off" }),
-        Setting::Integer(number) => json!(number),
-        Setting::Number(number) => json!(number),
-        Setting::Text(text) => json!(text),
+impl MemberScope {
+    fn of(member: &Member) -> MemberScope {
+        MemberScope {
+            name: member.name.clone(),
+            address: member.address,
+            peer_url: peer_url(member),
+            client_url: client_url(member),
+            client_host: host_port(member.address, ports::ETCD_CLIENT),
+        }
     }
 }
 
-/// The parameters that follow from the size of the machine.
-fn tuning(machine: &Machine) -> Map<String, Value> {
-    let memory = machine.memory / MIB;
-    let disk = machine.disk / MIB;
-    let size = |mib: u64| json!(format!("{mib}MB"));
-    let workers = machine.processors.clamp(2, 16);
-    [
-        ("shared_buffers", size(shared_buffers(machine))),
-        ("effective_cache_size", size((memory * 3 / 4).max(64))),
-        ("maintenance_work_mem", size((memory / 16).clamp(32, 2048))),
-        ("work_mem", size((memory / 256).clamp(4, 64))),
-        ("max_wal_size", size((disk / 20).clamp(256, 16_384))),
-        ("min_wal_size", size((disk / 80).clamp(80, 4096))),
-        // A replica that stays away must not fill the primary's disk: beyond this it is cloned anew.
-        ("max_slot_wal_keep_size", size((disk / 5).clamp(512, 65_536))),
-        ("max_parallel_workers", json!(workers)),
-        ("max_parallel_workers_per_gather", json!((workers / 2).clamp(1, 4))),
-        ("max_parallel_maintenance_workers", json!((workers / 2).clamp(1, 4))),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into_iter()
-    .collect()
+impl PortScope {
+    fn all() -> PortScope {
+        PortScope {
+            primary: ports::PRIMARY,
+            replicas: ports::REPLICAS,
+            synchronous: ports::SYNCHRONOUS,
+            asynchronous: ports::ASYNCHRONOUS,
+            statistics: ports::STATISTICS,
+            postgresql: ports::POSTGRESQL,
+            pgbouncer: ports::PGBOUNCER,
+            patroni: ports::PATRONI,
+            etcd_client: ports::ETCD_CLIENT,
+            etcd_peer: ports::ETCD_PEER,
+        }
+    }
 }
 
-/// A quarter of the memory, in MiB.
-fn shared_buffers(machine: &Machine) -> u64 {
-    (machine.memory / MIB / 4).clamp(32, 32_768)
+impl TlsScope {
+    fn all() -> TlsScope {
+        let path = |name: &str| format!("{TLS_PATH}/{name}");
+        TlsScope {
+            authority: path("ca.crt"),
+            etcd: path("etcd.pem"),
+            server: path("server.pem"),
+            client: path("client.pem"),
+            pooler: path("pooler.pem"),
+            haproxy: path("haproxy.pem"),
+        }
+    }
 }
 
-/// Huge pages of 2 MiB to set aside: worth it from 8 GiB of shared buffers on, with a tenth for the rest of shared memory.
-fn huge_pages(machine: &Machine) -> u64 {
-    match shared_buffers(machine) {
-        small if small < 8192 => 0,
-        buffers => buffers * 11 / 10 / 2,
+impl VipScope {
+    fn of(node: &Node, machine: &Machine, keys: &Keys<'_>) -> Option<VipScope> {
+        let vip = node.spec.vip.as_ref()?;
+        let derived = keys.bytes("vrrp/router-id");
+        Some(VipScope {
+            address: vip.address.address,
+            cidr: vip.address,
+            interface: vip.interface.as_ref().unwrap_or(&machine.interface).clone(),
+            router_id: vip.router_id.unwrap_or(derived[0] % 255 + 1),
+            priority: 100 - node.index(),
+        })
+    }
+}
+
+impl PostgresqlScope {
+    fn of(spec: &ClusterSpec, machine: &Machine, keys: &Keys<'_>) -> PostgresqlScope {
+        let mut parameters = machine.parameters();
+        let mut shared_parameters = BTreeMap::new();
+        for (name, setting) in &spec.postgresql.parameters {
+            let target =
+                if SHARED_PARAMETERS.contains(&name.as_str()) { &mut shared_parameters } else { &mut parameters };
+            target.insert(name.clone(), as_postgresql_has_it(setting));
+        }
+        let mut names: Vec<&String> = spec.postgresql.users.iter().map(|user| &user.name).collect();
+        for owner in spec.postgresql.databases.iter().map(|database| &database.owner) {
+            if !names.contains(&owner) {
+                names.push(owner);
+            }
+        }
+        PostgresqlScope {
+            parameters,
+            shared_parameters,
+            hba: spec.postgresql.hba.clone(),
+            users: names.iter().map(|name| UserScope { name: (*name).clone(), password: keys.user(name) }).collect(),
+            databases: spec.postgresql.databases.clone(),
+            huge_pages: machine.huge_pages(),
+        }
+    }
+}
+
+/// A setting in PostgreSQL's words for switches.
+fn as_postgresql_has_it(setting: &Setting) -> Setting {
+    match setting {
+        Setting::Switch(on) => Setting::Text(if *on { "on" } else { "off" }.to_owned()),
+        other => other.clone(),
+    }
+}
+
+impl EtcdScope {
+    fn of(start: &EtcdStart, keys: &Keys<'_>) -> EtcdScope {
+        let members = start.members.iter();
+        EtcdScope {
+            quota: ETCD_QUOTA,
+            state: if start.existing { "existing" } else { "new" },
+            token: if start.token.is_empty() { keys.identity() } else { start.token.clone() },
+            members: members.map(|(name, url)| EtcdMemberScope { name: name.clone(), url: url.clone() }).collect(),
+        }
     }
 }
 
@@ -332,39 +527,34 @@ mod tests {
     use super::*;
     use crate::model::samples;
 
-    fn scope(spec: &ClusterSpec, machine: &Machine) -> Value {
-        Scope::new(spec, 0, machine, &EtcdStart::together(spec), &Map::new()).0
+    fn scope(spec: &ClusterSpec) -> Scope {
+        Scope::new(&Node::new(spec.clone(), 0), &Machine::sample(), &EtcdStart::together(spec), &Map::new())
     }
 
     #[test]
-    fn a_scope_shows_itself_to_nobody() {
-        let spec = samples::three();
-        let scope = Scope::new(&spec, 0, &Machine::sample(), &EtcdStart::together(&spec), &Map::new());
-        assert_eq!(format!("{scope:?}"), "Scope(***)");
+    fn a_scope_shows_no_password() {
+        let spec = samples::five();
+        let (scope, keys) = (scope(&spec), Keys::new(&spec));
+        let shown = format!("{scope:?}");
+        let serialized = serde_json::to_string(&scope).unwrap();
+        for secret in [keys.superuser(), keys.rest(), keys.user("app")] {
+            assert!(!shown.contains(secret.expose()), "{shown}");
+            assert!(serialized.contains(secret.expose()), "templates need it");
+        }
     }
 
     #[test]
     fn parameters_go_where_patroni_wants_them() {
-        let value = scope(&samples::five(), &Machine::sample());
-        assert_eq!(value["postgresql"]["shared_parameters"], json!({"max_connections": 300}));
-        assert_eq!(value["postgresql"]["parameters"]["work_mem"], "16MB");
-        assert_eq!(value["postgresql"]["parameters"]["jit"], "off");
-    }
-
-    #[test]
-    fn memory_follows_the_machine() {
-        let large = Machine { memory: 64 << 30, open_files: 20_000, ..Machine::sample() };
-        let value = scope(&samples::three(), &large);
-        assert_eq!(value["postgresql"]["parameters"]["shared_buffers"], "16384MB");
-        assert_eq!(value["postgresql"]["huge_pages"], 9011);
-        assert_eq!(value["haproxy"]["connections"], 9800);
-        assert_eq!(scope(&samples::three(), &Machine::sample())["postgresql"]["huge_pages"], 0);
+        let postgresql = scope(&samples::five()).postgresql;
+        assert_eq!(postgresql.shared_parameters, [("max_connections".to_owned(), Setting::Integer(300))].into());
+        assert_eq!(postgresql.parameters["work_mem"], Setting::Text("16MB".to_owned()));
+        assert_eq!(postgresql.parameters["jit"], Setting::Text("off".to_owned()));
     }
 
     #[test]
     fn owners_become_users_once() {
-        let value = scope(&samples::five(), &Machine::sample());
-        let names: Vec<_> = value["postgresql"]["users"].as_array().unwrap().iter().map(|user| &user["name"]).collect();
+        let users = scope(&samples::five()).postgresql.users;
+        let names: Vec<_> = users.iter().map(|user| user.name.as_str()).collect();
         assert_eq!(names, ["reporting", "app", "second_owner"]);
     }
 }

@@ -28,6 +28,17 @@ impl Preset {
     pub const ALL: [Preset; 4] = [Preset::Fast, Preset::Norm, Preset::Safe, Preset::Wide];
 }
 
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Preset::Fast => "fast",
+            Preset::Norm => "norm",
+            Preset::Safe => "safe",
+            Preset::Wide => "wide",
+        })
+    }
+}
+
 /// The document's `timing`: a preset's name, or keys of which `preset` is one and the others change single timers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TimingSpec {
@@ -105,6 +116,7 @@ impl schemars::JsonSchema for TimingSpec {
 
 /// Every timer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Timing {
     /// etcd's.
     pub etcd: Etcd,
@@ -120,6 +132,7 @@ pub struct Timing {
 
 /// etcd's timers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Etcd {
     /// Between two signs of life of the leader.
     pub heartbeat: Time,
@@ -129,6 +142,7 @@ pub struct Etcd {
 
 /// Patroni's timers, whole seconds all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Patroni {
     /// The lease of the leader key.
     pub ttl: Time,
@@ -146,6 +160,7 @@ pub struct Patroni {
 
 /// HAProxy's timers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Haproxy {
     /// Between checks of a server that is up.
     pub inter: Time,
@@ -170,6 +185,7 @@ pub struct Haproxy {
 
 /// keepalived's timers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Vrrp {
     /// Between two signs of life of the address's holder.
     pub advert: Time,
@@ -185,6 +201,7 @@ pub struct Vrrp {
 
 /// TCP connections of PostgreSQL and PgBouncer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "builder", derive(schemars::JsonSchema))]
 pub struct Connection {
     /// Silence before the first keepalive probe.
     pub keepalive_idle: Time,
@@ -456,6 +473,7 @@ mod tests {
         for preset in Preset::ALL {
             let timing = preset.timing();
             assert_eq!(timing.unsafe_combinations(), [], "{preset:?}");
+            assert_eq!(serde_json::to_value(preset).unwrap(), preset.to_string(), "it is shown as it is written");
             let worst = timing.recovery().loss.worst.0;
             assert!(worst > before, "{preset:?}");
             before = worst;

@@ -143,13 +143,13 @@ pub fn ids_of_user(name: &str) -> Result<(u32, u32)> {
 mod tests {
     use super::*;
     use crate::model::{
-        Component, samples,
+        Component, Node, samples,
         scope::{EtcdStart, Machine},
     };
 
     fn scope() -> Scope {
-        let spec = samples::three();
-        Scope::new(&spec, 0, &Machine::sample(), &EtcdStart::together(&spec), &serde_json::Map::new())
+        let node = Node::new(samples::three(), 0);
+        Scope::new(&node, &Machine::sample(), &EtcdStart::together(&node.spec), &serde_json::Map::new())
     }
 
     fn image(root: &Path, text: &str, check: &[&str]) -> Manifest {

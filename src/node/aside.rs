@@ -15,15 +15,15 @@ use crate::{
     error::UserError,
     files::{Presence, sync_folder},
     log,
+    model::status::{Aside, AsideSize},
 };
 use anyhow::{Context as _, Result};
 use rustix::{
     fs::{CWD, RenameFlags, renameat_with},
     io::Errno,
 };
-use serde::Serialize;
 use std::{
-    fmt, fs,
+    fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
@@ -34,88 +34,38 @@ const MARK: &str = ".aside-";
 /// How many files of an aside are counted for its size, so that `status` answers soon.
 const COUNTED: u64 = 50_000;
 
-/// What was set aside.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Aside {
-    /// Where it is.
-    pub path: PathBuf,
-    /// Where it was.
-    pub was: PathBuf,
-    /// Since when, in seconds since 1970.
-    pub since: i64,
-    /// Why, in a word.
-    pub why: String,
-    /// How much room it takes.
-    #[serde(flatten)]
-    pub size: Size,
-    /// Which database it is, for a person, if it is one.
-    pub what: Option<String>,
-    /// The system identifier, if it is a database.
-    pub system: Option<String>,
-    /// The newest timeline that it contains, if it is a database.
-    pub timeline: Option<u32>,
+/// An aside in a line, for people.
+pub fn line(aside: &Aside) -> String {
+    let Aside { path, since, why, size, .. } = aside;
+    format!("{} ({size}, {why}, since {})", path.display(), clock::utc(*since))
 }
 
-impl Aside {
-    /// Its name, without the folders above.
-    pub fn name(&self) -> String {
-        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-    }
-}
-
-impl fmt::Display for Aside {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Aside { path, since, why, size, .. } = self;
-        write!(f, "{} ({size}, {why}, since {})", path.display(), clock::utc(*since))
-    }
-}
-
-/// How much room files take.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Size {
-    /// In bytes.
-    pub bytes: u64,
-    /// Whether there is more that was not counted.
-    pub more: bool,
-}
-
-impl Size {
-    /// Of everything below `folder`; no more than `most` files are counted. What cannot be read is left out.
-    pub fn of(folder: &Path, most: u64) -> Size {
-        let mut size = Size::default();
-        let mut folders = vec![folder.to_owned()];
-        let mut counted = 0;
-        while let Some(folder) = folders.pop() {
-            let Ok(entries) = fs::read_dir(&folder) else {
+/// The disk space of everything below `folder`; no more than `most` files are counted. What cannot be read is left out.
+pub fn measure(folder: &Path, most: u64) -> AsideSize {
+    let mut size = AsideSize::default();
+    let mut folders = vec![folder.to_owned()];
+    let mut counted = 0;
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else {
+            size.more = true;
+            continue;
+        };
+        for entry in entries.flatten() {
+            counted += 1;
+            if counted > most {
+                return AsideSize { more: true, ..size };
+            }
+            let Ok(found) = entry.metadata() else {
                 size.more = true;
                 continue;
             };
-            for entry in entries.flatten() {
-                counted += 1;
-                if counted > most {
-                    return Size { more: true, ..size };
-                }
-                let Ok(found) = entry.metadata() else {
-                    size.more = true;
-                    continue;
-                };
-                size.bytes += found.blocks() * 512;
-                if found.is_dir() {
-                    folders.push(entry.path());
-                }
+            size.bytes += found.blocks() * 512;
+            if found.is_dir() {
+                folders.push(entry.path());
             }
         }
-        size
     }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = ["KiB", "MiB", "GiB", "TiB"];
-        let power = (1..units.len()).rev().find(|power| self.bytes >> (10 * (power + 1)) > 0).unwrap_or(0);
-        let value = self.bytes as f64 / (1_u64 << (10 * (power + 1))) as f64;
-        write!(f, "{}{value:.1} {}", if self.more { "more than " } else { "" }, units[power])
-    }
+    size
 }
 
 /// Sets `folder` aside and returns its new path. `why` is a word or two, such as `diverged`.
@@ -142,7 +92,7 @@ pub fn set_aside_as(folder: &Path, was: &Path, why: &str) -> Result<PathBuf> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
     let path = rename_free(folder, &format!("{}{MARK}{}-{}", was.display(), clock::stamp(now), slug(why)))?;
     sync_folder(above(folder)).with_context(doing)?;
-    let size = Size::of(&path, COUNTED);
+    let size = measure(&path, COUNTED);
     log::warning!("set {} aside ({why}, {size}): it is {} now", was.display(), path.display());
     Ok(path)
 }
@@ -223,7 +173,7 @@ pub fn list(root: &Path) -> Result<Vec<Aside>> {
                 was: folder.join(was),
                 since: since.unwrap_or(metadata.ctime()),
                 why: why.to_owned(),
-                size: Size::of(&path, COUNTED),
+                size: measure(&path, COUNTED),
                 what,
                 timeline: facts.as_ref().map(|facts| facts.reached().0),
                 system: facts.map(|facts| facts.system),
@@ -435,18 +385,12 @@ mod tests {
     }
 
     #[test]
-    fn names_and_sizes_are_written_and_read() {
+    fn names_are_written_and_read() {
         assert_eq!(slug("WAL gone: slot `lost`"), "wal-gone-slot-lost");
         assert_eq!(slug("//"), "unnamed");
         let name = parse("main.aside-20261127T010909Z-wal-gone.2").unwrap();
         assert_eq!((name.was, name.since, name.why), ("main", Some(1_795_741_749), "wal-gone"));
         assert_eq!(parse("main.aside-x-y"), None);
         assert_eq!(parse(".aside-20261127T010909Z-y"), None);
-        let text = |bytes| Size { bytes, more: false }.to_string();
-        assert_eq!(
-            [text(512), text(8 << 20), text(3 << 29), text(5 << 50)],
-            ["0.5 KiB", "8.0 MiB", "1.5 GiB", "5120.0 TiB"]
-        );
-        assert_eq!(Size { bytes: 1 << 30, more: true }.to_string(), "more than 1.0 GiB");
     }
 }

@@ -5,7 +5,7 @@
 //! this node itself has begun and written down; another node's beginning stays as it is.
 
 use super::{
-    aside::{self, Size},
+    aside::{self, measure},
     begun::{self, BEGUN_PATH, Begun, What},
     database::{self, Database},
     first::{self, Completion, Step, Store, View},
@@ -85,7 +85,7 @@ impl Gate<'_> {
     ) -> Result<(), Closed> {
         loop {
             let why = match self.look() {
-                Err(error) => format!("etcd does not say whose the first database is: {error}"),
+                Err(error) => format!("etcd does not say which node makes the first database: {error}"),
                 Ok(view) => match first::may_start(&view) {
                     Step::Start(what) => return Ok(self.write_down(what, view.keys.revision)?),
                     Step::Wait(why) => why,
@@ -93,7 +93,7 @@ impl Gate<'_> {
                     step => match self.act(&view, step) {
                         Ok(()) => continue,
                         Err(error) => match error.downcast::<first::StoreError>() {
-                            Ok(error) => format!("etcd does not take down whose the first database is: {error}"),
+                            Ok(error) => format!("etcd does not record which node makes the first database: {error}"),
                             Err(error) => return Err(Closed::Failed(error)),
                         },
                     },
@@ -166,13 +166,13 @@ impl Gate<'_> {
     pub fn missing(&self) -> Result<Option<String>> {
         let keys = match self.store().read() {
             Ok(keys) => keys,
-            Err(error) => return Ok(Some(format!("etcd does not say whose the first database is: {error}"))),
+            Err(error) => return Ok(Some(format!("etcd does not say which node makes the first database: {error}"))),
         };
         let database = database::of_version(self.version, Database::look(&self.folder()));
         match first::completion(&keys, &database) {
             Completion::Wait(why) => return Ok(Some(why)),
             Completion::Pin(system) if !self.store().pin(&keys, self.me, &system).unwrap_or(false) => {
-                return Ok(Some("etcd is told which database is the cluster's".to_owned()));
+                return Ok(Some("recording in etcd which database is the cluster's".to_owned()));
             }
             Completion::Pin(_) | Completion::Done => {}
         }
@@ -183,6 +183,6 @@ impl Gate<'_> {
 
 /// Whether the file system of `folder` is known to have room for as much as is in `folder`.
 fn has_room(folder: &Path) -> bool {
-    let size = Size::of(folder, COUNTED);
+    let size = measure(folder, COUNTED);
     rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > size.bytes)
 }

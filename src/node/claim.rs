@@ -8,17 +8,20 @@ use super::{
     database::{self, Database},
     etcd_data::{EtcdData, Ids},
     first::{KEEP, Keys, Store, System},
-    init::Node,
     peers::TlsCredentials,
     pki::{self, Authority},
     state::{Data, ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
+    this_node,
 };
 use crate::{
     error::UserError,
     etcd::{Client, Member, RangeRequest},
     files::Presence,
     log,
-    model::scope::{EtcdStart, client_url, peer_url},
+    model::{
+        Node,
+        scope::{EtcdStart, client_url, peer_url},
+    },
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -76,7 +79,7 @@ pub fn verdict(view: &View) -> Verdict {
 }
 
 const ETCD_AWAY: &str =
-    "`pgha-node aside make etcd` sets etcd's data aside: the node joins etcd anew. Then claim the rest";
+    "`pgha-node aside make etcd` sets etcd's data aside: the node joins etcd again. Then claim the rest";
 
 fn of_etcd(view: &View) -> Verdict {
     let ids = match &view.etcd {
@@ -157,16 +160,16 @@ impl Claim {
     /// A wrong request, where there is nothing to claim or the data are the node's already; failed work, where it cannot
     /// be found out what there is.
     pub fn look() -> Result<Claim> {
-        let node = Node::find()?;
+        let node = this_node::find()?;
         let data = Data::look(Path::new("/"));
-        let me = &node.spec.members[node.own];
+        let me = node.member();
         let state = State::load(Path::new(STATE_PATH))?;
         if data.etcd.clone().known()?.is_none() && data.postgresql.clone().known()?.is_none() {
             return Err(UserError::usage("there are no data on this machine that could be claimed")
                 .hint(format!("they are looked for at {ETCD_DATA} and {POSTGRESQL_DATA}/VERSION/main"))
                 .into());
         }
-        if super::state::verify_ownership(&node.spec, node.own, state.as_ref(), &data, None).is_ok() {
+        if super::state::verify_ownership(&node, state.as_ref(), &data, None).is_ok() {
             let problem = UserError::usage(format!("the data on this machine are those of {} already", me.name));
             return Err(problem.hint("pgha-node status").into());
         }
@@ -214,7 +217,7 @@ impl Claim {
         }
         // It was a member once: it resumes with etcd's data or joins, and never forms a cluster.
         let start = EtcdStart { existing: true, ..EtcdStart::together(&self.node.spec) };
-        let mut state = State::new(&self.node.spec, self.node.own, start);
+        let mut state = State::new(&self.node, start);
         state.complete = self.data.postgresql.is_present();
         // For all that is known, its member has voted: without etcd's data it is never started again as it began.
         state.etcd_seen = true;
@@ -229,14 +232,12 @@ impl Claim {
 
 /// Asks the other members.
 fn ask(node: &Node) -> Result<Told> {
-    let me = &node.spec.members[node.own];
-    let others: Vec<String> =
-        node.spec.members.iter().filter(|member| member.name != me.name).map(client_url).collect();
+    let others: Vec<String> = node.peers().map(client_url).collect();
     if others.is_empty() {
         return Ok(Told::Nobody("the document names no other member that could be asked".to_owned()));
     }
     // A new machine has no certificates yet.
-    pki::Store::of_the_node().ensure(&node.spec, node.own, &Authority::of(&node.spec)?, SystemTime::now())?;
+    pki::Store::of_the_node().ensure(node, &Authority::of(&node.spec)?, SystemTime::now())?;
     let client = TlsCredentials::of_the_node().etcd(others)?;
     Ok(quorum(&client, &node.spec.cluster)
         .unwrap_or_else(|error| Told::Nobody(format!("no quorum answers: {error:#}"))))

@@ -268,13 +268,46 @@ pub fn server(folder: &Path) -> Result<Option<Pid>> {
     let Some(text) = Presence::of_text(&folder.join("postmaster.pid"), LOCK_SIZE).known()? else { return Ok(None) };
     let number = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
     let Some(pid) = number.and_then(Pid::from_raw) else { return Ok(None) };
-    let works_in = match fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())) {
-        Ok(works_in) => works_in,
+    let process = format!("/proc/{}", pid.as_raw_nonzero());
+    let canonical = folder.canonicalize().with_context(|| format!("looking at {}", folder.display()))?;
+    match fs::read_link(format!("{process}/cwd")) {
+        Ok(works_in) => return Ok((works_in == canonical).then_some(pid)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("looking at the process {}", pid.as_raw_nonzero())),
+        // Root in a container may not trace processes, so that it does not see their folders.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+        Err(error) => return Err(error).with_context(|| format!("looking at {process}")),
+    }
+    let command = match fs::read(format!("{process}/cmdline")) {
+        Ok(command) => command,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("looking at {process}")),
     };
-    let folder = folder.canonicalize().with_context(|| format!("looking at {}", folder.display()))?;
-    Ok((works_in == folder).then_some(pid))
+    match serves(&command, &[folder, &canonical]) {
+        Some(serves) => Ok(serves.then_some(pid)),
+        None => anyhow::bail!(
+            "the process {} may be the server in {}: {}",
+            pid.as_raw_nonzero(),
+            folder.display(),
+            String::from_utf8_lossy(&command).replace('\0', " ")
+        ),
+    }
+}
+
+/// Whether a process with this command line, whose words end with NUL, is a server with its data in one of `names`; `None` if
+/// the command line does not tell.
+fn serves(command: &[u8], names: &[&Path]) -> Option<bool> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+    let program = Path::new(std::ffi::OsStr::from_bytes(words[0]));
+    // A zombie has no command line, and the children of a server have a title, such as `postgres: checkpointer`.
+    if program.file_name().is_none_or(|name| name != "postgres") {
+        return Some(false);
+    }
+    let data = words.windows(2).find(|pair| pair[0] == b"-D").map(|pair| pair[1]);
+    let data =
+        data.or_else(|| words.iter().find_map(|word| word.strip_prefix(b"-D")).filter(|data| !data.is_empty()))?;
+    let data = Path::new(std::ffi::OsStr::from_bytes(data));
+    if names.contains(&data) { Some(true) } else { data.is_absolute().then_some(false) }
 }
 
 /// Shuts down the server that runs with the data in `folder`, if one does: Patroni can end without it.
@@ -472,5 +505,25 @@ mod tests {
         std::os::unix::fs::symlink("18", root.path().join("18")).unwrap();
         let Presence::Present(held) = all(root.path()) else { panic!("not found") };
         assert!(matches!(held[1].database, Database::Unknown(_)), "{held:?}");
+    }
+
+    #[test]
+    fn a_server_is_known_by_its_command_line_where_its_folder_is_not_seen() {
+        let names = ["/var/lib/postgresql/17/main", "/data/17/main"].map(Path::new);
+        let server = "/usr/lib/postgresql/17/bin/postgres";
+        for (words, expected) in [
+            (vec![server, "-D", "/var/lib/postgresql/17/main", "--port=5432"], Some(true)),
+            (vec![server, "--port=5432", "-D/data/17/main"], Some(true)),
+            (vec![server, "-D", "/var/lib/postgresql/17/other"], Some(false)),
+            (vec![server, "-D", "main"], None),
+            (vec![server], None),
+            (vec!["postgres: checkpointer "], Some(false)),
+            (vec!["/usr/bin/etcd", "-D", "/data/17/main"], Some(false)),
+            (vec![""], Some(false)),
+        ] {
+            let command: Vec<u8> = words.iter().flat_map(|word| [word.as_bytes(), &[0]].concat()).collect();
+            assert_eq!(serves(&command, &names), expected, "{words:?}");
+        }
+        assert_eq!(serves(b"", &names), Some(false), "a zombie");
     }
 }

@@ -153,7 +153,7 @@ fn fields(mut bytes: &[u8]) -> Result<Vec<(u64, Field<'_>)>> {
             0 => (tag >> 3, Field::Number(number(&mut bytes)?)),
             2 => {
                 let length = usize::try_from(number(&mut bytes)?)?;
-                let (data, rest) = bytes.split_at_checked(length).context("a field is cut off")?;
+                let (data, rest) = bytes.split_at_checked(length).context("a field is truncated")?;
                 bytes = rest;
                 (tag >> 3, Field::Bytes(data))
             }
@@ -167,7 +167,7 @@ fn fields(mut bytes: &[u8]) -> Result<Vec<(u64, Field<'_>)>> {
 fn number(bytes: &mut &[u8]) -> Result<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
-        let (byte, rest) = bytes.split_first().context("a number is cut off")?;
+        let (byte, rest) = bytes.split_first().context("a number is truncated")?;
         *bytes = rest;
         value |= u64::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {

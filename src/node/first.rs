@@ -451,7 +451,7 @@ impl Store<'_> {
     /// When etcd does not answer.
     pub fn take(&self, keys: &Keys, me: &str) -> Result<bool, StoreError> {
         let first = First { node: me.to_owned(), system: None };
-        // Deleted and created: `first` must be older than the beginning that is to come, and is, as it is created anew.
+        // Deleted and created: `first` must be older than the beginning that is to come, and is, as it is created again.
         let gone = [self.first_key(), self.initialize_key()].map(|key| Op::Delete(key.into_bytes()));
         if !self.client.txn(&self.unchanged(keys), &gone, &[])?.succeeded {
             return Ok(false);

@@ -1,7 +1,7 @@
 //! Forms or joins the cluster's etcd: looks at the others, asks [`join::next`] what to do, and does it.
 //!
 //! Two places decide at once: the loop of `pgha-node init`, and whoever answers the other nodes in its name. Both read what
-//! this node has from its disks anew and write what they decide there under one lock ([`Desk`]), so that a promise that was
+//! this node has from its disks again and write what they decide there under one lock ([`Desk`]), so that a promise that was
 //! given meanwhile is never overlooked. No other process of this node can do the same: it would need etcd's peer port.
 
 use super::{
@@ -9,12 +9,12 @@ use super::{
     database::{self, Database},
     etcd_data::{EtcdData, Ids},
     join::{
-        self, Aside, Begun, Cluster, Document, Found, Listed, Order, Own, Peer, RECOVER, Step, Stopped, Suggestion,
-        View, Write,
+        self, Aside, Begun, Cluster, Document, FormingOrder, Found, Listed, Own, Peer, RECOVER, Step, Stopped,
+        Suggestion, View, Write,
     },
     lock,
     peers::{self, DiscoveryListener, Facts, Host, TlsCredentials},
-    progress::{Phase, Reporter},
+    progress::Reporter,
     promise::{self, Answer, Promises, Request},
     recover::{
         keys::{Names, Recovered},
@@ -29,8 +29,9 @@ use crate::{
     files::{Presence, sync_folder, write_private},
     log,
     model::{
-        ClusterSpec, Member, Service,
+        Member, Node, Service,
         scope::{EtcdStart, client_url, peer_url, ports},
+        status::Phase,
     },
 };
 use anyhow::{Context as _, Result};
@@ -76,21 +77,20 @@ const LEFT_BEHIND: &str = "the cluster went on in another etcd than this node's,
 /// What this node has on its disks, and where it is decided about.
 #[derive(Debug)]
 pub struct Desk {
-    spec: ClusterSpec,
-    own: usize,
+    node: Node,
     document: Document,
     root: PathBuf,
     deciding: Mutex<()>,
 }
 
 impl Desk {
-    /// The desk of the member `own` of `spec`, whose files lie below `root` (`/` on a node).
+    /// The desk of a node whose files lie below `root` (`/` on the node itself).
     ///
     /// # Errors
     /// When the document has no digest.
-    pub fn new(spec: &ClusterSpec, own: usize, root: &Path) -> Result<Desk> {
-        let document = Document::of(spec)?;
-        Ok(Desk { spec: spec.clone(), own, document, root: root.to_owned(), deciding: Mutex::new(()) })
+    pub fn new(node: &Node, root: &Path) -> Result<Desk> {
+        let document = Document::of(&node.spec)?;
+        Ok(Desk { node: node.clone(), document, root: root.to_owned(), deciding: Mutex::new(()) })
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -98,7 +98,7 @@ impl Desk {
     }
 
     fn me(&self) -> &Member {
-        &self.spec.members[self.own]
+        self.node.member()
     }
 
     fn decide(&self) -> MutexGuard<'_, ()> {
@@ -123,9 +123,9 @@ impl Desk {
         })
     }
 
-    fn order(&self) -> Option<Order> {
+    fn order(&self) -> Option<FormingOrder> {
         read_json(&self.path(ORDER_PATH)).unwrap_or_else(|error| {
-            log::warning!("the order to form the cluster is passed over: {error:#}");
+            log::warning!("the order to form the cluster is ignored: {error:#}");
             None
         })
     }
@@ -175,8 +175,8 @@ impl Desk {
     }
 
     fn write_begun(&self, begun: Begun) -> Result<()> {
-        let state = self.state()?.unwrap_or_else(|| State::new(&self.spec, self.own, begun.start.clone()));
-        state.begin(begun).named(&self.spec, self.own).store(&self.path(STATE_PATH))
+        let state = self.state()?.unwrap_or_else(|| State::new(&self.node, begun.start.clone()));
+        state.begin(begun).named(&self.node).store(&self.path(STATE_PATH))
     }
 
     /// Does what a step does to the disks, if this node still is as it was when the step was decided. `stop` stops a
@@ -236,7 +236,7 @@ impl Host for Desk {
         Ok(Facts {
             schema: 1,
             node: self.me().name.clone(),
-            cluster: self.spec.cluster.clone(),
+            cluster: self.node.spec.cluster.clone(),
             document: self.document.digest.clone(),
             etcd: match own.etcd {
                 EtcdData::Data(ids) => Some(ids),
@@ -311,12 +311,12 @@ pub struct Forming {
 }
 
 impl Forming {
-    /// The member `own` of `spec`, whose files lie below `root` (`/` on a node).
+    /// Of a node whose files lie below `root` (`/` on the node itself).
     ///
     /// # Errors
     /// As [`Desk::new`].
-    pub fn new(spec: &ClusterSpec, own: usize, root: &Path, credentials: TlsCredentials) -> Result<Forming> {
-        let desk = Arc::new(Desk::new(spec, own, root)?);
+    pub fn new(node: &Node, root: &Path, credentials: TlsCredentials) -> Result<Forming> {
+        let desk = Arc::new(Desk::new(node, root)?);
         Ok(Forming { desk, credentials, namesake_silent: None, added: None, waits: None })
     }
 
@@ -353,7 +353,7 @@ impl Forming {
     fn view(&self, own: Own, request: &Request) -> Result<View> {
         let desk = &self.desk;
         let me = desk.me();
-        let others: Vec<&Member> = desk.spec.members.iter().filter(|member| member.name != me.name).collect();
+        let others: Vec<&Member> = desk.node.peers().collect();
         let found = peers::ask(&others, request, &self.credentials)?;
         let running: Vec<&Member> = others
             .iter()
@@ -378,7 +378,7 @@ impl Forming {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write_order(&self, order: &Order) -> Result<()> {
+    pub fn write_order(&self, order: &FormingOrder) -> Result<()> {
         write_private(&self.desk.path(ORDER_PATH), &serde_json::to_string_pretty(order)?)
     }
 
@@ -423,7 +423,7 @@ impl Forming {
             Step::Wait { why, order } => return Ok(Acted::Later(self.waiting(&why, order.as_ref()))),
             change @ (Step::Remove(_) | Step::Add | Step::Readdress(_)) => {
                 // etcd refuses changes while a member has not been connected for five seconds: it is asked again.
-                if let Err(error) = self.ask_cluster(&change) {
+                if let Err(error) = self.ask_cluster(view, &change) {
                     return Ok(Acted::Later(format!("{}: {error:#}", words(&change))));
                 }
             }
@@ -455,9 +455,9 @@ impl Forming {
             |found: &Peer| matches!(found, Peer::Etcd { cluster, .. } if cluster.is_none_or(|id| id == other.id));
         let its: BTreeSet<&String> =
             view.peers.iter().filter(|(_, found)| is_its(found)).map(|(name, _)| name).collect();
-        let members = self.desk.spec.members.iter().filter(|member| its.contains(&member.name));
+        let members = self.desk.node.spec.members.iter().filter(|member| its.contains(&member.name));
         let client = self.credentials.etcd(members.map(client_url).collect())?;
-        match Recovered::ask(&client, Names(&self.desk.spec.cluster)) {
+        match Recovered::ask(&client, Names(&self.desk.node.spec.cluster)) {
             Ok(theirs) => lineage::stays(&path, ids.cluster, theirs.as_ref()),
             Err(error) => {
                 Ok(Some(format!("whether the cluster that answers has replaced this node's is not known: {error:#}")))
@@ -480,10 +480,28 @@ impl Forming {
         Ok(is_another && self.stays(&view)?.is_none())
     }
 
+    /// Makes this node's etcd count, if it runs and was added as one that does not yet.
+    ///
+    /// # Errors
+    /// When the others do not do it: it must have all that they have before.
+    pub fn promote(&self) -> Result<()> {
+        let EtcdData::Data(ids) = EtcdData::look(&self.desk.path(ETCD_DATA)) else { return Ok(()) };
+        let others: Vec<String> = self.desk.node.peers().map(client_url).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let client = self.credentials.etcd(others)?;
+        if client.members()?.iter().any(|member| member.id == ids.member && member.is_learner) {
+            client.member_promote(ids.member)?;
+            log::info!("this node's etcd has all that the others have, and counts from now on");
+        }
+        Ok(())
+    }
+
     /// Remembers from where the cluster went on, as this node's etcd says.
     fn remember_recovery(&self) -> Result<()> {
         let client = self.credentials.etcd(vec![client_url(self.desk.me())])?;
-        let theirs = Recovered::ask(&client, Names(&self.desk.spec.cluster))?;
+        let theirs = Recovered::ask(&client, Names(&self.desk.node.spec.cluster))?;
         match EtcdData::look(&self.desk.path(ETCD_DATA)) {
             EtcdData::Data(ids) => lineage::learn(&self.desk.path(lineage::PATH), ids.cluster, theirs),
             other => anyhow::bail!("etcd serves, and its data are not found: {other:?}"),
@@ -491,13 +509,16 @@ impl Forming {
     }
 
     /// Changes the cluster's members.
-    fn ask_cluster(&mut self, step: &Step) -> Result<()> {
+    fn ask_cluster(&mut self, view: &View, step: &Step) -> Result<()> {
         let me = self.desk.me();
-        let others = self.desk.spec.members.iter().filter(|member| member.name != me.name);
+        let others = self.desk.node.peers();
         let client = self.credentials.etcd(others.map(client_url).collect())?;
         match step {
             Step::Remove(id) => client.member_remove(*id)?,
-            Step::Add => self.added = Some(client.member_add(&[peer_url(me)], false)?.id),
+            Step::Add => {
+                let learns = view.cluster.as_ref().is_some_and(join::must_learn);
+                self.added = Some(client.member_add(&[peer_url(me)], learns)?.id);
+            }
             Step::Readdress(id) => client.member_update(*id, &[peer_url(me)])?,
             _ => {}
         }
@@ -539,15 +560,15 @@ fn words(step: &Step) -> String {
         Step::Commit(begun) => words_of(begun),
         Step::Remove(id) => format!("removing the member {id:x}, whose data are lost"),
         Step::Add => "asking to be added".to_owned(),
-        Step::Readdress(id) => format!("telling the new address of the member {id:x}"),
-        Step::SetAside(Aside::Removed) => "the cluster does not know this member any more: it joins anew".to_owned(),
+        Step::Readdress(id) => format!("reporting the new address of the member {id:x}"),
+        Step::SetAside(Aside::Removed) => "the cluster does not know this member any more: it joins again".to_owned(),
         Step::SetAside(Aside::OtherCluster) => {
             "ATTENTION: etcd's data here are another cluster's than the one that runs; they are set aside, and this node joins \
              the one that runs"
                 .to_owned()
         }
         Step::SetAside(Aside::Unfinished) => "setting aside what an earlier start of etcd has left".to_owned(),
-        Step::Abandon(..) | Step::Forget(_) => "the cluster was begun and can never have a quorum: it is formed anew".to_owned(),
+        Step::Abandon(..) | Step::Forget(_) => "the cluster was begun and can never have a quorum: it is formed again".to_owned(),
         Step::Start(_) | Step::Resume | Step::Wait { .. } => String::new(),
     }
 }
@@ -571,8 +592,8 @@ impl Entered {
 ///
 /// # Errors
 /// When a disk or systemd fails, or another process of this node does the same.
-pub fn enter(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<Entered> {
-    let mut forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+pub fn enter(node: &Node, reporter: &mut Reporter) -> Result<Entered> {
+    let mut forming = Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?;
     if runs()?
         && let Some(state) = forming.desk.state()?
     {
@@ -628,8 +649,8 @@ fn stop(service: Stopped) -> Result<()> {
 ///
 /// # Errors
 /// When a disk or systemd fails, or etcd does not run.
-pub fn serve(spec: &ClusterSpec, own: usize, service: &Service, reporter: &mut Reporter) -> Result<bool> {
-    let mut forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+pub fn serve(node: &Node, service: &Service, reporter: &mut Reporter) -> Result<bool> {
+    let mut forming = Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?;
     let me = forming.desk.me().clone();
     if !units::show(&service.unit)?.settled() {
         reporter.report(Phase::Working, STARTING, "");
@@ -698,8 +719,8 @@ fn takes_clients(me: &Member) -> bool {
 ///
 /// # Errors
 /// When a disk fails.
-pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result<bool> {
-    let mut forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+pub fn settle(node: &Node, reporter: &mut Reporter) -> Result<bool> {
+    let mut forming = Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?;
     let promises = forming.desk.promises()?;
     let me = forming.desk.me().clone();
     let (deadline, mut doubted) = (Instant::now() + LATECOMERS, Instant::now());
@@ -707,7 +728,10 @@ pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result
         match peers::unsettled(&me, &forming.credentials) {
             Ok(None) => match forming.remember_recovery() {
                 Ok(()) => return Ok(true),
-                Err(error) => reporter.report(Phase::Waiting, SETTLING, &format!("{error:#}")),
+                Err(error) => {
+                    let why = forming.promote().err().unwrap_or(error);
+                    reporter.report(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {why:#}"));
+                }
             },
             Ok(Some(cluster)) => {
                 let gone = join::going(&cluster, &promises, Instant::now() >= deadline);
@@ -719,14 +743,16 @@ pub fn settle(spec: &ClusterSpec, own: usize, reporter: &mut Reporter) -> Result
                     for id in gone {
                         // Another node may have done it, or etcd wants all connections to be five seconds old: looked at again.
                         if let Err(error) = client.member_remove(id) {
-                            log::info!("letting the member {id:x} go: {error}");
+                            log::info!("removing the member {id:x}: {error}");
                         }
                     }
                 }
             }
             // An etcd that is busy answers later.
             Err(error) => {
-                reporter.report(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {error:#}"));
+                // One that does not count yet answers nothing.
+                let why = forming.promote().err().unwrap_or(error);
+                reporter.report(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {why:#}"));
                 if doubted.elapsed() >= DOUBT {
                     doubted = Instant::now();
                     if forming.is_left_behind()? {
@@ -747,12 +773,12 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// That of the member `own` of `spec`.
+    /// That of a node.
     ///
     /// # Errors
     /// As [`Desk::new`].
-    pub fn new(spec: &ClusterSpec, own: usize) -> Result<Attention> {
-        let forming = Forming::new(spec, own, Path::new("/"), TlsCredentials::of_the_node())?;
+    pub fn new(node: &Node) -> Result<Attention> {
+        let forming = Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?;
         Ok(Attention { forming, paid: Instant::now() })
     }
 

@@ -13,7 +13,7 @@ use super::{
     lock, machine, metadata,
     peers::{DiscoveryListener, TlsCredentials},
     pki::{Authority, Store},
-    progress::{Phase, Reporter},
+    progress::Reporter,
     recover,
     state::{self, Data, STATE_PATH, State},
     this_node, units,
@@ -24,8 +24,9 @@ use crate::{
     files::read_text,
     log,
     model::{
-        MANIFEST_PATH, Manifest, Readiness, Service,
+        MANIFEST_PATH, Manifest, Node, Readiness, Service,
         scope::{EtcdStart, Machine, Scope},
+        status::Phase,
     },
     poll::PollInterval,
 };
@@ -47,8 +48,6 @@ pub const EX_NOINPUT: u8 = 66;
 /// Exit status when the document is wrong.
 pub const EX_CONFIG: u8 = 78;
 
-pub use this_node::{Node, postgresql_version};
-
 /// How often a node looks again while it waits.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The overlay whose service makes the database.
@@ -64,7 +63,7 @@ pub fn run(changed: bool) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, error }) => {
             let phase = if code == EX_TEMPFAIL { Phase::Failed } else { Phase::Refused };
-            let step = if code == EX_TEMPFAIL { "it failed and is tried again" } else { "refused" };
+            let step = if code == EX_TEMPFAIL { "it failed and will be tried again" } else { "refused" };
             reporter.report(phase, step, &crate::error::report(&error));
             ExitCode::from(code)
         }
@@ -90,8 +89,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
     let _held = lock::hold("init", |who| reporter.report(Phase::Waiting, "waiting for its turn", who))?;
-    let node = Node::find()?;
-    reporter.cluster(&node.spec.cluster, node.warnings.clone());
+    let (node, warnings) = this_node::find_with_warnings()?;
+    reporter.cluster(&node.spec.cluster, warnings);
     reporter.node(&node.member().name);
 
     if !given {
@@ -102,7 +101,7 @@ fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
     let data = Data::look(Path::new("/"));
     let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
         .with_context(|| format!("reading {MANIFEST_PATH}"))?;
-    state::verify_ownership(&node.spec, node.own, known.as_ref(), &data, postgresql_version(&manifest)?)
+    state::verify_ownership(&node, known.as_ref(), &data, this_node::postgresql_version(&manifest)?)
         .map_err(refused)?;
     if let Some(missing) = data.missing(known.as_ref()) {
         log::warning!("{missing}");
@@ -114,14 +113,14 @@ fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
 
     reporter.report(Phase::Working, "making certificates", "");
     let authority = Authority::of(&node.spec)?;
-    let made = Store::of_the_node().ensure(&node.spec, node.own, &authority, SystemTime::now())?;
+    let made = Store::of_the_node().ensure(&node, &authority, SystemTime::now())?;
     let reread: BTreeSet<&str> = made.iter().flat_map(|purpose| purpose.readers.iter().copied()).collect();
 
-    let postgresql = postgresql_version(&manifest)?;
+    let postgresql = this_node::postgresql_version(&manifest)?;
     // Until Patroni has its port.
     let mut window = None;
     if let Some(version) = postgresql {
-        let here = recover::look::Here::of_the_node(&node.spec, node.own, version);
+        let here = recover::look::Here::of_the_node(&node, version);
         match recover::window::open(&here) {
             Ok(listener) => window = Some(listener),
             Err(error) => log::debug!("not telling the others what this node has: {error:#}"),
@@ -131,7 +130,7 @@ fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
         })?;
     }
     loop {
-        let entered = form::enter(&node.spec, node.own, reporter)?;
+        let entered = form::enter(&node, reporter)?;
         reporter.report(Phase::Working, "writing configuration", "");
         let rendered = apply::render_all(&manifest, &scope(&node, &facts, &entered.start, &manifest), Path::new("/"))?;
         let changed = apply::install(&rendered, Path::new("/"))?;
@@ -149,7 +148,7 @@ fn init(given: bool, reporter: &mut Reporter) -> Result<(), Failure> {
             continue;
         }
         let state = State::load(state_path)?.context("etcd serves, and nothing says how it started")?;
-        State { complete: true, ..state.named(&node.spec, node.own) }.store(state_path)?;
+        State { complete: true, ..state.named(&node) }.store(state_path)?;
         let unchanged = changed.is_empty() && made.is_empty() && running == services(&manifest).count();
         reporter.report(
             Phase::Ready,
@@ -181,10 +180,10 @@ fn start_all(
     for (name, service) in services(manifest) {
         if name == "etcd" {
             entered.close();
-            if !form::serve(&node.spec, node.own, service, reporter)? {
+            if !form::serve(node, service, reporter)? {
                 return Ok(false);
             }
-            if !form::settle(&node.spec, node.own, reporter)? {
+            if !form::settle(node, reporter)? {
                 return Ok(false);
             }
             if given {
@@ -193,7 +192,7 @@ fn start_all(
             continue;
         }
         if name == PATRONI {
-            bring_up_patroni(service, node, window, forms, postgresql_version(manifest)?, reporter)?;
+            bring_up_patroni(service, node, window, forms, this_node::postgresql_version(manifest)?, reporter)?;
         } else {
             bring_up(name, service, node, reporter)?;
         }
@@ -209,7 +208,7 @@ fn refused(problem: UserError) -> Failure {
 
 fn scope(node: &Node, facts: &Machine, start: &EtcdStart, manifest: &Manifest) -> Scope {
     let parameters = manifest.parameters.clone().into_iter().collect();
-    Scope::new(&node.spec, node.own, facts, start, &parameters)
+    Scope::new(node, facts, start, &parameters)
 }
 
 fn services(manifest: &Manifest) -> impl Iterator<Item = (&str, &Service)> {
@@ -257,9 +256,9 @@ fn bring_up_patroni(
     if units::show(&service.unit)?.active != "active" {
         // systemd may be about to start it again.
         units::stop(&service.unit)?;
-        let here = recover::look::Here::of_the_node(&node.spec, node.own, version);
+        let here = recover::look::Here::of_the_node(node, version);
         // The cluster may go on in another etcd meanwhile.
-        let mut attention = form::Attention::new(&node.spec, node.own)?;
+        let mut attention = form::Attention::new(node)?;
         let mut rest = |pause| {
             lock::rest(pause)?;
             attention.pay()
@@ -277,9 +276,7 @@ fn bring_up_patroni(
     *window = None;
     let outcome = wait_for_database(service, node, &gate, reporter);
     if outcome.is_err() && gate.look().is_ok_and(|view| first::is_in_vain(&view)) {
-        log::warning!(
-            "Patroni waits for what will not come: it is stopped, and it is looked anew whether it may start"
-        );
+        log::warning!("Patroni waits for what will not come: it is stopped, and whether it may start is decided again");
         units::stop(&service.unit)?;
     }
     Ok(outcome?)

@@ -27,7 +27,7 @@ use std::collections::BTreeSet;
 /// A person's order to form the cluster without some members.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Order {
+pub struct FormingOrder {
     /// The digest of the document that it was given for.
     pub document: String,
     /// Whom it leaves out.
@@ -47,6 +47,8 @@ pub struct Listed {
     pub started: bool,
     /// Whether it answers now.
     pub answers: bool,
+    /// Whether it does not count yet: etcd calls it a learner.
+    pub learns: bool,
 }
 
 /// A cluster whose quorum answers.
@@ -86,7 +88,7 @@ pub struct View {
     /// What it knew of itself when it began to look.
     pub own: Own,
     /// A person's order, if there is one.
-    pub order: Option<Order>,
+    pub order: Option<FormingOrder>,
     /// The cluster, if a quorum answers.
     pub cluster: Option<Cluster>,
     /// The other nodes of the document, by name, in its order.
@@ -487,7 +489,7 @@ fn gather(view: &View, held: &promise::Promise) -> Step {
 ///
 /// # Errors
 /// Why it does not.
-pub fn stands(view: &View, order: &Order) -> Result<(), String> {
+pub fn stands(view: &View, order: &FormingOrder) -> Result<(), String> {
     if order.document != view.document.digest {
         return Err("the order was given for another document".to_owned());
     }
@@ -598,6 +600,13 @@ pub fn going(cluster: &[Listed], promises: &Promises, late: bool) -> Vec<u64> {
         promises.held.iter().flat_map(|held| held.without.iter().map(String::as_str)).collect();
     let members = cluster.iter().filter(|member| absent.contains(&member.id));
     members.filter(|member| late || left_out.contains(member.name.as_str())).map(|member| member.id).collect()
+}
+
+/// Whether a new member must not count until it runs: with it, those that have started would be no quorum. So it is of a
+/// cluster of one member, as after a recovery.
+pub fn must_learn(cluster: &Cluster) -> bool {
+    let voters = || cluster.members.iter().filter(|member| !member.learns);
+    voters().filter(|member| member.started).count() < quorum(voters().count() + 1)
 }
 
 /// Whether the document names the member, by its name or its address. One that it does not name and that does not answer

@@ -3,13 +3,16 @@
 //! It must not take the last good copy of the data with it. What counts is what Patroni's members know of each other, and
 //! what is not known is not good. [`decide`] says whether the node may go; a primary hands over first.
 
-use super::{init::Node, lock, peers::TlsCredentials, state::State, units};
+use super::{lock, peers::TlsCredentials, state::State, this_node, units};
 use crate::{
     error::UserError,
     etcd::{Client, RangeRequest},
     exec::Run,
     log,
-    model::scope::{client_url, host_port, peer_url, ports},
+    model::{
+        Node,
+        scope::{client_url, host_port, peer_url, ports},
+    },
 };
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
@@ -36,7 +39,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(150);
 const REMOVED_WITHIN: Duration = Duration::from_secs(60);
 /// How long to wait before etcd or Patroni is asked again.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long it is looked again before the node is refused: a replica may just be connecting anew.
+/// How long it is looked again before the node is refused: a replica may just be connecting again.
 const HEALED_WITHIN: Duration = Duration::from_secs(30);
 /// How long a switchover may take until the others follow the new primary.
 const HANDED_OVER_WITHIN: Duration = Duration::from_secs(120);
@@ -177,7 +180,7 @@ fn understand(me: &str, cluster: &Value, config: &Value) -> Result<View> {
 /// Asks Patroni: the other members' first, since this node's may have been stopped already.
 fn look(node: &Node) -> Result<View> {
     let agent = TlsCredentials::of_the_node().agent(PATIENCE)?;
-    let me = &node.spec.members[node.own];
+    let me = node.member();
     let mut members: Vec<_> = node.spec.members.iter().collect();
     members.sort_by_key(|member| member.name == me.name);
     let ask = |address: std::net::IpAddr, path: &str| -> Result<Value> {
@@ -186,7 +189,7 @@ fn look(node: &Node) -> Result<View> {
         anyhow::ensure!(answer.status() == 200, "{url} answers {}", answer.status());
         Ok(answer.body_mut().read_json()?)
     };
-    let mut last = anyhow!("there is nobody to ask");
+    let mut last = anyhow!("no member can be asked");
     for member in members {
         let answers = ask(member.address, "cluster").and_then(|cluster| Ok((cluster, ask(member.address, "config")?)));
         match answers.and_then(|(cluster, config)| understand(&me.name, &cluster, &config)) {
@@ -199,7 +202,7 @@ fn look(node: &Node) -> Result<View> {
 
 /// Returns when the node may go, and hands over before if it is the primary.
 fn make_sure(node: &Node) -> Result<()> {
-    let me = &node.spec.members[node.own].name;
+    let me = &node.member().name;
     let mut deadline = Instant::now() + HEALED_WITHIN;
     let mut handed_over = false;
     loop {
@@ -244,12 +247,12 @@ fn switch_over(cluster: &str, from: &str, to: &str) -> Result<()> {
 /// When it is the last member, no other member of etcd answers, the others have no good copy, or a service does not stop.
 pub fn leave(state: &State, force: bool) -> Result<()> {
     let _held = lock::hold("leave", |who| log::info!("{who}"))?;
-    let node = Node::find()?;
-    let me = &node.spec.members[node.own];
-    let others: Vec<_> = node.spec.members.iter().filter(|member| member.name != me.name).map(client_url).collect();
+    let node = this_node::find()?;
+    let me = node.member();
+    let others: Vec<_> = node.peers().map(client_url).collect();
     if others.is_empty() {
         return Err(UserError::usage(format!("{} is the last member of its cluster", me.name))
-            .hint("stop the machine: there is nobody to tell")
+            .hint("stop the machine: no other member has to be informed")
             .into());
     }
     let client = TlsCredentials::of_the_node().etcd(others)?;
@@ -264,12 +267,12 @@ pub fn leave(state: &State, force: bool) -> Result<()> {
         log::info!("leaving: stopping {unit}");
         stop(unit)?;
     }
-    // Otherwise the others' front doors learn of it when the key's lease has ended.
+    // Otherwise HAProxy on the other nodes learns of it when the key's lease has ended.
     let key = format!("/service/{}/members/{}", state.cluster, me.name);
-    client.delete(&RangeRequest::key(key)).context("taking the node out of Patroni's list")?;
+    client.delete(&RangeRequest::key(key)).context("removing the node from Patroni's list")?;
     if let Some(own) = members.iter().find(|member| member.peer_urls.contains(&peer_url(me))) {
-        log::info!("leaving: taking {} out of etcd", me.name);
-        remove(&client, own.id, REMOVED_WITHIN, PAUSE).context("taking the node out of etcd's members")?;
+        log::info!("leaving: removing {} from etcd", me.name);
+        remove(&client, own.id, REMOVED_WITHIN, PAUSE).context("removing the node from etcd's members")?;
     }
     stop(UNITS[UNITS.len() - 1])
 }

@@ -165,7 +165,7 @@ impl Lock {
             return Ok(());
         }
         let verb = last.split_once(' ').map_or(last.as_str(), |(_, verb)| verb);
-        Err(UserError::runtime(format!("`{verb}` has been at work on this node: it is looked at anew")).into())
+        Err(UserError::runtime(format!("`{verb}` has been at work on this node: its state is read again")).into())
     }
 }
 
@@ -212,7 +212,7 @@ mod tests {
         let guest = thread::spawn(move || drop(take(&other, "claim")));
         thread::sleep(Duration::from_millis(20));
         let error = init.rest(Duration::from_millis(600)).unwrap_err().to_string();
-        assert_eq!(error, "`pgha-node claim` has been at work on this node: it is looked at anew");
+        assert_eq!(error, "`pgha-node claim` has been at work on this node: its state is read again");
         guest.join().unwrap();
         init.rest(Duration::from_millis(1)).unwrap();
     }

@@ -1,6 +1,6 @@
 //! A person's order to form the cluster without members that do not come: whether it can be given, and what it means.
 
-use super::join::{Order, Peer, View};
+use super::join::{FormingOrder, Peer, View};
 use crate::error::UserError;
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 ///
 /// # Errors
 /// A wrong request: why it cannot be given here, and the way out.
-pub fn give(view: &View, without: &BTreeSet<String>) -> Result<Order, UserError> {
+pub fn give(view: &View, without: &BTreeSet<String>) -> Result<FormingOrder, UserError> {
     let names = list(without);
     if let Some(cluster) = &view.cluster {
         return Err(UserError::usage(format!(
@@ -49,7 +49,7 @@ pub fn give(view: &View, without: &BTreeSet<String>) -> Result<Order, UserError>
     for (name, peer) in &view.peers {
         refuse(name, peer, without.contains(name))?;
     }
-    Ok(Order { document: view.document.digest.clone(), without: without.clone() })
+    Ok(FormingOrder { document: view.document.digest.clone(), without: without.clone() })
 }
 
 /// Refuses an order that one of the others speaks against.
@@ -72,7 +72,7 @@ fn refuse(name: &str, peer: &Peer, left_out: bool) -> Result<(), UserError> {
 }
 
 /// What the order means, for the person who gives it.
-pub fn meaning(view: &View, cluster: &str, order: &Order) -> String {
+pub fn meaning(view: &View, cluster: &str, order: &FormingOrder) -> String {
     let names = list(&order.without);
     let with: Vec<&str> = view
         .document
@@ -164,7 +164,7 @@ mod tests {
     fn an_order_says_what_it_means() {
         let near = view("pg-1", own(), [told(None), silent()]);
         let order = give(&near, &set(&["pg-3"])).unwrap();
-        assert_eq!(order, Order { document: "d".into(), without: set(&["pg-3"]) });
+        assert_eq!(order, FormingOrder { document: "d".into(), without: set(&["pg-3"]) });
         let alone = view("pg-2", own(), [silent(), silent()]);
         let other = give(&alone, &set(&["pg-1"])).unwrap();
         insta::assert_snapshot!(format!("{}\n{}", meaning(&near, "demo", &order), meaning(&alone, "demo", &other)));

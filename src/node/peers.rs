@@ -1,7 +1,7 @@
 //! The nodes' first words to each other, before etcd runs.
 //!
 //! A node whose etcd does not run answers on etcd's peer port, over the same mutual TLS, until its own etcd takes the port:
-//! `POST /pgha/hello` with a [`Hello`] is answered by a [`Said`], and what the answer promises is on the disk before;
+//! `POST /pgha/hello` with a [`Hello`] is answered by a [`HelloAnswer`], and what the answer promises is on the disk before;
 //! `GET /pgha/facts` tells what this node has ([`Facts`]). Where etcd has the port already, `/members` (etcd's own, not
 //! linearizable) names its cluster, and shows whether it has ever been part of a quorum: its members tell their clients'
 //! addresses only then. What answers in any other way is unclear, an older version of this program too.
@@ -67,7 +67,7 @@ pub struct Hello {
 
 /// What the other says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Said {
+pub struct HelloAnswer {
     /// The version of this shape: 1.
     pub schema: u32,
     /// Its name.
@@ -290,7 +290,7 @@ fn read_request(stream: &mut impl std::io::Read) -> Result<Asked> {
         ensure!(Instant::now() < deadline, "the caller is too slow");
         let mut part = [0; 4096];
         let count = stream.read(&mut part)?;
-        ensure!(count > 0, "the caller broke off");
+        ensure!(count > 0, "the caller closed the connection");
         bytes.extend_from_slice(&part[..count]);
         Ok(())
     };
@@ -320,7 +320,7 @@ fn respond(asked: &Asked, host: &dyn Host) -> (&'static str, Vec<u8>) {
     let answered = match (asked.method.as_str(), asked.path.as_str()) {
         ("POST", HELLO) => match serde_json::from_slice::<Hello>(&asked.body) {
             Ok(hello) if hello.schema == SCHEMA => host.answer(&hello.request).and_then(|answer| {
-                Ok(serde_json::to_vec(&Said { schema: SCHEMA, node: host.name().to_owned(), answer })?)
+                Ok(serde_json::to_vec(&HelloAnswer { schema: SCHEMA, node: host.name().to_owned(), answer })?)
             }),
             Ok(hello) => return ("400 Bad Request", refusal(&format!("schema {} is not known here", hello.schema))),
             Err(error) => return ("400 Bad Request", refusal(&error.to_string())),
@@ -356,7 +356,7 @@ fn ask_one(agent: &Agent, member: &Member, hello: &[u8]) -> Peer {
     let url = peer_url(member);
     let posted = agent.post(format!("{url}{HELLO}")).header("Content-Type", "application/json").send(hello);
     match posted {
-        Ok(mut response) if response.status() == 200 => match read_json::<Said>(&mut response) {
+        Ok(mut response) if response.status() == 200 => match read_json::<HelloAnswer>(&mut response) {
             Ok(said) if said.schema != SCHEMA => {
                 Peer::Unclear(format!("it speaks another version of this language ({})", said.schema))
             }
@@ -376,7 +376,7 @@ fn ask_one(agent: &Agent, member: &Member, hello: &[u8]) -> Peer {
 }
 
 fn hanging() -> Peer {
-    Peer::Unclear("it takes connections and does not answer".to_owned())
+    Peer::Unclear("it accepts connections and does not answer".to_owned())
 }
 
 fn is_open(member: &Member) -> bool {
@@ -465,7 +465,7 @@ fn failed(error: &ureq::Error) -> Peer {
             (None, ErrorKind::ConnectionRefused) => Peer::Silent("not started yet".to_owned()),
             (None, ErrorKind::HostUnreachable | ErrorKind::TimedOut) => Peer::Silent("no answer".to_owned()),
             (None, ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::UnexpectedEof) => {
-                Peer::Unclear("it breaks off connections".to_owned())
+                Peer::Unclear("it closes connections".to_owned())
             }
             _ => Peer::Silent(error.to_string()),
         },
@@ -501,6 +501,7 @@ pub fn cluster(running: &[&Member], me: &Member, credentials: &TlsCredentials) -
             peer_urls: member.peer_urls,
             started: !member.client_urls.is_empty(),
             answers,
+            learns: member.is_learner,
         }
     });
     Some(Cluster { id, members: listed.collect() })

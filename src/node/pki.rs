@@ -9,18 +9,18 @@
 //! |---|---|---|
 //! | `etcd.pem` | etcd, towards clients and peers | server and client |
 //! | `server.pem` | PostgreSQL, Patroni's REST interface | server |
-//! | `pooler.pem` | PgBouncer, behind the front door of every node: names all of them | server |
+//! | `pooler.pem` | PgBouncer, behind HAProxy on every node: names all of them | server |
 //! | `haproxy.pem` | HAProxy's statistics | server |
 //! | `client.pem` | Patroni, confd, this program, replicas | client, without a name (see [`crate::etcd`]) |
 //!
 //! Each file holds key and certificate together, so that one rename replaces both: no power cut parts them. Its first
-//! line, which PEM readers pass over, says for what it was made; a file that says anything else is made anew.
+//! line, which PEM readers pass over, says for what it was made; a file that says anything else is made again.
 
 use crate::{
     clock::Civil,
     error::UserError,
     files::NewFile,
-    model::{ClusterSpec, keys::Keys, scope::TLS_PATH},
+    model::{ClusterSpec, Node, keys::Keys, scope::TLS_PATH},
 };
 use anyhow::{Context as _, Result};
 use rcgen::{
@@ -268,15 +268,15 @@ fn serial(bytes: &[u8]) -> SerialNumber {
 }
 
 /// What one of a node's certificates is to say.
-fn label(spec: &ClusterSpec, own: usize, purpose: &Purpose, authority: &Authority, now: SystemTime) -> Label {
-    let member = &spec.members[own];
+fn label(node: &Node, purpose: &Purpose, authority: &Authority, now: SystemTime) -> Label {
+    let (spec, member) = (&node.spec, node.member());
     let loopback: IpAddr =
         if member.address.is_ipv6() { [0, 0, 0, 0, 0, 0, 0, 1].into() } else { [127, 0, 0, 1].into() };
     let mut names = vec![member.name.clone(), "localhost".to_owned()];
     let mut addresses = vec![member.address, loopback];
     addresses.extend(spec.vip.iter().map(|vip| vip.address.address));
     if purpose.shared {
-        let others = spec.members.iter().filter(|other| other.name != member.name);
+        let others = node.peers();
         names.extend(others.clone().map(|other| other.name.clone()));
         addresses.extend(others.map(|other| other.address));
     }
@@ -314,13 +314,7 @@ impl Store {
     ///
     /// # Errors
     /// When keys cannot be made or files not be written.
-    pub fn ensure(
-        &self,
-        spec: &ClusterSpec,
-        own: usize,
-        authority: &Authority,
-        now: SystemTime,
-    ) -> Result<Vec<&'static Purpose>> {
+    pub fn ensure(&self, node: &Node, authority: &Authority, now: SystemTime) -> Result<Vec<&'static Purpose>> {
         fs::create_dir_all(&self.folder).with_context(|| format!("making the folder {}", self.folder.display()))?;
         let ca = self.folder.join(AUTHORITY_FILE);
         let mut all = false;
@@ -330,7 +324,7 @@ impl Store {
         }
         let mut made = Vec::new();
         for purpose in &PURPOSES {
-            let wanted = label(spec, own, purpose, authority, now);
+            let wanted = label(node, purpose, authority, now);
             let path = self.folder.join(purpose.file);
             if !all && good(&path, &wanted) {
                 continue;
@@ -401,7 +395,9 @@ mod tests {
         let store = Store { folder: folder.path().to_owned(), owners: nobody };
         let spec = samples::three();
         let authority = Authority::of(&spec).unwrap();
-        let ensure = |spec: &ClusterSpec, at| store.ensure(spec, 0, &Authority::of(spec).unwrap(), day(at)).unwrap();
+        let ensure = |spec: &ClusterSpec, at| {
+            store.ensure(&Node::new(spec.clone(), 0), &Authority::of(spec).unwrap(), day(at)).unwrap()
+        };
         assert_eq!(files(&ensure(&spec, 20_000)), ALL);
         let key = fs::read(folder.path().join("server.pem")).unwrap();
         assert_eq!(files(&ensure(&spec, 20_000)), [""; 0]);
@@ -427,7 +423,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store { folder: folder.path().to_owned(), owners: nobody };
         let spec = samples::three();
-        store.ensure(&spec, 1, &Authority::of(&spec).unwrap(), SystemTime::now()).unwrap();
+        store.ensure(&Node::new(spec.clone(), 1), &Authority::of(&spec).unwrap(), SystemTime::now()).unwrap();
         let path = |file: &str| folder.path().join(file).to_str().unwrap().to_owned();
         for (file, purposes) in [
             ("etcd.pem", &["sslserver", "sslclient"][..]),

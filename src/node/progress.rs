@@ -1,8 +1,11 @@
 //! How the node's first boot tells where it stands: console, journal, systemd's status line, and a file for
 //! `pgha-node status`.
 
-use crate::{files::NewFile, log};
-use serde::{Deserialize, Serialize};
+use crate::{
+    files::NewFile,
+    log,
+    model::status::{BootProgress, Phase},
+};
 use std::{
     fs,
     io::Write as _,
@@ -13,64 +16,9 @@ use std::{
 /// The file for `pgha-node status`.
 pub const PROGRESS_PATH: &str = "/run/pgha/progress.json";
 
-/// What kind of place the node stands at.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// Nothing has been said yet.
-    #[default]
-    Unknown,
-    /// It works on the step.
-    Working,
-    /// It waits for something outside.
-    Waiting,
-    /// Every service is ready.
-    Ready,
-    /// It failed and will be tried again.
-    Failed,
-    /// It was refused and will not be tried again.
-    Refused,
-}
-
-impl Phase {
-    /// The phase as a word.
-    pub fn word(self) -> &'static str {
-        match self {
-            Phase::Unknown => "unknown",
-            Phase::Working => "working",
-            Phase::Waiting => "waiting",
-            Phase::Ready => "ready",
-            Phase::Failed => "failed",
-            Phase::Refused => "refused",
-        }
-    }
-}
-
-/// Where the node stands.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Progress {
-    /// The kind of place.
-    pub phase: Phase,
-    /// What is being done.
-    pub step: String,
-    /// For what it waits, or why it failed.
-    pub reason: String,
-    /// Since when, in seconds since 1970.
-    pub since: u64,
-    /// The cluster, once the document is read.
-    pub cluster: String,
-    /// The node, once it knows itself.
-    pub node: String,
-    /// What is doubtful about the document.
-    pub warnings: Vec<String>,
-}
-
-impl Progress {
-    /// Reads it; nothing has been said if there is no file.
-    pub fn load(path: &Path) -> Progress {
-        fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
-    }
+/// The progress that the file has; the default if there is no file, or none that can be read.
+pub fn load(path: &Path) -> BootProgress {
+    fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
 
 /// Tells where the node stands, once for each change.
@@ -78,7 +26,7 @@ impl Progress {
 pub struct Reporter {
     path: PathBuf,
     console: Option<PathBuf>,
-    progress: Progress,
+    progress: BootProgress,
 }
 
 impl Reporter {
@@ -88,7 +36,7 @@ impl Reporter {
     }
 
     fn new(path: PathBuf, console: Option<PathBuf>) -> Reporter {
-        let progress = Progress::load(&path);
+        let progress = load(&path);
         Reporter { path, console, progress }
     }
 
@@ -173,9 +121,9 @@ mod tests {
             "not yet pg-2",
         );
         assert_eq!(fs::read_to_string(&console).unwrap(), "");
-        let progress = Progress::load(&path);
+        let progress = load(&path);
         assert_eq!((progress.phase, progress.cluster.as_str()), (Phase::Waiting, "demo"));
         assert_eq!(progress.warnings, ["an even number"]);
-        assert_eq!(Progress::load(Path::new("/no/such")), Progress::default());
+        assert_eq!(load(Path::new("/no/such")), BootProgress::default());
     }
 }

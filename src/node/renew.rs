@@ -1,9 +1,8 @@
-//! Certificates made anew before they end, and taken up without a restart.
+//! Certificates made again before they end, and taken up without a restart.
 
 use super::{
-    init::Node,
     pki::{Authority, Store},
-    units,
+    this_node, units,
 };
 use crate::log;
 use anyhow::Result;
@@ -14,11 +13,11 @@ use std::{collections::BTreeSet, time::SystemTime};
 /// # Errors
 /// When the document or the disk does not allow it; a unit that cannot be reloaded is reported after all others were.
 pub fn run() -> Result<()> {
-    let node = Node::find()?;
+    let node = this_node::find()?;
     let authority = Authority::of(&node.spec)?;
-    let made = Store::of_the_node().ensure(&node.spec, node.own, &authority, SystemTime::now())?;
+    let made = Store::of_the_node().ensure(&node, &authority, SystemTime::now())?;
     if made.is_empty() {
-        log::info!("every certificate holds for a while: nothing to renew");
+        log::info!("every certificate is valid for a while: there is nothing to renew");
         return Ok(());
     }
     let names: Vec<_> = made.iter().map(|purpose| purpose.file).collect();

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     error::UserError,
     files::{NewFile, Presence, read_text},
-    model::{ClusterSpec, keys::Keys, scope::EtcdStart},
+    model::{Node, keys::Keys, scope::EtcdStart},
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -53,13 +53,13 @@ fn yes() -> bool {
 
 impl State {
     /// The state of a node that is about to start its etcd member for the first time.
-    pub fn new(spec: &ClusterSpec, own: usize, etcd: EtcdStart) -> State {
+    pub fn new(node: &Node, etcd: EtcdStart) -> State {
         State {
             schema: 1,
-            cluster: spec.cluster.clone(),
-            identity: Keys::new(spec).identity(),
-            node: spec.members[own].name.clone(),
-            address: spec.members[own].address,
+            cluster: node.spec.cluster.clone(),
+            identity: Keys::new(&node.spec).identity(),
+            node: node.member().name.clone(),
+            address: node.member().address,
             etcd,
             etcd_ids: None,
             etcd_seen: false,
@@ -83,9 +83,9 @@ impl State {
         State { etcd_seen: true, ..self }
     }
 
-    /// The same with the node's name and address in `spec`.
-    pub fn named(self, spec: &ClusterSpec, own: usize) -> State {
-        State { node: spec.members[own].name.clone(), address: spec.members[own].address, ..self }
+    /// The same with the name and address that `node` has in its document.
+    pub fn named(self, node: &Node) -> State {
+        State { node: node.member().name.clone(), address: node.member().address, ..self }
     }
 
     /// Reads it from `path`; `None` at first boot.
@@ -169,13 +169,13 @@ impl Data {
 /// A wrong request, where there are data that belong to another cluster or node, or to nobody known, or are of another
 /// version; failed work, to be tried later, where it is not known what there is.
 pub fn verify_ownership(
-    spec: &ClusterSpec,
-    own: usize,
+    node: &Node,
     state: Option<&State>,
     data: &Data,
     version: Option<u32>,
 ) -> Result<(), UserError> {
     let Some(what) = data.words()? else { return Ok(()) };
+    let (spec, name) = (&node.spec, &node.member().name);
     let identity = Keys::new(spec).identity();
     let problem = match state {
         None => format!("there are {what} on this machine, and nothing says of which cluster they are"),
@@ -188,10 +188,9 @@ pub fn verify_ownership(
         Some(state) if state.identity != identity => {
             format!("{what} on this machine were made with another secret of the cluster `{}`", state.cluster)
         }
-        Some(state) if state.node != spec.members[own].name => format!(
-            "{what} on this machine are those of the node `{}`, the document makes it `{}`",
-            state.node, spec.members[own].name
-        ),
+        Some(state) if state.node != *name => {
+            format!("{what} on this machine are those of the node `{}`, the document makes it `{}`", state.node, name)
+        }
         Some(_) => return usable(data, version),
     };
     Err(UserError::usage(problem).hint(
@@ -225,7 +224,7 @@ mod tests {
     use crate::{
         error::ErrorKind,
         files::Doubt,
-        model::{Secret, samples},
+        model::{ClusterSpec, Secret, samples},
         node::database::Database,
     };
 
@@ -249,7 +248,7 @@ mod tests {
         let path = folder.path().join("state.json");
         assert_eq!(State::load(&path).unwrap(), None);
         let spec = samples::three();
-        let state = State::new(&spec, 1, EtcdStart::together(&spec));
+        let state = State::new(&Node::new(spec.clone(), 1), EtcdStart::together(&spec));
         state.store(&path).unwrap();
         assert_eq!(State::load(&path).unwrap().as_ref(), Some(&state));
         let before = std::fs::metadata(&path).unwrap().modified().unwrap();
@@ -274,7 +273,7 @@ mod tests {
     #[test]
     fn a_member_whose_data_a_person_takes_away_is_not_started_again_as_it_began() {
         let spec = samples::three();
-        let state = State::new(&spec, 1, EtcdStart::together(&spec));
+        let state = State::new(&Node::new(spec.clone(), 1), EtcdStart::together(&spec));
         let own = crate::node::promise::Own {
             etcd: crate::node::etcd_data::EtcdData::Absent,
             idle: false,
@@ -291,9 +290,9 @@ mod tests {
     #[test]
     fn data_of_another_cluster_is_refused() {
         let spec = samples::three();
-        let state = State::new(&spec, 1, EtcdStart::together(&spec));
-        let verified = |spec: &ClusterSpec, own, state: Option<&State>, data: Data| {
-            super::verify_ownership(spec, own, state, &data, Some(17))
+        let state = State::new(&Node::new(spec.clone(), 1), EtcdStart::together(&spec));
+        let verified = |spec: &ClusterSpec, index, state: Option<&State>, data: Data| {
+            super::verify_ownership(&Node::new(spec.clone(), index), state, &data, Some(17))
         };
         assert!(verified(&spec, 1, Some(&state), data(true, &[17])).is_ok());
         assert!(verified(&spec, 1, None, data(false, &[])).is_ok());
@@ -314,9 +313,10 @@ mod tests {
     #[test]
     fn data_of_another_version_are_refused_unless_there_are_some_of_the_image_too() {
         let spec = samples::three();
-        let state = State::new(&spec, 1, EtcdStart::together(&spec));
-        let verified =
-            |versions: &[u32]| super::verify_ownership(&spec, 1, Some(&state), &data(true, versions), Some(18));
+        let state = State::new(&Node::new(spec.clone(), 1), EtcdStart::together(&spec));
+        let verified = |versions: &[u32]| {
+            super::verify_ownership(&Node::new(spec.clone(), 1), Some(&state), &data(true, versions), Some(18))
+        };
         let problem = verified(&[16, 17]).unwrap_err();
         assert_eq!(problem.kind, ErrorKind::Usage);
         insta::assert_snapshot!(crate::error::report(&problem.into()));
@@ -332,7 +332,7 @@ mod tests {
             Data { etcd: Presence::Unknown(unknown()), ..data(false, &[]) },
             Data { postgresql: Presence::Unknown(unknown()), ..data(true, &[]) },
         ] {
-            let problem = verify_ownership(&spec, 1, None, &data, Some(17)).unwrap_err();
+            let problem = verify_ownership(&Node::new(spec.clone(), 1), None, &data, Some(17)).unwrap_err();
             assert_eq!((problem.kind, problem.message), (ErrorKind::Runtime, unknown().to_string()));
         }
     }
@@ -340,7 +340,7 @@ mod tests {
     #[test]
     fn a_complete_node_without_data_says_what_is_missing() {
         let spec = samples::three();
-        let mut state = State::new(&spec, 1, EtcdStart::together(&spec));
+        let mut state = State::new(&Node::new(spec.clone(), 1), EtcdStart::together(&spec));
         assert_eq!(data(false, &[]).missing(Some(&state)), None);
         state.complete = true;
         assert_eq!(data(true, &[17]).missing(Some(&state)), None);

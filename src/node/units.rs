@@ -105,7 +105,7 @@ pub fn reload(name: &str) -> Result<(), ExecError> {
     act(&["reload", "--no-block", name])
 }
 
-/// Starts a running unit anew; does not wait for it.
+/// Starts a running unit again; does not wait for it.
 ///
 /// # Errors
 /// When systemd refuses.
@@ -113,7 +113,7 @@ pub fn restart(name: &str) -> Result<(), ExecError> {
     act(&["try-restart", "--no-block", name])
 }
 
-/// Starts a unit anew, or starts it if it does not run; does not wait for it.
+/// Starts a unit again, or starts it if it does not run; does not wait for it.
 ///
 /// # Errors
 /// When systemd refuses.

@@ -214,7 +214,7 @@ fn files_of(
         if let Some(writer) = rule.writer.filter(|writer| *writer != found.writer) {
             let is = found.path.display();
             return Err(wrong(format!("should be written by {writer}, but {is} is written by {}", found.writer))
-                .hint(format!("the suffix names the writer: call it {}{}", path.file_name(), writer.suffix()))
+                .hint(format!("the suffix names the writer: rename it to {}{}", path.file_name(), writer.suffix()))
                 .into());
         }
         if rule.program.is_some() {
@@ -266,6 +266,6 @@ fn refuse_link(path: &Path) -> Result<()> {
     let message =
         format!("{} is a symbolic link (to {}), which could lead out of the overlay", path.display(), target.display());
     Err(UserError::usage(message)
-        .hint("put the file itself there; links in the guest go under `links:` in overlay.yaml")
+        .hint("put the file itself there; links of the guest belong under `links:` in overlay.yaml")
         .into())
 }

@@ -108,7 +108,9 @@ pub fn write(
             (measure(&file, known), sync.join())
         });
         let (sha256, size) = measured?;
-        synced.map_err(|_| anyhow!("the thread that writes {} died", path.display()))?.context("writing an image")?;
+        synced
+            .map_err(|_| anyhow!("the thread that writes {} panicked", path.display()))?
+            .context("writing an image")?;
         file.publish(&path)?;
         artifacts.push(Artifact { kind, path, sha256, size });
     }

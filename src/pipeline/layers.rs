@@ -132,7 +132,7 @@ impl BuildContext<'_> {
         tree.apply(&base.layer.load(store)?).context("reading the base layer")?;
         layers.push(("base".to_owned(), base.layer.clone()));
         if let Some((boot, _)) = boot {
-            tree.apply(&boot.layer.load(store)?).context("reading the layer that boots")?;
+            tree.apply(&boot.layer.load(store)?).context("reading the boot layer")?;
             layers.push(("boot".to_owned(), boot.layer.clone()));
             epoch = boot.epoch;
         }
@@ -282,7 +282,7 @@ fn skeleton_file((path, mode, sha256): (&GuestPath, u32, Digest), source: &Path)
     let bytes = fs::read(source).with_context(|| format!("reading {}", source.display()))?;
     if Digest::of(&bytes) != sha256 {
         return Err(UserError::runtime(format!("{} changed during the build", source.display()))
-            .hint("build again when nobody edits it")
+            .hint("build again, without changing files meanwhile")
             .into());
     }
     Ok(SkeletonFile { path: path.clone(), mode, bytes })

@@ -42,23 +42,7 @@ impl Draft {
     /// # Errors
     /// A wrong request when overlays are missing, do not fit together, or name what is not there.
     pub fn new(recipe: Recipe, programs: &Path, epoch: Option<i64>) -> Result<Draft> {
-        let mut overlays = Vec::new();
-        let of_disk = recipe.disk.iter().flat_map(|disk| &disk.overlays);
-        for (name, site) in recipe.overlays.iter().chain(of_disk) {
-            if !recipe.overlay_folder.join(name).is_dir() {
-                return Err(no_overlay(&recipe.overlay_folder, name, site).into());
-            }
-            overlays.push(overlay::load(&recipe.overlay_folder, name, &recipe.parameters)?);
-        }
-        let overlays = order::sort(overlays, &recipe.name)?;
-        one_owner_each(&overlays)?;
-        let (of_disk, overlays) = match &recipe.disk {
-            Some(disk) => {
-                overlays.into_iter().partition(|overlay| disk.overlays.iter().any(|(name, _)| *name == overlay.name))
-            }
-            None => (Vec::new(), overlays),
-        };
-
+        let (overlays, of_disk) = load_overlays(&recipe)?;
         let mut users = recipe.users.clone();
         let mut groups = recipe.groups.clone();
         let mut preseed = recipe.preseed.clone();
@@ -135,6 +119,24 @@ impl Draft {
     }
 }
 
+/// The overlays of all images, and those of disks alone, each after those that it waits for.
+fn load_overlays(recipe: &Recipe) -> Result<(Vec<Overlay>, Vec<Overlay>)> {
+    let mut overlays = Vec::new();
+    let of_disk = recipe.disk.iter().flat_map(|disk| &disk.overlays);
+    for (name, site) in recipe.overlays.iter().chain(of_disk) {
+        if !recipe.overlay_folder.join(name).is_dir() {
+            return Err(no_overlay(&recipe.overlay_folder, name, site).into());
+        }
+        overlays.push(overlay::load(&recipe.overlay_folder, name, &recipe.parameters)?);
+    }
+    let overlays = order::sort(overlays, &recipe.name)?;
+    one_owner_each(&overlays)?;
+    let is_of_disk =
+        |overlay: &Overlay| recipe.disk.iter().flat_map(|disk| &disk.overlays).any(|(name, _)| *name == overlay.name);
+    let (of_disk, overlays) = overlays.into_iter().partition(is_of_disk);
+    Ok((overlays, of_disk))
+}
+
 fn asked(packages: &[String], by: &str) -> Vec<Request> {
     packages.iter().map(|package| Request { package: package.clone(), by: by.to_owned() }).collect()
 }
@@ -188,7 +190,7 @@ fn one_owner_each(overlays: &[Overlay]) -> Result<(), UserError> {
                     format!("two overlays own `{path}`: `{other}` has it as {their}, `{name}` as {what}")
                 };
                 return Err(
-                    UserError::usage(message).hint("one path belongs to one component; take it out of the other")
+                    UserError::usage(message).hint("each path belongs to one component: remove it from one of them")
                 );
             }
         }

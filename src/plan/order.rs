@@ -34,7 +34,7 @@ pub fn sort(overlays: Vec<Overlay>, recipe: &str) -> Result<Vec<Overlay>, UserEr
             let waits: BTreeMap<&str, &BTreeSet<String>> =
                 waiting.iter().map(|(overlay, after)| (overlay.name.as_str(), after)).collect();
             return Err(UserError::usage(format!("overlays wait for each other: {}", circle(&waits)))
-                .hint("take one of them out of the other's `after`"));
+                .hint("remove one of them from the other's `after`"));
         };
         let (overlay, _) = waiting.remove(next);
         for (_, after) in &mut waiting {

@@ -5,7 +5,7 @@ use super::Plan;
 use crate::{
     error::UserError,
     model::{
-        samples,
+        Node, samples,
         scope::{EtcdStart, Machine, Scope},
     },
     overlay::Writer,
@@ -20,8 +20,9 @@ use std::fs;
 /// A wrong request with the template's place when it names what nodes do not know.
 pub fn render_all(plan: &Plan) -> Result<()> {
     let parameters = plan.parameters.clone().into_iter().collect();
-    let scopes =
-        samples::all().map(|spec| Scope::new(&spec, 0, &Machine::sample(), &EtcdStart::together(&spec), &parameters));
+    let scopes = samples::all().map(|spec| {
+        Scope::new(&Node::new(spec.clone(), 0), &Machine::sample(), &EtcdStart::together(&spec), &parameters)
+    });
     for file in plan.overlays.iter().flat_map(|overlay| &overlay.files) {
         if file.writer != Writer::Node {
             continue;
@@ -30,7 +31,7 @@ pub fn render_all(plan: &Plan) -> Result<()> {
         for scope in &scopes {
             render(&file.origin, &text, scope).map_err(|error| {
                 UserError::usage(error.root_cause().to_string())
-                    .hint("see the values and helpers of templates: cargo doc, `model::scope` and `render`")
+                    .hint("`pgha-image schema scope` prints the values that templates can use")
             })?;
         }
     }

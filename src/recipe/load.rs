@@ -250,10 +250,24 @@ fn is_of(value: &Value, kind: ParameterType) -> bool {
 
 /// Sums the chain: lists one after the other, values of later recipes over those of earlier ones.
 fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe> {
+    let mut recipe = without_content(&chain, parameters)?;
+    let mut seen = BTreeSet::new();
+    for link in chain {
+        recipe.absorb(link, &mut seen)?;
+    }
+    if recipe.sources.is_empty() {
+        let message = format!("the recipe `{}` has no `sources`, so there is nothing to install from", recipe.name);
+        return Err(UserError::usage(message).hint("extend a base such as `debian-trixie`").into());
+    }
+    Ok(recipe)
+}
+
+/// What a recipe is before the files of its chain are summed.
+fn without_content(chain: &[Link], parameters: BTreeMap<String, Value>) -> Result<Recipe> {
     let last = chain.last().context("a chain of recipes")?;
     let folder = last.path.parent().unwrap_or(Path::new("."));
     let project = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut recipe = Recipe {
+    Ok(Recipe {
         name: last.file.name.value.clone(),
         description: last.file.description.clone(),
         lineage: chain.iter().map(|link| link.file.name.value.clone()).collect(),
@@ -274,41 +288,41 @@ fn merge(chain: Vec<Link>, parameters: BTreeMap<String, Value>) -> Result<Recipe
         overlays: Vec::new(),
         disk: None,
         oci: Oci::default(),
-    };
-    let mut seen = BTreeSet::new();
-    for Link { path, document, file } in chain {
+    })
+}
+
+impl Recipe {
+    /// Adds what a file of the chain has; `seen` are the overlays so far.
+    fn absorb(&mut self, link: Link, seen: &mut BTreeSet<String>) -> Result<()> {
+        let Link { path, document, file } = link;
         for (name, source) in file.sources {
-            recipe.sources.insert(name, read_source(&path, &document, source)?);
+            self.sources.insert(name, read_source(&path, &document, source)?);
         }
-        recipe.packages.extend(put_in(&document, &file.packages, &recipe.parameters)?);
-        recipe.preseed.extend(put_in(&document, &file.preseed, &recipe.parameters)?);
-        recipe.forbid.extend(file.forbid);
-        recipe.recommends = file.recommends.unwrap_or(recipe.recommends);
-        recipe.paths.exclude.extend(file.paths.exclude);
-        recipe.paths.include.extend(file.paths.include);
-        recipe.users.extend(file.users);
-        recipe.groups.extend(file.groups);
+        self.packages.extend(put_in(&document, &file.packages, &self.parameters)?);
+        self.preseed.extend(put_in(&document, &file.preseed, &self.parameters)?);
+        self.forbid.extend(file.forbid);
+        self.recommends = file.recommends.unwrap_or(self.recommends);
+        self.paths.exclude.extend(file.paths.exclude);
+        self.paths.include.extend(file.paths.include);
+        self.users.extend(file.users);
+        self.groups.extend(file.groups);
         for overlay in file.overlays {
-            recipe.overlays.push(named(&document, overlay, &mut seen)?);
+            self.overlays.push(named(&document, overlay, seen)?);
         }
         if let Some(written) = file.disk {
             let DiskFile { size: set, packages, overlays, arguments } = written;
-            let disk = recipe.disk.get_or_insert_default();
+            let disk = self.disk.get_or_insert_default();
             disk.size = set.or(disk.size);
-            disk.packages.extend(put_in(&document, &packages, &recipe.parameters)?);
+            disk.packages.extend(put_in(&document, &packages, &self.parameters)?);
             disk.arguments.extend(arguments);
             for overlay in overlays {
-                disk.overlays.push(named(&document, overlay, &mut seen)?);
+                disk.overlays.push(named(&document, overlay, seen)?);
             }
         }
-        recipe.oci.ports.extend(file.oci.ports);
-        recipe.oci.labels.extend(file.oci.labels);
+        self.oci.ports.extend(file.oci.ports);
+        self.oci.labels.extend(file.oci.labels);
+        Ok(())
     }
-    if recipe.sources.is_empty() {
-        let message = format!("the recipe `{}` has no `sources`, so there is nothing to install from", recipe.name);
-        return Err(UserError::usage(message).hint("extend a base such as `debian-trixie`").into());
-    }
-    Ok(recipe)
 }
 
 /// An overlay's name and its place in the document; a document may name an overlay once.

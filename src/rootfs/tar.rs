@@ -8,7 +8,7 @@
 use super::{Change, Content, Entry, Kind, Layer};
 use crate::{
     model::{Digest, GuestPath, Sha256},
-    store::{BlobReader, BlobWriter, CachedResult, Store},
+    store::{BlobReader, BlobWriter, CachedResult, Store, lost_blob},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -77,8 +77,7 @@ impl StoredLayer {
     /// # Errors
     /// When the store no longer has them whole.
     pub fn load(&self, store: &Store) -> Result<Layer> {
-        let index =
-            store.get_blob(&self.index)?.context("a layer's index was damaged and has been dropped; build again")?;
+        let index = store.get_blob(&self.index)?.ok_or_else(|| lost_blob(&self.index))?;
         serde_json::from_slice(&index).context("reading a layer's index")
     }
 }
@@ -357,10 +356,7 @@ impl Contents {
         match self.open.entry(content.blob) {
             hash_map::Entry::Occupied(known) => Ok(known.into_mut()),
             hash_map::Entry::Vacant(new) => {
-                let blob = self
-                    .store
-                    .read_blob(&content.blob)?
-                    .with_context(|| format!("the store lost the blob {}; build again", content.blob))?;
+                let blob = self.store.read_blob(&content.blob)?.ok_or_else(|| lost_blob(&content.blob))?;
                 Ok(new.insert(blob))
             }
         }

@@ -102,7 +102,7 @@ pub struct Layer<C = Content> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Clash {
     /// Something is put where there is no directory to hold it.
-    #[error("`{path}` has no directory to lie in: `{parent}` is {found}")]
+    #[error("`{path}` has no parent directory: `{parent}` is {found}")]
     NoParent {
         /// What should be put.
         path: GuestPath,
@@ -368,7 +368,7 @@ mod tests {
         let layer = Layer { changes: [(path("/lib/evil"), Change::Set(file("e")))].into() };
         assert_eq!(
             tree.apply(&layer).unwrap_err().to_string(),
-            "`/lib/evil` has no directory to lie in: `/lib` is a symbolic link"
+            "`/lib/evil` has no parent directory: `/lib` is a symbolic link"
         );
     }
 

@@ -46,7 +46,7 @@ impl Mapping {
                         .arg(pid.to_string())
                         .args(numbers.map(|number| number.to_string()))
                         .capture()
-                        .context("giving subordinate ids to a user namespace")
+                        .context("mapping subordinate ids into a user namespace")
                         .context(refusal_hint(None))?;
                 }
                 None => {
@@ -166,7 +166,7 @@ fn refusal_hint(errno: Option<i32>) -> UserError {
     let setting = |name: &str| {
         fs::read_to_string(Path::new("/proc/sys").join(name)).ok().and_then(|text| text.trim().parse::<u64>().ok())
     };
-    let problem = UserError::runtime("this machine does not let this user build in namespaces");
+    let problem = UserError::runtime("this machine does not allow this user to create user namespaces");
     if rustix::process::geteuid().is_root() {
         return problem.hint(
             "this looks like a container without rights; run it with `--privileged`, or with \
@@ -184,7 +184,7 @@ fn refusal_hint(errno: Option<i32>) -> UserError {
     }
     match errno {
         Some(libc::ENOSYS) => problem.hint("the kernel has no user namespaces; build as root"),
-        _ => problem.hint("build as root, or allow user namespaces to this user"),
+        _ => problem.hint("build as root, or allow this user to create user namespaces"),
     }
 }
 

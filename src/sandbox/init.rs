@@ -254,7 +254,7 @@ fn filters() -> Result<[BpfProgram; 2]> {
 
 fn filter(calls: &[i64], action: SeccompAction) -> Result<BpfProgram> {
     let rules: BTreeMap<i64, Vec<_>> = calls.iter().map(|call| (*call, Vec::new())).collect();
-    let arch = std::env::consts::ARCH.try_into().context("filtering system calls of this machine")?;
+    let arch = std::env::consts::ARCH.try_into().context("filtering system calls")?;
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch).context("filtering system calls")?;
     filter.try_into().context("filtering system calls")
 }
@@ -266,7 +266,7 @@ fn launch(request: &Request, filters: &[BpfProgram]) -> Result<u8> {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
             // A kernel that does not know it does not grant it.
             Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-            Err(error) => return Err(error).context("giving capabilities up"),
+            Err(error) => return Err(error).context("dropping capabilities"),
         }
     }
     filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter)).context("filtering system calls")?;

@@ -199,5 +199,5 @@ pub(super) fn unshare(namespaces: UnshareFlags) -> rustix::io::Result<()> {
 ///
 /// That thread may have ended before; the process then gets no request and ends by itself.
 pub(super) fn die_with_parent() -> Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying a job to its parent")
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("making a job end with its parent")
 }

@@ -139,7 +139,7 @@ impl Sandbox {
             Err(Failure::Refused(error) | Failure::Other(error)) => Err(error),
             Ok(answer) => Ok(answer),
         }?;
-        serde_json::from_value(answer).context("reading what a sandboxed job answered")
+        serde_json::from_value(answer).context("reading the result of a sandboxed job")
     }
 
     fn try_work(
@@ -158,7 +158,9 @@ impl Sandbox {
         let (ended, said) = child.wait().map_err(Failure::Other)?;
         match answer? {
             Some(answer) if ended.success() => Ok(answer),
-            _ => Err(Failure::Other(anyhow!("the sandboxed job `{job}` broke off ({ended}): {}", said.trim()))),
+            _ => {
+                Err(Failure::Other(anyhow!("the sandboxed job `{job}` ended unexpectedly ({ended}): {}", said.trim())))
+            }
         }
     }
 
@@ -228,9 +230,9 @@ fn converse(
     let other = |error: anyhow::Error| Failure::Other(error);
     let stdout = child.child.stdout.take().context("a job without output").map_err(other)?;
     for line in BufReader::new(stdout).lines() {
-        let line = line.context("listening to a sandboxed job").map_err(other)?;
+        let line = line.context("reading from a sandboxed job").map_err(other)?;
         let event: Event =
-            serde_json::from_str(&line).with_context(|| format!("a sandboxed job said `{line}`")).map_err(other)?;
+            serde_json::from_str(&line).with_context(|| format!("a sandboxed job printed `{line}`")).map_err(other)?;
         match event {
             Event::Ready => {
                 if let Way::User(mapping) = way {

@@ -66,7 +66,7 @@ impl Seeds {
     pub fn seed(&self, own: usize) -> Seed {
         let member = &self.spec.members[own];
         let identity = Keys::new(&self.spec).identity();
-        // A node that is seeded for another cluster is another instance: cloud-init then does everything anew.
+        // A node that is seeded for another cluster is another instance: cloud-init then does everything again.
         let id =
             member.instance_id.clone().unwrap_or_else(|| format!("{}-{}-{identity}", self.spec.cluster, member.name));
         let meta_data = format!("instance-id: {id}\nlocal-hostname: {}\n", member.name);

@@ -3,7 +3,7 @@
 use super::Seeds;
 use crate::{
     model::{
-        GuestPath,
+        GuestPath, Node,
         keys::Keys,
         scope::{EtcdStart, Machine, Scope},
     },
@@ -35,7 +35,7 @@ pub struct Preview {
 pub fn files(seeds: &Seeds, own: usize, plan: &Plan, machine: &Machine) -> Result<Vec<Preview>> {
     let spec = &seeds.spec;
     let parameters = plan.parameters.clone().into_iter().collect();
-    let scope = Scope::new(spec, own, machine, &EtcdStart::together(spec), &parameters);
+    let scope = Scope::new(&Node::new(spec.clone(), own), machine, &EtcdStart::together(spec), &parameters);
     let redactor = Redactor::of(seeds);
     let templates = plan.overlays.iter().flat_map(|overlay| &overlay.files).filter(|file| file.writer == Writer::Node);
     templates

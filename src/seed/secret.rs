@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 /// When the kernel gives none.
 pub fn fresh_secret() -> Result<Secret> {
     let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
-    SystemRandom::new().fill(bytes.as_mut_slice()).map_err(|_| anyhow!("the kernel gives no random bytes"))?;
+    SystemRandom::new().fill(bytes.as_mut_slice()).map_err(|_| anyhow!("the kernel provides no random bytes"))?;
     Ok(Secret::new(STANDARD.encode(bytes.as_slice())))
 }
 

@@ -21,7 +21,7 @@ mod gc;
 pub use blob::{BlobReader, BlobWriter};
 pub use gc::{Collected, Usage};
 
-use crate::model::Digest;
+use crate::{error::UserError, model::Digest};
 use anyhow::{Context as _, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -259,6 +259,12 @@ impl Store {
     fn action_path<T: CachedResult>(&self, key: &Digest) -> PathBuf {
         self.root.join("actions").join(T::KIND).join(key.hex())
     }
+}
+
+/// The error for a blob that a result of the store names, and that is gone or was damaged.
+pub fn lost_blob(blob: &Digest) -> UserError {
+    UserError::runtime(format!("the blob {blob} is missing from the store, or was damaged"))
+        .hint("build again: what is missing is made again")
 }
 
 /// Opens a lock file, making it if needed.

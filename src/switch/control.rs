@@ -239,7 +239,7 @@ impl Switch {
         // It answers before it ends, and the next one must not find it still there.
         let deadline = Instant::now() + PATIENCE;
         while socket::connect(&self.control).is_ok() {
-            anyhow::ensure!(Instant::now() < deadline, "the switch {} does not end", self.control.display());
+            anyhow::ensure!(Instant::now() < deadline, "the switch {} does not stop", self.control.display());
             thread::sleep(Duration::from_millis(2));
         }
         Ok(())

@@ -47,7 +47,7 @@ pub(crate) fn serve() -> ExitCode {
         writeln!(out, "{line}").and_then(|()| out.flush())
     });
     match started.and_then(|mut server| {
-        told.context("reporting that the switch works")?;
+        told.context("reporting that the switch is ready")?;
         server.run()
     }) {
         Ok(()) => ExitCode::SUCCESS,
@@ -302,7 +302,7 @@ impl Server {
 
     fn set_faults(&mut self, a: &[String], b: &[String], fault: LinkFault) -> Result<()> {
         if !(0.0..=100.0).contains(&fault.loss) {
-            return Err(UserError::usage(format!("a loss of {} % is impossible", fault.loss)).into());
+            return Err(UserError::usage(format!("a loss of {} % is not possible", fault.loss)).into());
         }
         let ports = |names: &[String]| names.iter().map(|name| self.port(name)).collect::<Result<Vec<Port>>>();
         let (a, b) = (ports(a)?, ports(b)?);
@@ -367,17 +367,20 @@ fn listen(forward: Forward) -> Result<(TcpListener, Forward)> {
         let host = forward.host;
         match error.kind() {
             ErrorKind::AddrInUse => anyhow!(
-                UserError::usage(format!("the port {host} is taken"))
-                    .hint("end what listens there (ss -ltnp shows it), or choose another port")
+                UserError::usage(format!("the port {host} is in use"))
+                    .hint("stop the program that listens there (`ss -ltnp` shows it), or choose another port")
             ),
             ErrorKind::PermissionDenied => {
-                anyhow!(UserError::usage(format!("the port {host} is for root only")).hint("choose one from 1024 on"))
+                anyhow!(
+                    UserError::usage(format!("only root may listen on the port {host}"))
+                        .hint("choose a port from 1024 on")
+                )
             }
             _ => anyhow::Error::new(error).context(format!("listening on {host}")),
         }
     })?;
     listener.set_nonblocking(true)?;
-    let host = listener.local_addr().context("finding the port that was taken")?;
+    let host = listener.local_addr().context("finding the chosen port")?;
     Ok((listener, Forward { host, ..forward }))
 }
 

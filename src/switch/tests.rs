@@ -375,11 +375,11 @@ fn wrong_requests_are_told() {
         "error: there is no machine `pg-9`\n\nhint: there are pg-1, and `host`"
     );
     let loss = LinkFault { loss: 101.0, ..LinkFault::default() };
-    assert_eq!(report(running.switch.fault(["pg-1"], [HOST], loss)), "error: a loss of 101 % is impossible");
+    assert_eq!(report(running.switch.fault(["pg-1"], [HOST], loss)), "error: a loss of 101 % is not possible");
     let taken = TcpListener::bind(free_port()).unwrap();
     let host = taken.local_addr().unwrap();
     let told = report(running.switch.forward(Forward { host, ..forward(11) }).map(drop));
-    assert!(told.starts_with(&format!("error: the port {host} is taken\n\nhint: ")), "{told}");
+    assert!(told.starts_with(&format!("error: the port {host} is in use\n\nhint: ")), "{told}");
     assert!(Switch::open(Path::new("/no/such/switch.sock")).is_none());
     running.switch.stop().unwrap();
 }

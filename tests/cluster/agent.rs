@@ -3,7 +3,7 @@
 use crate::{
     Scenario,
     safety::{Ledger, etcdctl, etcdctl_command, says, wait_says},
-    support::wait,
+    support::{Ran, wait},
     test_cluster::{NAME, NODES, TestCluster},
 };
 use std::{
@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Where a node has its document.
+const DOCUMENT: &str = "/etc/pgha/cluster.yaml";
 /// etcd's quota where it is to be used up soon, in bytes.
 const SMALL_QUOTA: u64 = 24 << 20;
 
@@ -22,6 +24,8 @@ pub fn all() -> Vec<Scenario> {
         asked("etcd_that_is_out_of_space_takes_writes_again_by_itself", out_of_space),
         asked("a_member_that_was_removed_from_etcd_comes_back_by_itself", removed_member),
         asked("an_older_document_removes_nobody", older_document),
+        asked("a_member_that_the_newest_document_does_not_name_goes_after_long_silence", unnamed_member),
+        asked("a_deleted_initialize_key_is_written_back_while_nobody_leads", deleted_key),
         asked("a_full_disk_closes_the_database_and_opens_it_again", full_disk),
     ]
 }
@@ -185,15 +189,9 @@ fn removed_member(cluster: &mut TestCluster) {
 fn older_document(cluster: &mut TestCluster) {
     cluster.healthy();
     let ledger = Ledger::write(cluster);
-    let path = "/etc/pgha/cluster.yaml";
-    let newest = cluster.on("pg-1", &format!("cat {path}"));
-    let smaller: String =
-        newest.lines().filter(|line| !line.contains("name: pg-3")).map(|line| format!("{line}\n")).collect();
-    assert_ne!(smaller, newest, "{newest}");
-    let give = |document: &str, init: &str| {
-        cluster.feed("pg-1", &format!("cat > {path}.new && mv {path}.new {path}"), document);
-        cluster.try_on("pg-1", init)
-    };
+    let newest = cluster.on("pg-1", &format!("cat {DOCUMENT}"));
+    let smaller = without_third(cluster, "pg-1");
+    let give = |document: &str, init: &str| give(cluster, "pg-1", document, init);
     let stall = |during: &dyn Fn()| {
         cluster.on("pg-3", "systemctl kill --signal STOP etcd");
         during();
@@ -215,8 +213,8 @@ fn older_document(cluster: &mut TestCluster) {
         let given = give(document, "pgha-node init --changed");
         assert_eq!(given.status, Some(0), "{given:?}");
     }
-    let refused = give(&smaller, "pgha-node init");
-    assert_eq!(refused.status, Some(78), "{refused:?}");
+    let refused = give(&smaller, "pgha-node init; echo \"status $?\"");
+    assert!(refused.stdout.ends_with("status 78\n"), "{refused:?}");
     let said = says(cluster, "pg-1");
     assert!(said.contains("it is not taken up") && said.contains("pgha-node init --changed"), "{said}");
     println!("{said}");
@@ -234,6 +232,80 @@ fn older_document(cluster: &mut TestCluster) {
     ledger.assert_kept(cluster);
     let key = etcdctl(cluster, "pg-2", &format!("get --print-value-only /pgha/{NAME}/document"));
     println!("    {}", key.stdout.trim());
+}
+
+/// The document that a node has, without pg-3.
+fn without_third(cluster: &TestCluster, node: &str) -> String {
+    let document = cluster.on(node, &format!("cat {DOCUMENT}"));
+    let smaller: String =
+        document.lines().filter(|line| !line.contains("name: pg-3")).map(|line| format!("{line}\n")).collect();
+    assert_ne!(smaller, document);
+    smaller
+}
+
+/// Gives a node a document, and runs `init`.
+fn give(cluster: &TestCluster, node: &str, document: &str, init: &str) -> Ran {
+    cluster.feed(node, &format!("cat > {DOCUMENT}.new && mv {DOCUMENT}.new {DOCUMENT}"), document);
+    cluster.try_on(node, init)
+}
+
+fn unnamed_member(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let ledger = Ledger::write(cluster);
+    if cluster.primary() == "pg-3" {
+        cluster.verb("switchover", &["--to", "pg-1"]);
+        cluster.wait_healthy();
+    }
+    cluster.verb("kill", &["pg-3"]);
+    let smaller = without_third(cluster, "pg-1");
+    for node in ["pg-1", "pg-2"] {
+        let given = give(cluster, node, &smaller, "pgha-node init --changed");
+        assert_eq!(given.status, Some(0), "{given:?}");
+    }
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(270) {
+        assert_eq!(members(cluster, "pg-1"), NODES, "after {:?}", began.elapsed());
+        thread::sleep(Duration::from_secs(10));
+    }
+    println!("{}", says(cluster, "pg-1"));
+    wait("the member to be removed", cluster.patience(Duration::from_secs(120)), || {
+        let names = members(cluster, "pg-1");
+        if names == NODES[..2] { Ok(()) } else { Err(format!("{names:?}\n{}", says(cluster, "pg-1"))) }
+    });
+    println!("    removed after {:.0} s", began.elapsed().as_secs_f64());
+    let door = cluster.door(5000);
+    let rows = wait("the ledger to be read", cluster.patience(Duration::from_secs(60)), || {
+        door.ask("select count(*) from ledger")
+    });
+    assert_eq!(rows, ledger.rows().to_string());
+    cluster.start_afresh();
+}
+
+fn deleted_key(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let ledger = Ledger::write(cluster);
+    for node in NODES {
+        cluster.on(node, "systemctl stop patroni");
+    }
+    let key = |name: &str| etcdctl(cluster, "pg-1", &format!("get --print-value-only /service/{NAME}/{name}")).stdout;
+    wait("the leader's key to be gone", cluster.patience(Duration::from_secs(60)), || {
+        let leader = key("leader");
+        if leader.trim().is_empty() { Ok(()) } else { Err(leader) }
+    });
+    let before = key("initialize");
+    assert!(before.trim().len() > 10, "{before}");
+    let began = Instant::now();
+    etcdctl(cluster, "pg-1", &format!("del /service/{NAME}/initialize"));
+    wait("the key to be written back", cluster.patience(Duration::from_secs(30)), || {
+        let now = key("initialize");
+        if now == before { Ok(()) } else { Err(now) }
+    });
+    println!("    written back after {:.1} s", began.elapsed().as_secs_f64());
+    for node in NODES {
+        cluster.on(node, "systemctl start patroni");
+    }
+    cluster.wait_healthy();
+    ledger.assert_kept(cluster);
 }
 
 /// How large the databases' volumes are where they are to be filled, in MiB.

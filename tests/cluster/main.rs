@@ -3,11 +3,12 @@
 //! ```console
 //! cargo test --release --test cluster                        # a representative part
 //! cargo test --release --test cluster -- --include-ignored   # all of it
-//! cargo test --release --test cluster -- switchover          # the scenarios with this in their names
+//! cargo test --release --test cluster -- switchover scaled   # the scenarios with one of these in their names
 //! ```
 //!
 //! Scenarios run one after the other, most of them on one cluster that each leaves as well as it found it. Those that
-//! measure print their figures. The driver is `PGHA_TEST_DRIVER`, `docker` if it is not set.
+//! measure print their figures at once. Scenarios that are ignored run when they are named. All are ignored, with the
+//! reason, on a machine that lacks what they need. The driver is `PGHA_TEST_DRIVER`, `docker` if it is not set.
 
 #![allow(clippy::print_stdout, reason = "scenarios tell their figures and what they skip")]
 
@@ -26,10 +27,12 @@ mod test_cluster;
 mod testing;
 mod writer;
 
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::{
     env,
     panic::{self, AssertUnwindSafe},
     process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 use test_cluster::TestCluster;
@@ -44,48 +47,63 @@ struct Scenario {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let flag = |name: &str| arguments.iter().any(|argument| argument == name);
-    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let exact = flag("--exact");
-    let wanted = |scenario: &Scenario| {
-        let chosen = match (flag("--include-ignored"), flag("--ignored")) {
-            (true, _) => true,
-            (_, true) => scenario.ignored,
-            _ => !scenario.ignored || !filters.is_empty(),
+    let (mut arguments, filters) = arguments(env::args());
+    // There is one cluster for all.
+    arguments.test_threads = Some(1);
+    let is_named = |scenario: &Scenario| {
+        let matches = |filter: &String| match arguments.exact {
+            true => scenario.name == filter,
+            false => scenario.name.contains(filter.as_str()),
         };
-        let named =
-            |filter: &&String| if exact { scenario.name == **filter } else { scenario.name.contains(filter.as_str()) };
-        chosen && (filters.is_empty() || filters.iter().any(named))
+        filters.is_empty() || filters.iter().any(matches)
     };
+    let shared = Arc::new(Mutex::new(None));
     let all = scenarios::all().into_iter().chain(safety::all()).chain(recovery::all()).chain(agent::all());
-    let scenarios: Vec<Scenario> = all.filter(wanted).collect();
-    if flag("--list") {
-        scenarios.iter().for_each(|scenario| println!("{}: test", scenario.name));
-        return ExitCode::SUCCESS;
+    let trials = all.filter(is_named).map(|scenario| {
+        let shared = Arc::clone(&shared);
+        // `--ignored` alone means those that are ignored.
+        let ignored = scenario.ignored && (filters.is_empty() || arguments.ignored);
+        Trial::ignorable_test(scenario.name, move || run(&scenario, &shared)).with_ignored_flag(ignored)
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    // Removes the cluster.
+    shared.lock().unwrap_or_else(PoisonError::into_inner).take();
+    conclusion.exit_code()
+}
+
+/// Runs a scenario on the shared cluster, which is made when the first scenario needs it.
+fn run(scenario: &Scenario, shared: &Mutex<Option<TestCluster>>) -> Result<Completion, Failed> {
+    let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    if shared.is_none() && !TestCluster::is_possible() {
+        return Ok(Completion::ignored_with("this machine lacks what scenarios need"));
     }
-    if scenarios.is_empty() || !TestCluster::is_possible() {
-        return ExitCode::SUCCESS;
-    }
-    let mut cluster = TestCluster::new();
-    let mut failed = Vec::new();
-    println!("\nrunning {} scenarios", scenarios.len());
-    for scenario in &scenarios {
-        let began = Instant::now();
-        println!("scenario {} ...", scenario.name);
-        let outcome = panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(&mut cluster)));
-        let seconds = began.elapsed().as_secs_f64();
-        if outcome.is_ok() {
-            println!("scenario {} ... ok ({seconds:.1} s)", scenario.name);
+    let cluster = shared.get_or_insert_with(TestCluster::new);
+    // Figures stand below the scenario's name.
+    println!();
+    let began = Instant::now();
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(cluster)));
+    println!("    took: {:.1} s", began.elapsed().as_secs_f64());
+    outcome.map(|()| Completion::Completed).map_err(|panic| {
+        cluster.tell();
+        cluster.start_afresh();
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").into()
+    })
+}
+
+/// The arguments but the names of scenarios, and these: libtest takes several, libtest-mimic one.
+fn arguments(all: impl Iterator<Item = String>) -> (Arguments, Vec<String>) {
+    const WITH_VALUE: [&str; 6] = ["--test-threads", "--logfile", "--skip", "--color", "--format", "-Z"];
+    let (mut options, mut filters) = (Vec::new(), Vec::new());
+    let mut is_value = true;
+    for argument in all {
+        if is_value || argument.starts_with('-') {
+            // The first is the program's name.
+            is_value = !options.is_empty() && !is_value && WITH_VALUE.contains(&argument.as_str());
+            options.push(argument);
         } else {
-            println!("scenario {} ... FAILED ({seconds:.1} s)", scenario.name);
-            failed.push(scenario.name);
-            cluster.tell();
-            cluster.start_afresh();
+            filters.push(argument);
         }
     }
-    drop(cluster);
-    println!("\n{} passed, {} failed", scenarios.len() - failed.len(), failed.len());
-    failed.iter().for_each(|name| println!("failed: {name}"));
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    (Arguments::from_iter(options), filters)
 }

@@ -4,13 +4,14 @@
 
 use crate::{
     Scenario,
-    safety::{Ledger, assert_idle, says, system, wait_says},
+    safety::{Ledger, assert_idle, give_document, says, secret_of, system, wait_says},
     support::{Ran, wait},
     test_cluster::{NAME, NODES, TestCluster},
 };
 use serde_json::Value;
 use std::{
-    process::Stdio,
+    fs,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +24,7 @@ pub fn all() -> Vec<Scenario> {
         asked("recover_when_all_data_of_etcd_are_lost", etcd_lost),
         asked("recover_and_a_lost_node_that_has_more_comes_back", lost_node_returns),
         asked("recover_nothing_where_one_node_has_lost_its_volumes", volumes_lost),
+        asked("recover_when_all_addresses_have_changed", addresses_changed),
     ]
 }
 
@@ -269,4 +271,46 @@ fn volumes_lost(cluster: &mut TestCluster) {
     wait_with_one_primary(cluster, &primary);
     cluster.wait_healthy();
     ledger.assert_kept(cluster);
+}
+
+fn addresses_changed(cluster: &mut TestCluster) {
+    if !cluster.is_fast() {
+        println!("    skipped: seeds of machines are not changed here");
+        return;
+    }
+    cluster.start_afresh();
+    cluster.healthy();
+    let mut ledger = Ledger::write(cluster);
+    cluster.verb("kill", &NODES);
+    let docker = |arguments: &[&str]| Ran::well(Command::new("docker").args(arguments)).stdout.trim().to_owned();
+    let text = fs::read_to_string(cluster.document(3)).unwrap();
+    let document = format!("{}secret: {}\n", text.replace("10.214.7.1", "10.214.7.2"), secret_of(cluster));
+    // The virtual address stays.
+    let document = document.replace("vip: {address: 10.214.7.20/24}", "vip: {address: 10.214.7.10/24}");
+    for (number, node) in NODES.iter().enumerate() {
+        give_document(cluster, node, &document);
+        let container = format!("pgha-{NAME}-{node}");
+        let network = docker(&[
+            "inspect",
+            "--format",
+            "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}",
+            &container,
+        ]);
+        docker(&["network", "disconnect", &network, &container]);
+        docker(&["network", "connect", "--ip", &format!("10.214.7.{}", 21 + number), &network, &container]);
+        docker(&["start", &container]);
+    }
+    for node in NODES {
+        wait_says(cluster, node, "pgha-node recover", Duration::from_secs(180));
+    }
+    show(cluster, "pg-1");
+    let report: Value = serde_json::from_str(&recover(cluster, "pg-1", "--json").stdout).unwrap();
+    let best = report["advice"]["nodes"][0].as_str().unwrap_or_else(|| panic!("{report}")).to_owned();
+    go_on_from(cluster, &best);
+    wait_with_one_primary(cluster, &best);
+    cluster.wait_healthy();
+    ledger.add(cluster, 100);
+    ledger.assert_kept(cluster);
+    show(cluster, &best);
+    cluster.start_afresh();
 }

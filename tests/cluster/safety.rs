@@ -8,6 +8,7 @@ use crate::{
     test_cluster::{NAME, NODES, TestCluster},
 };
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     process::Command,
     thread,
@@ -20,10 +21,12 @@ pub fn all() -> Vec<Scenario> {
     let asked = |name, run| Scenario { name, ignored: true, run };
     vec![
         always("two_empty_nodes_never_form_a_cluster_beside_the_one_with_the_data", two_replaced),
-        asked("an_emptied_initialize_key_costs_nothing", emptied_key),
-        asked("a_file_that_cannot_be_read_is_not_an_absent_file", unreadable_control_file),
-        asked("nodes_whose_volumes_are_missing_wait_for_them", missing_volumes),
-        asked("halves_with_different_documents_form_one_cluster_at_most", different_documents),
+        always("an_emptied_initialize_key_costs_nothing", emptied_key),
+        always("a_file_that_cannot_be_read_is_not_an_absent_file", unreadable_control_file),
+        always("nodes_whose_volumes_are_missing_wait_for_them", missing_volumes),
+        always("halves_with_different_documents_form_one_cluster_at_most", different_documents),
+        asked("two_empty_nodes_wait_however_late_the_third_comes", two_replaced_at_many_moments),
+        asked("the_last_good_copy_is_not_taken_away", last_copy),
         asked("a_machine_that_is_late_by_two_minutes_is_waited_for", two_minutes_late),
     ]
 }
@@ -35,7 +38,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Writes rows through the front door and remembers whose database has them.
+    /// Writes rows through HAProxy and remembers whose database has them.
     pub fn write(cluster: &TestCluster) -> Ledger {
         let rows = 1000;
         cluster
@@ -47,7 +50,12 @@ impl Ledger {
         Ledger { rows, system: system(cluster, "pg-1") }
     }
 
-    /// Writes `count` rows more, as soon as the front door takes them.
+    /// How many rows there are.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Writes `count` rows more, as soon as HAProxy has a primary.
     pub fn add(&mut self, cluster: &TestCluster, count: u64) {
         let door = cluster.door(5000);
         let (from, to) = (self.rows + 1, self.rows + count);
@@ -56,7 +64,7 @@ impl Ledger {
             "insert into ledger select id from generate_series({from}, {to}) id \
              where not exists (select from ledger where id >= {from})"
         );
-        wait("the front door to take rows", cluster.patience(Duration::from_secs(120)), || door.ask(&add));
+        wait("HAProxy to have a primary", cluster.patience(Duration::from_secs(120)), || door.ask(&add));
         self.rows = to;
     }
 
@@ -119,14 +127,28 @@ fn replace_two(cluster: &mut TestCluster, late: Duration) {
     assert_idle(cluster, &["pg-2", "pg-3"], Duration::from_secs(15));
 }
 
+/// Two nodes get empty disks while the third is off, which comes back after each of these times, in seconds.
+fn replace_two_while_off(cluster: &mut TestCluster, ledger: &Ledger, delays: &[u64]) {
+    for late in delays {
+        replace_two(cluster, Duration::from_secs(*late));
+        assert_eq!(system(cluster, "pg-1"), ledger.system, "late by {late} s: {}", says(cluster, "pg-1"));
+    }
+}
+
+fn two_replaced_at_many_moments(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let ledger = Ledger::write(cluster);
+    replace_two_while_off(cluster, &ledger, &[3, 12, 16, 18, 20, 22, 25, 40]);
+    // A person says that it is enough.
+    cluster.on("pg-1", "pgha-node recover --from-this-node --yes");
+    cluster.wait_healthy();
+    ledger.assert_kept(cluster);
+}
+
 fn two_replaced(cluster: &mut TestCluster) {
     cluster.healthy();
     let ledger = Ledger::write(cluster);
-    // Off.
-    for late in [3, 20] {
-        replace_two(cluster, Duration::from_secs(late));
-        assert_eq!(system(cluster, "pg-1"), ledger.system, "late by {late} s: {}", says(cluster, "pg-1"));
-    }
+    replace_two_while_off(cluster, &ledger, &[3, 20]);
     // Cut off.
     cluster.verb("partition", &["pg-1"]);
     cluster.verb("kill", &["pg-2", "pg-3"]);
@@ -139,6 +161,38 @@ fn two_replaced(cluster: &mut TestCluster) {
     println!("    an empty node beside the survivor:\n{}", says(cluster, "pg-2"));
     // A majority is lost for good.
     cluster.start_afresh();
+}
+
+/// One replica is off, the other does not run: the primary's copy is the only one that is known to be good.
+fn last_copy(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let ledger = Ledger::write(cluster);
+    let primary = cluster.primary();
+    let replicas: Vec<&str> = NODES.into_iter().filter(|node| *node != primary).collect();
+    cluster.verb("kill", &[replicas[0]]);
+    cluster.on(replicas[1], "systemctl stop patroni");
+    let smaller = cluster.folder().join("smaller.yaml");
+    let whole = fs::read_to_string(cluster.document(3)).unwrap();
+    let named = format!("name: {primary},");
+    let rest: String = whole.lines().filter(|line| !line.contains(&named)).map(|line| format!("{line}\n")).collect();
+    assert_ne!(rest, whole);
+    fs::write(&smaller, rest).unwrap();
+    let verb = |arguments: &[&str]| Ran::of(cluster.program().arg("cluster").args(arguments));
+    for refused in [
+        cluster.try_on(&primary, "pgha-node leave"),
+        verb(&["replace", NAME, &primary, "--within", "15s"]),
+        verb(&["update", NAME, smaller.to_str().unwrap(), "--within", "15s"]),
+    ] {
+        assert!(!matches!(refused.status, Some(0)), "{refused:?}");
+        assert!(refused.stderr.contains("--force"), "it says how to insist: {refused:?}");
+        println!("{}", refused.stderr.trim_end());
+    }
+    assert_eq!(system(cluster, &primary), ledger.system, "{}", says(cluster, &primary));
+    cluster.door(5000).ask("select 1").unwrap();
+    cluster.on(replicas[1], "systemctl start patroni");
+    cluster.verb("start", &[replicas[0]]);
+    cluster.wait_healthy();
+    ledger.assert_kept(cluster);
 }
 
 /// etcdctl on a node, as the cluster's own programs speak to etcd.
@@ -222,6 +276,7 @@ fn missing_volumes(cluster: &mut TestCluster) {
     cluster.verb("kill", &NODES);
     cluster.verb("start", &[]);
     for node in NODES {
+        wait_says(cluster, node, "missing", Duration::from_secs(60));
         cluster.on(
             node,
             "systemctl stop pgha-node; rmdir /var/lib/postgresql/17 && mv /var/lib/away/postgresql /var/lib/postgresql/17 && \
@@ -259,7 +314,7 @@ fn different_documents(cluster: &mut TestCluster) {
         give_document(cluster, &format!("pg-{node}"), &text);
     }
     cluster.verb("start", &[]);
-    // The first three agree; the other two cannot have the third.
+    // The first three agree. The other two cannot begin without the third; they may join it once it has begun.
     for node in ["pg-4", "pg-5"] {
         wait_says(cluster, node, "pg-3", Duration::from_secs(60));
     }
@@ -267,10 +322,16 @@ fn different_documents(cluster: &mut TestCluster) {
         let said = says(cluster, "pg-1");
         if said.contains("ready") && said.contains("postgresql") { Ok(()) } else { Err(said) }
     });
-    assert_idle(cluster, &["pg-4", "pg-5"], Duration::from_secs(20));
-    let systems: std::collections::BTreeSet<String> =
-        ["pg-1", "pg-2", "pg-3", "pg-4", "pg-5"].map(|node| system(cluster, node)).into();
-    assert_eq!(systems.iter().filter(|system| !system.is_empty()).count(), 1, "{systems:?}");
+    let until = Instant::now() + cluster.patience(Duration::from_secs(20));
+    while Instant::now() < until {
+        let nodes = ["pg-1", "pg-2", "pg-3", "pg-4", "pg-5"];
+        let systems: BTreeMap<&str, String> = nodes.into_iter().map(|node| (node, system(cluster, node))).collect();
+        let begun: BTreeSet<&String> = systems.values().filter(|system| !system.is_empty()).collect();
+        assert_eq!(begun.len(), 1, "{systems:?}");
+        let primaries = nodes.into_iter().filter(|node| says(cluster, node).contains("primary, running")).count();
+        assert!(primaries <= 1, "{primaries} primaries");
+        thread::sleep(Duration::from_secs(1));
+    }
     cluster.start_afresh();
 }
 

@@ -53,7 +53,7 @@ fn system_identifiers(cluster: &TestCluster) -> BTreeSet<String> {
 
 fn writable(cluster: &TestCluster, within: Duration) -> Duration {
     let began = Instant::now();
-    wait("the front door takes writes", cluster.patience(within), || {
+    wait("HAProxy to have a primary", cluster.patience(within), || {
         cluster.try_door(5000)?.ask("create table if not exists opened (); select 1")
     });
     began.elapsed()
@@ -309,7 +309,7 @@ fn dead_pgbouncer(cluster: &mut TestCluster) {
     });
     cluster.wait_healthy();
     cluster.on(&replica, "systemctl stop pgbouncer");
-    wait("the front door to avoid the node", cluster.patience(Duration::from_secs(15)), || {
+    wait("HAProxy to avoid the node", cluster.patience(Duration::from_secs(15)), || {
         let seen: BTreeSet<Result<String, String>> = (0..6).map(|_| cluster.who(5001)).collect();
         if seen.len() == 1 && seen.iter().all(|name| name.as_ref().is_ok_and(|name| *name != replica)) {
             Ok(())
@@ -319,9 +319,11 @@ fn dead_pgbouncer(cluster: &mut TestCluster) {
     });
     cluster.on(&replica, "systemctl start pgbouncer");
     cluster.on(&primary, "systemctl stop pgbouncer");
-    wait("the front door to close", cluster.patience(Duration::from_secs(15)), || match cluster.who(5000) {
-        Err(_) => Ok(()),
-        Ok(who) => Err(format!("{who} answers")),
+    wait("HAProxy to close the primary's port", cluster.patience(Duration::from_secs(15)), || {
+        match cluster.who(5000) {
+            Err(_) => Ok(()),
+            Ok(who) => Err(format!("{who} answers")),
+        }
     });
     cluster.on(&primary, "systemctl start pgbouncer");
     cluster.wait_healthy();

@@ -5,6 +5,7 @@ use crate::{
     testing::{require, require_program},
     writer::Connection,
 };
+use pgha_image::{cluster::View, model::status::PostgresqlStatus};
 use serde_json::Value;
 use std::{
     fs,
@@ -197,7 +198,7 @@ impl TestCluster {
         self.wait_healthy();
     }
 
-    /// Waits until every node is ready, and the front doors agree with the roles.
+    /// Waits until every node is ready, and HAProxy's ports agree with the roles.
     pub fn wait_healthy(&self) -> Vec<Node> {
         let within = self.patience(HEALED_WITHIN);
         let began = Instant::now();
@@ -206,7 +207,7 @@ impl TestCluster {
             if status.problem.is_empty() { Ok(status.nodes) } else { Err(status.problem) }
         });
         let left = within.saturating_sub(began.elapsed());
-        wait("two replicas behind the front door", left, || {
+        wait("two replicas behind HAProxy", left, || {
             let synchronous = self.who(5002);
             let asynchronous = self.who(5003);
             if synchronous.is_ok() && (nodes.len() < 3 || asynchronous.is_ok()) && self.who(5000).is_ok() {
@@ -221,9 +222,10 @@ impl TestCluster {
     /// How the shared cluster stands.
     pub fn status(&self) -> Status {
         let text = self.verb("status", &["--json"]);
-        let value: Value = serde_json::from_str(&text).unwrap();
-        let nodes = value["nodes"].as_array().unwrap().iter().map(Node::of).collect();
-        Status { nodes, problem: value["problem"].as_str().unwrap_or_default().to_owned() }
+        let mut value: Value = serde_json::from_str(&text).unwrap();
+        let views: Vec<View> = serde_json::from_value(value["nodes"].take()).unwrap();
+        let problem = value["problem"].as_str().unwrap_or_default().to_owned();
+        Status { nodes: views.into_iter().map(Node::from).collect(), problem }
     }
 
     /// The name of the primary, of which there must be one.
@@ -339,17 +341,12 @@ pub struct Node {
     pub vip: bool,
 }
 
-impl Node {
-    fn of(value: &Value) -> Node {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let status = &value["status"];
-        Node {
-            name: text(&value["node"]),
-            role: text(&status["postgresql"]["role"]),
-            state: text(&status["postgresql"]["state"]),
-            synchronous: status["postgresql"]["synchronous"] == true,
-            vip: status["vip"] == true,
-        }
+impl From<View> for Node {
+    fn from(view: View) -> Node {
+        let vip = view.holds_vip();
+        let postgresql = view.status.and_then(|status| status.postgresql).unwrap_or_default();
+        let PostgresqlStatus { role, state, synchronous, .. } = postgresql;
+        Node { name: view.node, role, state, synchronous, vip }
     }
 }
 

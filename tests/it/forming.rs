@@ -3,13 +3,13 @@
 
 use pgha_image::{
     model::{
-        ClusterSpec, Secret, samples,
+        ClusterSpec, Node, Secret, samples,
         scope::{EtcdStart, client_url, peer_url},
     },
     node::{
         etcd_data::{EtcdData, Ids},
         form::{Acted, Forming, ORDER_PATH},
-        join::{self, Order, Peer, Step, View},
+        join::{self, FormingOrder, Peer, Step, View},
         peers::{self, TlsCredentials},
         pki::{Authority, Store},
         promise::Request,
@@ -68,8 +68,7 @@ pub(crate) fn spec(count: usize) -> ClusterSpec {
 
 /// A machine, on or off.
 pub(crate) struct Machine {
-    pub(crate) spec: ClusterSpec,
-    pub(crate) own: usize,
+    pub(crate) node: Node,
     root: Arc<TempDir>,
     shared: Arc<Shared>,
     thread: Option<thread::JoinHandle<()>>,
@@ -85,13 +84,13 @@ struct Shared {
 }
 
 impl Machine {
-    fn new(spec: &ClusterSpec, own: usize) -> Machine {
+    fn new(node: Node) -> Machine {
         let (root, shared) = (Arc::new(tempfile::tempdir().unwrap()), Arc::default());
-        Machine { spec: spec.clone(), own, root, shared, thread: None }
+        Machine { node, root, shared, thread: None }
     }
 
     pub(crate) fn all(spec: &ClusterSpec) -> Vec<Machine> {
-        (0..spec.members.len()).map(|own| Machine::new(spec, own)).collect()
+        Node::all(spec).map(Machine::new).collect()
     }
 
     pub(crate) fn path(&self, path: &str) -> PathBuf {
@@ -103,22 +102,22 @@ impl Machine {
     }
 
     pub(crate) fn certify(&self) {
-        let authority = Authority::of(&self.spec).unwrap();
-        Store::at(&self.path("tls")).ensure(&self.spec, self.own, &authority, SystemTime::now()).unwrap();
+        let authority = Authority::of(&self.node.spec).unwrap();
+        Store::at(&self.path("tls")).ensure(&self.node, &authority, SystemTime::now()).unwrap();
         fs::create_dir_all(self.path("var/lib/pgha")).unwrap();
         fs::create_dir_all(self.path("var/lib/etcd")).unwrap();
     }
 
     fn forming(&self) -> Forming {
-        Forming::new(&self.spec, self.own, self.root.path(), self.credentials()).unwrap()
+        Forming::new(&self.node, self.root.path(), self.credentials()).unwrap()
     }
 
     pub(crate) fn start(&mut self) {
         self.certify();
         self.shared = Arc::default();
-        let (shared, spec, own) = (Arc::clone(&self.shared), self.spec.clone(), self.own);
+        let (shared, node) = (Arc::clone(&self.shared), self.node.clone());
         let (root, forming) = (Arc::clone(&self.root), self.forming());
-        self.thread = Some(thread::spawn(move || run(&shared, &spec, own, root.path(), forming)));
+        self.thread = Some(thread::spawn(move || run(&shared, &node, root.path(), forming)));
     }
 
     /// As if its power failed.
@@ -155,13 +154,13 @@ impl Machine {
     }
 
     fn order(&self, without: &[&str]) {
-        let document = join::Document::of(&self.spec).unwrap().digest;
+        let document = join::Document::of(&self.node.spec).unwrap().digest;
         let without: BTreeSet<String> = without.iter().map(|name| (*name).to_owned()).collect();
-        fs::write(self.path(ORDER_PATH), serde_json::to_string(&Order { document, without }).unwrap()).unwrap();
+        fs::write(self.path(ORDER_PATH), serde_json::to_string(&FormingOrder { document, without }).unwrap()).unwrap();
     }
 
     pub(crate) fn client(&self) -> pgha_image::etcd::Client {
-        self.credentials().etcd(vec![client_url(&self.spec.members[self.own])]).unwrap()
+        self.credentials().etcd(vec![client_url(self.node.member())]).unwrap()
     }
 }
 
@@ -171,12 +170,12 @@ impl Drop for Machine {
     }
 }
 
-fn run(shared: &Shared, spec: &ClusterSpec, own: usize, root: &Path, mut forming: Forming) {
+fn run(shared: &Shared, node: &Node, root: &Path, mut forming: Forming) {
     let off = || shared.off.load(Ordering::Relaxed);
     while !off() {
         let Some(start) = enter(shared, &mut forming) else { return };
-        let mut etcd = launch(spec, own, root, &start);
-        let again = serve(shared, spec, own, root, &mut forming, &mut etcd);
+        let mut etcd = launch(node, root, &start);
+        let again = serve(shared, node, root, &mut forming, &mut etcd);
         shared.serves.store(false, Ordering::Relaxed);
         let _ = etcd.kill();
         let _ = etcd.wait();
@@ -208,16 +207,9 @@ fn enter(shared: &Shared, forming: &mut Forming) -> Option<EtcdStart> {
 }
 
 /// Looks after etcd until the machine is off, or its data turn out to be of no use.
-fn serve(
-    shared: &Shared,
-    spec: &ClusterSpec,
-    own: usize,
-    root: &Path,
-    forming: &mut Forming,
-    etcd: &mut Child,
-) -> bool {
+fn serve(shared: &Shared, node: &Node, root: &Path, forming: &mut Forming, etcd: &mut Child) -> bool {
     let credentials = TlsCredentials::at(&root.join("tls"));
-    let client = credentials.etcd(vec![client_url(&spec.members[own])]).unwrap();
+    let client = credentials.etcd(vec![client_url(node.member())]).unwrap();
     let mut doubted = Instant::now();
     while !shared.off.load(Ordering::Relaxed) {
         thread::sleep(Duration::from_millis(100));
@@ -228,8 +220,10 @@ fn serve(
         if doubted.elapsed() < Duration::from_secs(2) {
             continue;
         }
+        // What `settle` does.
+        let _ = forming.promote();
         doubted = Instant::now();
-        let me = peers::own_etcd(&spec.members[own], &credentials).unwrap();
+        let me = peers::own_etcd(node.member(), &credentials).unwrap();
         let view = forming.look(matches!(me, Peer::Etcd { ever: false, .. })).unwrap();
         let step = join::next(&view);
         if matches!(step, Step::SetAside(_) | Step::Abandon(..)) {
@@ -246,8 +240,8 @@ fn serve(
     false
 }
 
-fn launch(spec: &ClusterSpec, own: usize, root: &Path, start: &EtcdStart) -> Child {
-    let (me, tls) = (&spec.members[own], root.join("tls"));
+fn launch(node: &Node, root: &Path, start: &EtcdStart) -> Child {
+    let (me, tls) = (node.member(), root.join("tls"));
     let members: Vec<String> = start.members.iter().map(|(name, url)| format!("{name}={url}")).collect();
     let log = fs::OpenOptions::new().create(true).append(true).open(root.join("etcd.log")).unwrap();
     let mut command = Command::new("etcd");
@@ -292,7 +286,7 @@ fn machines_that_start_together_form_one_cluster_at_once() {
     for machine in &machines {
         let ids = machine.ids();
         assert_eq!(ids.cluster, id);
-        let name = &spec.members[machine.own].name;
+        let name = &machine.node.member().name;
         assert!(members.iter().any(|member| member.id == ids.member && member.name == *name), "{members:?}");
         let state = State::load(&machine.path(STATE_PATH)).unwrap().unwrap();
         assert_eq!(state.etcd_ids, Some(ids));
@@ -446,16 +440,16 @@ fn a_founder_whose_companions_are_replaced_before_they_began_forms_anew() {
 
 /// How pg-1 sees pg-2.
 fn seen(machine: &Machine) -> Peer {
-    let document = join::Document::of(&machine.spec).unwrap().digest;
+    let document = join::Document::of(&machine.node.spec).unwrap().digest;
     let request = Request { from: "pg-1".into(), document, incarnation: None, without: BTreeSet::new() };
-    let peers = peers::ask(&[&machine.spec.members[1]], &request, &machine.credentials()).unwrap();
+    let peers = peers::ask(&[&machine.node.spec.members[1]], &request, &machine.credentials()).unwrap();
     peers.into_iter().next().unwrap()
 }
 
 #[test]
 fn what_answers_otherwise_is_unclear_and_nobody_is_silent() {
     let spec = spec(2);
-    let machine = Machine::new(&spec, 0);
+    let machine = Machine::new(Node::new(spec.clone(), 0));
     machine.certify();
     assert_eq!(seen(&machine), Peer::Silent("not started yet".into()));
     // Plain text, then nothing at all.
@@ -473,11 +467,11 @@ fn what_answers_otherwise_is_unclear_and_nobody_is_silent() {
     };
     let peer = unclear(b"SSH-2.0-OpenSSH\r\n");
     assert!(matches!(&peer, Peer::Unclear(why) if why.contains("TLS")), "{peer:?}");
-    assert_eq!(unclear(b""), Peer::Unclear("it takes connections and does not answer".into()));
+    assert_eq!(unclear(b""), Peer::Unclear("it accepts connections and does not answer".into()));
     // A node with another secret.
     let mut other = spec.clone();
     other.secret = Secret::new("CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=");
-    let stranger = Machine::new(&other, 1);
+    let stranger = Machine::new(Node::new(other, 1));
     stranger.certify();
     let discovery = stranger.forming().receive().unwrap();
     let peer = seen(&machine);
@@ -487,13 +481,13 @@ fn what_answers_otherwise_is_unclear_and_nobody_is_silent() {
     let mut moved = spec.clone();
     moved.members[0].address = spec.members[1].address;
     moved.members[1].address = spec.members[0].address;
-    let moved = Machine::new(&moved, 0);
+    let moved = Machine::new(Node::new(moved, 0));
     moved.certify();
     let discovery = moved.forming().receive().unwrap();
     assert_eq!(seen(&machine), Peer::Unclear("pg-1 answers at its address".into()));
     drop(discovery);
     // What it remembers cannot be read.
-    let damaged = Machine::new(&spec, 1);
+    let damaged = Machine::new(Node::new(spec.clone(), 1));
     damaged.certify();
     fs::write(damaged.path(STATE_PATH), "{").unwrap();
     let discovery = damaged.forming().receive().unwrap();

@@ -3,14 +3,14 @@
 
 use super::forming::{Machine, all_serve, has_etcd, spec, start_all, wait_for};
 use pgha_image::{
-    model::ClusterSpec,
+    model::{ClusterSpec, Node},
     node::{
         etcd_data::EtcdData,
         join::{Aside, Step},
         recover::{
             act::{self, Outcome},
             look::Here,
-            order::{self, Order},
+            order::{self, RecoveryOrder},
             plan::{self, Advice, Refusal},
         },
         state::ETCD_DATA,
@@ -40,11 +40,11 @@ fn cluster(spec: &ClusterSpec) -> Vec<Machine> {
 
 fn here(machine: &Machine) -> Here<'_> {
     let (root, credentials) = (machine.path(""), machine.credentials());
-    Here { spec: &machine.spec, own: machine.own, root, version: 17, credentials }
+    Here { node: &machine.node, root, version: 17, credentials }
 }
 
 /// Goes on from a machine that is off.
-fn recover(machine: &Machine) -> Order {
+fn recover(machine: &Machine) -> RecoveryOrder {
     let here = here(machine);
     let (view, contents) = here.view();
     // A machine that is off here still refuses connections, as one does that is on and has nothing to say.
@@ -95,8 +95,12 @@ fn one_of_three_goes_on_and_the_others_join_it_with_their_data_set_aside() {
     assert!(machines[1].did(|step| matches!(step, Step::SetAside(Aside::OtherCluster))));
     assert_eq!(machines[0].client().cluster().unwrap().1.len(), 3);
     machines.iter().for_each(has_the_keys);
-    let asides = std::fs::read_dir(machines[1].path("var/lib/etcd")).unwrap();
-    assert_eq!(asides.count(), 2, "its old data are kept");
+    let found = std::fs::read_dir(machines[1].path("var/lib/etcd")).unwrap();
+    let names: Vec<String> = found.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let kept: Vec<&String> = names.iter().filter(|name| name.ends_with("-other-cluster")).collect();
+    assert_eq!(kept.len(), 1, "{names:?}");
+    let kept = EtcdData::look(&machines[1].path("var/lib/etcd").join(kept[0]));
+    assert!(matches!(kept, EtcdData::Data(ids) if ids.cluster == old), "{kept:?}");
 }
 
 #[test]
@@ -109,7 +113,7 @@ fn all_addresses_change() {
     machines.iter_mut().for_each(Machine::cut);
     let new = spec(3);
     for machine in &mut machines {
-        machine.spec = new.clone();
+        machine.node = Node::new(new.clone(), machine.node.index());
     }
     start_all(&mut machines);
     thread::sleep(Duration::from_secs(5));

@@ -5,10 +5,18 @@
 use std::{fs, path::Path, process::Command};
 
 /// What is looked for in source files: types and functions of former names.
-const NAMES: [(&str, &str); 14] = [
+const NAMES: [(&str, &str); 22] = [
     ("Fault::", "UserError::usage or UserError::runtime"),
     ("Blame", "ErrorKind"),
     ("Teller", "Reporter"),
+    ("Pace", "PollInterval"),
+    ("Said", "HelloAnswer, or NodeStatus"),
+    ("Bell", "Notify"),
+    ("Rung", "WakeReason"),
+    ("Pulse", "Heartbeat"),
+    ("Crew", "Workers"),
+    ("Veil", "Redactor"),
+    ("UNASKED", "EX_NOINPUT"),
     ("Shelf", "StateDir"),
     ("Workshop", "BuildContext, or Fixture in tests"),
     ("furniture", "boot_files"),
@@ -23,7 +31,7 @@ const NAMES: [(&str, &str); 14] = [
 ];
 
 /// What is looked for in all text, without regard to upper case.
-const PHRASES: [(&str, &str); 12] = [
+const PHRASES: [(&str, &str); 14] = [
     ("cannot be had", "is not available, cannot be fetched, is not supported"),
     ("to be had", "available"),
     ("what came of", "the result of"),
@@ -36,6 +44,8 @@ const PHRASES: [(&str, &str); 12] = [
     ("whose failure", "the kind of error"),
     ("is told that", "gets, receives"),
     ("as good as none", "counts as missing"),
+    ("front door", "HAProxy, entry point"),
+    ("looked anew", "read again, checked again"),
 ];
 
 /// Names and contents of all text files of the project, but this one.

@@ -3,13 +3,13 @@
 use pgha_image::{
     exec::Run,
     model::{
-        ClusterSpec, samples,
+        ClusterSpec, Node, samples,
         scope::{EtcdStart, Machine, Scope},
     },
     render::render,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -40,7 +40,7 @@ fn collect(root: &Path, folder: &Path, found: &mut BTreeMap<String, PathBuf>) {
 
 fn scope(spec: &ClusterSpec, own: usize) -> Scope {
     let parameters = [("postgres_version".to_owned(), 17.into())].into_iter().collect();
-    Scope::new(spec, own, &Machine::sample(), &EtcdStart::together(spec), &parameters)
+    Scope::new(&Node::new(spec.clone(), own), &Machine::sample(), &EtcdStart::together(spec), &parameters)
 }
 
 fn rendered(spec: &ClusterSpec, own: usize) -> BTreeMap<String, String> {
@@ -63,13 +63,27 @@ fn every_template_renders_for_every_member_of_every_sample() {
     }
 }
 
+/// Where the rendered files are kept, one for each cluster and guest path.
+const SNAPSHOTS: &str = "snapshots/templates";
+
 #[test]
 fn templates_give_what_they_gave() {
+    let mut names = BTreeSet::new();
     for spec in samples::all() {
-        let all = rendered(&spec, 0);
-        let text: String = all.iter().map(|(guest, text)| format!("=== {guest}\n{text}\n")).collect();
-        insta::assert_snapshot!(spec.cluster.as_str(), text);
+        for (guest, text) in rendered(&spec, 0) {
+            let name = format!("{}{}", spec.cluster, guest.replace('/', "-"));
+            insta::with_settings!({
+                snapshot_path => SNAPSHOTS,
+                prepend_module_to_snapshot => false,
+                omit_expression => true,
+                description => format!("{guest} on the first member of the sample cluster `{}`", spec.cluster),
+            }, { insta::assert_snapshot!(name.as_str(), text) });
+            names.insert(format!("{name}.snap"));
+        }
     }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(SNAPSHOTS);
+    let kept = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(kept.collect::<BTreeSet<_>>(), names, "a snapshot of a file that is not rendered any more must go");
 }
 
 #[test]
@@ -97,7 +111,7 @@ fn rendered_documents_are_well_formed() {
 }
 
 #[test]
-fn no_member_is_told_anything_that_is_not_the_same_on_all_but_itself() {
+fn all_members_share_passwords() {
     // The password that one node sends is the one that another expects.
     let spec = samples::three();
     let secrets = |own: usize| {

@@ -74,7 +74,7 @@ impl Consul {
             }
             None => (String::new(), self.settings.timeout),
         };
-        // Files are read anew each time, so a rotated certificate needs no restart.
+        // Files are read again each time, so a rotated certificate needs no restart.
         let agent: Agent = Agent::config_builder()
             .tls_config(self.tls.load()?)
             .http_status_as_error(false)

@@ -42,7 +42,7 @@ enum Step {
     Add(Server),
     /// Takes it out; it stays in maintenance while it has sessions.
     Remove(String),
-    /// Takes it out for sure, so that it can be added anew.
+    /// Takes it out for sure, so that it can be added again.
     Clear(String),
 }
 

@@ -227,7 +227,7 @@ impl Volume {
         for (name, data) in &folder.files {
             let name = names.add(name)?;
             let Ok(size) = u32::try_from(data.size()) else {
-                bail!(UserError::usage("a file of 4 GiB or more does not go on a FAT volume"));
+                bail!(UserError::usage("a file of 4 GiB or more does not fit on a FAT volume"));
             };
             let first = self.place((*data).clone());
             entries.extend(name.long);

@@ -45,7 +45,7 @@ pub struct Header {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// There are fewer bytes than a header has.
-    #[error("the image was cut off")]
+    #[error("the image is truncated")]
     CutOff,
     /// It has this version, which is not 2 or 3.
     #[error("a qcow2 image of version {0}, which is not supported")]

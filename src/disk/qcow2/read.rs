@@ -114,7 +114,7 @@ impl Qcow2 {
         ensure!((9..=LARGEST_CLUSTER_BITS).contains(&cluster_bits), "clusters of 2^{cluster_bits} bytes");
         let (entries, at) = (u64::from(header.l1_size), header.l1_table_offset);
         let fits = at.checked_add(8 * entries).is_some_and(|end| end <= length);
-        ensure!(fits && 8 * entries <= LARGEST_TABLE, "the image is cut off");
+        ensure!(fits && 8 * entries <= LARGEST_TABLE, "the image is truncated");
         let first_level = table(file, at, entries)?;
         let none = (u64::MAX, Vec::new());
         let qcow2 = Qcow2 { cluster_bits, zstd: header.zstd, first_level, table: (0, Vec::new()), cluster: none };
@@ -192,7 +192,7 @@ impl Qcow2 {
             decoder.total_out()
         };
         if size != 1 << self.cluster_bits {
-            bail!("a compressed cluster is cut off");
+            bail!("a compressed cluster is truncated");
         }
         Ok(cluster)
     }

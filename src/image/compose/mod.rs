@@ -199,7 +199,7 @@ impl Resolver<'_> {
                 (Some(Place::Directory { .. }), _) => continue,
                 (Some(_), _) => {
                     return Err(self
-                        .error(format!("has `{path}` in `{directory}`, which it makes no directory"))
+                        .error(format!("has `{path}` in `{directory}`, which it does not make a directory"))
                         .into());
                 }
                 (None, None) => Entry::directory(0o755, self.epoch),
@@ -276,7 +276,7 @@ impl Resolver<'_> {
         let problem = self.error(format!("has `{path}`, but `{link}` is a symbolic link in the image"));
         match overlay_view::real_path(self.below, path) {
             Some(real) => problem.hint(format!("the real path is `{real}`")),
-            None => problem.hint("the link leads nowhere; remove it or place the file elsewhere"),
+            None => problem.hint("the link's target does not exist; remove the link, or place the file elsewhere"),
         }
     }
 }

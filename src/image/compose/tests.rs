@@ -209,7 +209,7 @@ fn nothing_is_placed_through_a_link() {
     insta::assert_snapshot!(refusal(&overlay([("/opt/x/y", file("", "root", "root", 0o755))])), @r#"
     error: the overlay `demo` has `/opt/x/y`, but `/opt` is a symbolic link in the image
 
-    hint: the link leads nowhere; remove it or place the file elsewhere
+    hint: the link's target does not exist; remove the link, or place the file elsewhere
     "#);
 }
 
@@ -232,8 +232,8 @@ fn what_a_path_is_cannot_be_turned_around() {
     error: the overlay `demo` makes `/etc/hosts` a directory, but it is a file
     error: the overlay `demo` makes `/etc` a file, but it is a directory
     error: the overlay `demo` makes `/etc` a file, but it is a directory
-    error: the overlay `demo` has `/etc/a/x` in `/etc/a`, which it makes no directory
-    error: the overlay `demo` has `/tmp/x` in `/tmp`, which it makes no directory
+    error: the overlay `demo` has `/etc/a/x` in `/etc/a`, which it does not make a directory
+    error: the overlay `demo` has `/tmp/x` in `/tmp`, which it does not make a directory
     error: the overlay `demo` removes `/etc/none`, which the image does not have
     "#);
 }

@@ -83,8 +83,8 @@ impl Name {
                 other => {
                     let specifier = other.map_or(String::new(), String::from);
                     return Err(UserError::usage(format!(
-                        "the unit `{}` has `{text}` in its [Install] section, and nobody knows `%{specifier}` before \
-                         it runs",
+                        "the unit `{}` has `{text}` in its [Install] section, but `%{specifier}` is known only on a \
+                         running machine",
                         self.text()
                     )));
                 }
@@ -108,7 +108,7 @@ pub fn enable(view: &mut OverlayView<'_>, unit: &str) -> Result<BTreeMap<GuestPa
     }
     if links.is_empty() {
         return Err(UserError::usage(format!(
-            "the unit `{unit}` says nowhere in an [Install] section how it is enabled"
+            "the unit `{unit}` has no [Install] section that says how it is enabled"
         ))
         .hint("it may be started by another unit already; add WantedBy= to an [Install] section, or do not enable it")
         .into());

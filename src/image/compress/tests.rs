@@ -216,14 +216,14 @@ fn a_damaged_layer_is_dropped_and_the_way_out_told() {
     assert_eq!(
         crate::error::report(&error),
         format!(
-            "error: compressing the layer {digest}\n  because: the store no longer has the blob {digest} whole\n  \
+            "error: compressing the layer {digest}\n  because: the blob {digest} is missing from the store, or was damaged\n  \
              because: the store's blob {digest} was damaged and has been dropped\n\n\
-             hint: build again: what is lost is made anew"
+             hint: build again: what is missing is made again"
         )
     );
     assert_eq!(store.blob_size(&layer.tar), None);
     let error = pack_layer(&store, &layer, Compression::GZIP, &step()).unwrap_err();
-    assert!(error.to_string().contains("no longer has the blob"), "{error}");
+    assert!(error.to_string().contains("is missing from the store"), "{error}");
 }
 
 #[test]

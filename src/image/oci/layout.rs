@@ -60,7 +60,7 @@ impl OciImage {
 fn is_replaceable(target: &Path) -> Result<bool> {
     match fs::symlink_metadata(target) {
         Ok(_) if target.join("oci-layout").is_file() => Ok(true),
-        Ok(_) => Err(UserError::usage(format!("{} is there and is not an OCI image layout", target.display()))
+        Ok(_) => Err(UserError::usage(format!("{} exists and is not an OCI image layout", target.display()))
             .hint("name another folder, or remove this one")
             .into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -16,14 +16,14 @@ mod reference;
 pub use reference::Reference;
 
 use super::{
-    compress::{Compression, PackedLayer, lost, pack_layer},
+    compress::{Compression, PackedLayer, pack_layer},
     rfc3339,
 };
 use crate::{
     model::{Arch, Digest},
     progress::{Progress, Unit, size},
     rootfs::{Change, Entry, Kind, Layer, tar::StoredLayer},
-    store::Store,
+    store::{Store, lost_blob},
 };
 use anyhow::{Context as _, Result, ensure};
 use std::{
@@ -151,10 +151,10 @@ impl OciImage {
             Blob::Document(bytes) => return Ok(output.write_all(bytes)?),
             Blob::Stored(size) => *size,
         };
-        let mut input = self.store.read_blob(digest)?.ok_or_else(|| lost(digest))?;
+        let mut input = self.store.read_blob(digest)?.ok_or_else(|| lost_blob(digest))?;
         if input.size() != size {
             self.store.drop_blob(digest);
-            return Err(lost(digest).into());
+            return Err(lost_blob(digest).into());
         }
         let mut buffer = vec![0; 512 << 10];
         loop {
@@ -163,7 +163,7 @@ impl OciImage {
                 Ok(count) => output.write_all(&buffer[..count])?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    return Err(anyhow::Error::new(error).context(lost(digest)));
+                    return Err(anyhow::Error::new(error).context(lost_blob(digest)));
                 }
                 Err(error) => return Err(error).with_context(|| format!("reading the blob {digest}")),
             }

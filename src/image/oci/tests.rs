@@ -249,8 +249,8 @@ fn a_damaged_blob_ends_in_no_file() {
         damage(&packed[0].digest, damaged);
         let error = image.write_archive(&target, &silent()).unwrap_err();
         let said = report(&error);
-        let lost = format!("the store no longer has the blob {} whole", packed[0].digest);
-        assert!(said.contains(&lost) && said.ends_with("hint: build again: what is lost is made anew"), "{said}");
+        let lost = format!("the blob {} is missing from the store, or was damaged", packed[0].digest);
+        assert!(said.contains(&lost) && said.ends_with("hint: build again: what is missing is made again"), "{said}");
         assert_eq!(fs::read(&target).unwrap(), b"old");
         assert_eq!(fixture.outputs(), ["demo.tar"]);
         assert!(image.write_layout(&fixture.output("layout")).is_err());
@@ -279,7 +279,7 @@ fn a_layout_appears_whole_and_replaces_only_a_layout() {
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("thesis.txt"), "years of work").unwrap();
     let error = image.write_layout(&foreign).unwrap_err();
-    assert!(error.to_string().ends_with("is there and is not an OCI image layout"), "{error}");
+    assert!(error.to_string().ends_with("exists and is not an OCI image layout"), "{error}");
     assert_eq!(fs::read_dir(&foreign).unwrap().count(), 1);
 }
 

@@ -22,7 +22,7 @@ fn materials() -> Materials {
         release: "trixie".to_owned(),
         packages: vec![package("libstdc++6", "1:14.2.0-19+b1~x", Some("gcc-14")), package("adduser", "3.152", None)],
         overlays: vec![
-            OverlayMaterial { name: "haproxy".to_owned(), description: "Front door".to_owned(), layer: None },
+            OverlayMaterial { name: "haproxy".to_owned(), description: "Load balancer".to_owned(), layer: None },
             OverlayMaterial {
                 name: "node_X".to_owned(),
                 description: "Guest program".to_owned(),

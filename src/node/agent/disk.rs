@@ -64,7 +64,8 @@ pub struct Usage {
 
 impl Usage {
     fn of(path: &Path) -> Result<Usage> {
-        let disk = rustix::fs::statvfs(path).with_context(|| format!("asking for the space of {}", path.display()))?;
+        let disk =
+            rustix::fs::statvfs(path).with_context(|| format!("measuring the free space of {}", path.display()))?;
         let used = disk.f_blocks.saturating_sub(disk.f_bfree);
         let all = used.saturating_add(disk.f_bavail).max(1);
         Ok(Usage { free: disk.f_bavail.saturating_mul(disk.f_frsize), percent: used as f64 * 100.0 / all as f64 })
@@ -325,9 +326,9 @@ fn tell(level: Level, usage: &Usage, closed: bool) -> Vec<Attention> {
 fn publish(world: &World, level: Level) -> Result<()> {
     let key = world.key(&format!("disk/{}", world.me().name));
     let value = serde_json::to_vec(&Told { level })?;
-    let known = world.etcd.get(&key).context("asking etcd what it knows of this node's disk")?;
+    let known = world.etcd.get(&key).context("reading the record of this node's disk from etcd")?;
     if known.is_none_or(|known| known.value != value) {
-        world.etcd.put(&key, value, 0).context("telling etcd how full this node's disk is")?;
+        world.etcd.put(&key, value, 0).context("recording in etcd how full this node's disk is")?;
     }
     Ok(())
 }

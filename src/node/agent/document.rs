@@ -14,8 +14,8 @@ use crate::{
     error::UserError,
     etcd::{Client, Compare, Member, Op},
     log,
-    model::{ClusterSpec, scope::client_url},
-    node::{join::is_named, lock, peers::TlsCredentials, promise, this_node::Node},
+    model::{ClusterSpec, Node, scope::client_url},
+    node::{join::is_named, lock, peers::TlsCredentials, promise},
 };
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -169,8 +169,8 @@ pub fn count_in(client: &Client, key: &str, own: &Own, given: Given) -> Result<(
         None => Compare::Missing(bytes.clone()),
     };
     let put = Op::Put(bytes, serde_json::to_vec(&adopted)?, 0);
-    let done = client.txn(&[compare], &[put], &[]).context("telling etcd the newest document")?;
-    ensure!(done.succeeded, "another node tells etcd its document at the same moment");
+    let done = client.txn(&[compare], &[put], &[]).context("storing the newest document in etcd")?;
+    ensure!(done.succeeded, "another node stores its document in etcd at the same moment");
     log::info!("this node's document is the newest, generation {}", adopted.generation);
     Ok((Place::Current, adopted))
 }

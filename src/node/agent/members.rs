@@ -2,11 +2,12 @@
 //!
 //! A member is removed only by a node whose document is the newest, when that document does not name it, when this agent
 //! has not heard of it for minutes on end, and while all that it takes to lose another one is there. Every doubt (etcd
-//! without a quorum, a look that came late) begins those minutes anew.
+//! without a quorum, a look that came late) begins those minutes again.
 
 use super::{
     Attention, Concern, World,
     document::{self, Place, Record},
+    turn::{Turn, Turns},
 };
 use crate::{
     etcd::{EtcdError, Member},
@@ -32,7 +33,7 @@ const LATE: Duration = Duration::from_secs(60);
 /// How long etcd may be away before a person is told.
 const AWAY: Duration = Duration::from_secs(60);
 /// How long after a node was made to run `init` again it is not made to do so once more.
-const AGAIN: Duration = Duration::from_secs(300);
+const AGAIN: Duration = Duration::from_secs(60);
 const ETCD_UNIT: &str = "etcd.service";
 const NODE_UNIT: &str = "pgha-node.service";
 
@@ -86,9 +87,17 @@ impl Members {
         if let Some(id) = ripe(&view)
             && view.is_safe(&self.answering(world, listed))
         {
-            world.etcd.member_remove(id).with_context(|| format!("removing the member {id:x} from etcd"))?;
-            log::warning!("removed {} from etcd: no document names it, and it was silent for long", label(listed, id));
-            self.silent.remove(&id);
+            // Another node may see the same, or another member that is to go: one at a time.
+            let turns = Turns::of(world, "members");
+            if let Turn::Ours(_) = turns.take()? {
+                world.etcd.member_remove(id).with_context(|| format!("removing the member {id:x} from etcd"))?;
+                log::warning!(
+                    "removed {} from etcd: the document does not name it, and it was silent for long",
+                    label(listed, id)
+                );
+                self.silent.remove(&id);
+                turns.give_back()?;
+            }
         }
         told.extend(view.listed.iter().filter_map(leaving));
         Ok(told)
@@ -147,17 +156,17 @@ impl Members {
         };
         self.removed = outside.listed == Some(false);
         if outside.comes_back() {
-            log::warning!("the others have removed this node from etcd: it joins anew");
+            log::warning!("the others have removed this node from etcd: it joins again");
             // One that was away when it was removed does not know of it, and waits for a leader; `init` does not ask what runs.
             {
                 let _held = lock::hold_now("agent")?;
                 units::stop(ETCD_UNIT)?;
             }
-            units::run_again(NODE_UNIT).with_context(|| format!("starting {NODE_UNIT} anew"))?;
+            units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
             self.restarted = Some(now);
         }
         if outside.listed == Some(false) {
-            let text = "the others have removed this node from etcd: it joins anew";
+            let text = "the others have removed this node from etcd: it joins again";
             return Ok(vec![Attention::serious("members/removed", text)]);
         }
         if away < AWAY {
@@ -169,7 +178,7 @@ impl Members {
                  which data are where"
             ),
             Some(_) => format!("this node's etcd does not answer, the others have a quorum: {error}"),
-            None => format!("etcd has no quorum that this node reaches, so nobody can take over: {error}"),
+            None => format!("etcd has no quorum that this node reaches, so no replica can take over: {error}"),
         };
         Ok(vec![Attention::serious("members/no-etcd", text)])
     }

@@ -20,17 +20,21 @@ pub mod turn;
 
 use super::{
     peers::TlsCredentials,
-    progress::{PROGRESS_PATH, Phase, Progress},
-    this_node::{Node, postgresql_version},
+    progress::{self, PROGRESS_PATH},
+    this_node::{self, postgresql_version},
     units,
 };
 use crate::{
     etcd::Client,
     files::read_text,
-    model::{ClusterSpec, MANIFEST_PATH, Manifest, Member, scope::client_url},
+    model::{
+        ClusterSpec, MANIFEST_PATH, Manifest, Member, Node,
+        scope::client_url,
+        status::{Attention, Phase},
+    },
 };
 use anyhow::{Context as _, Result};
-use report::{Attention, Board, REPORT_PATH, say};
+use report::{Board, REPORT_PATH, say};
 use std::{
     convert::Infallible,
     path::Path,
@@ -60,9 +64,9 @@ pub struct World {
 
 impl World {
     fn open() -> Result<World> {
-        let node = Node::find()?;
+        let node = this_node::find()?;
         let credentials = TlsCredentials::of_the_node();
-        let etcd = credentials.etcd(vec![client_url(&node.spec.members[node.own])])?;
+        let etcd = credentials.etcd(vec![client_url(node.member())])?;
         let document = document::Own::of(&node.spec)?;
         let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
             .with_context(|| format!("reading {MANIFEST_PATH}"))?;
@@ -72,12 +76,12 @@ impl World {
 
     /// This node's member.
     pub fn me(&self) -> &Member {
-        &self.node.spec.members[self.node.own]
+        self.node.member()
     }
 
     /// The other members of the document.
     pub fn others(&self) -> impl Iterator<Item = &Member> {
-        self.node.spec.members.iter().filter(|member| member.name != self.me().name)
+        self.node.peers()
     }
 
     /// A key of the cluster's in etcd.
@@ -87,7 +91,7 @@ impl World {
 
     /// Whether `pgha-node init` has brought this node up and is not at work: only then is the agent free to act.
     pub fn settled(&self) -> bool {
-        Progress::load(Path::new(PROGRESS_PATH)).phase == Phase::Ready
+        progress::load(Path::new(PROGRESS_PATH)).phase == Phase::Ready
     }
 }
 
@@ -154,7 +158,7 @@ fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Starts the agent, or starts it anew if it works with another document than `spec`. `init` does so as soon as the node's
+/// Starts the agent, or starts it again if it works with another document than `spec`. `init` does so as soon as the node's
 /// files are written: a disk that is full needs the agent before all services run.
 ///
 /// # Errors

@@ -1,11 +1,11 @@
-//! A replica that cannot follow is cloned anew.
+//! A replica that cannot follow is cloned again.
 //!
 //! Patroni gives up on such a replica: after a failed `pg_rewind`, or when the primary has recycled the WAL that it needs,
 //! it starts the server again and again, which runs and never streams. Its own way out is to remove the data, which is
 //! turned off. The agent asks the primary, and only when there is a doubt: as long as the replica streams, one question to
 //! Patroni on this node is all. What is done is [`decide`]'s; how, is here:
 //!
-//! Patroni is stopped, a lost slot is dropped on the primary (Patroni makes its members' slots anew), the data are set
+//! Patroni is stopped, a lost slot is dropped on the primary (Patroni makes its members' slots again), the data are set
 //! aside, and `pgha-node init` runs again: it is the one that starts Patroni without a database, and marks what that begins.
 //! What was begun is in `/var/lib/pgha/repair.json`; whoever finds it there goes on with it.
 
@@ -42,7 +42,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use decide::Order;
+pub use decide::CloneOrder;
 
 const INTERVAL: Duration = Duration::from_secs(15);
 /// Where it is kept what was begun, and when this node was repaired last.
@@ -122,7 +122,7 @@ impl Repair {
         let processes = Processes::look()?;
         let place = place(server, &processes);
         if !matches!(place, Server::Apart(_)) {
-            // Whoever is at work on it has begun anew.
+            // Whoever is at work on it has begun again.
             self.moved = None;
         }
         if let Some(record) = Record::load(Path::new(RECORD_PATH)).known()?
@@ -149,8 +149,8 @@ impl Repair {
             Step::Nothing => return Ok(Vec::new()),
             Step::Tell(why) => format!("this replica does not stream: {why}{}", last_error()?),
             Step::DropSlot => format!("this replica does not stream: {}", Why::SlotLost),
-            Step::Restart => "this replica does not stream: its server is started anew".to_owned(),
-            Step::Repair(why, _) => format!("this replica does not stream, and is cloned anew: {why}"),
+            Step::Restart => "this replica does not stream: its server is restarted".to_owned(),
+            Step::Repair(why, _) => format!("this replica does not stream, and is cloned again: {why}"),
         };
         match step {
             Step::DropSlot => {
@@ -160,7 +160,7 @@ impl Repair {
             Step::Restart => {
                 ensure_leads(world, &view)?;
                 self.restarted = true;
-                log::warning!("this replica does not move: its server is started anew");
+                log::warning!("this replica does not move: its server is restarted");
                 units::restart(PATRONI_UNIT)?;
             }
             Step::Repair(why, way) => repair(world, &view, why, way)?,
@@ -175,7 +175,7 @@ impl Repair {
         world: &World,
         Seen { server, processes, place }: Seen<'_>,
         now: Instant,
-        order: Option<Order>,
+        order: Option<CloneOrder>,
     ) -> Result<View> {
         let cluster = world.cluster()?;
         let own = own(world, &place);
@@ -277,7 +277,7 @@ impl Record {
             None => String::new(),
         };
         format!(
-            "this replica is cloned anew from {}, since {}: {} ({}){kept}",
+            "this replica is cloned again from {}, since {}: {} ({}){kept}",
             self.from,
             clock::utc(self.time as i64),
             self.why,
@@ -290,7 +290,7 @@ impl Record {
 fn resume(world: &World, record: &Record) -> Result<Vec<Attention>> {
     // After a boot it is at work anyway.
     if world.settled() {
-        units::run_again(NODE_UNIT).with_context(|| format!("starting {NODE_UNIT} anew"))?;
+        units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
     }
     let main_is_aside = record.aside.is_some();
     let phase = if main_is_aside { Phase::Cloning } else { Phase::Failed };
@@ -307,7 +307,7 @@ fn finish(world: &World) -> Result<Vec<Attention>> {
         Turns::of(world, "repair").give_back()?;
         Record { phase: Phase::Done, ..record.clone() }.store(path)?;
         let kept = record.aside.map(|path| format!("; its earlier data are in {}", path.display())).unwrap_or_default();
-        log::info!("this replica streams again, cloned anew from {}{kept}", record.from);
+        log::info!("this replica streams again, cloned again from {}{kept}", record.from);
     }
     Ok(Vec::new())
 }
@@ -569,7 +569,8 @@ fn segment_start(name: &str, size: u64) -> Option<Lsn> {
 /// Whether there is room for `size` bytes beside the data in `folder`; or what is missing.
 fn room(folder: &Path, size: u64) -> Result<Result<(), String>> {
     let above = folder.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
-    let disk = rustix::fs::statvfs(above).with_context(|| format!("asking for the space of {}", above.display()))?;
+    let disk =
+        rustix::fs::statvfs(above).with_context(|| format!("measuring the free space of {}", above.display()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     let wanted = size.saturating_add(size / 10).saturating_add(MARGIN);
     let mib = |bytes: u64| bytes >> 20;
@@ -604,7 +605,7 @@ fn drop_lost_slot(world: &World, view: &View) -> Result<()> {
     Ok(())
 }
 
-/// Clones this node anew. What fails is not tried again for an hour.
+/// Clones this node again. What fails is not tried again for an hour.
 fn repair(world: &World, view: &View, why: Why, way: Way) -> Result<()> {
     let primary = view.primary.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
     match Turns::of(world, "repair").take()? {
@@ -624,7 +625,7 @@ fn repair(world: &World, view: &View, why: Why, way: Way) -> Result<()> {
         error: None,
     };
     record.store(path)?;
-    log::warning!("this replica is cloned anew from {}: {why}", primary.name);
+    log::warning!("this replica is cloned again from {}: {why}", primary.name);
     let done = match way {
         Way::Aside => set_aside(world, view, &mut record),
         Way::InPlace => replace(world, view),
@@ -639,8 +640,8 @@ fn repair(world: &World, view: &View, why: Why, way: Way) -> Result<()> {
         let _ = Turns::of(world, "repair").give_back();
     }
     drop(_held);
-    units::run_again(NODE_UNIT).with_context(|| format!("starting {NODE_UNIT} anew"))?;
-    done.context("cloning this replica anew")
+    units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
+    done.context("cloning this replica again")
 }
 
 /// The last look before anything is touched, at what etcd says rather than at what Patroni said: the primary that was asked
@@ -707,7 +708,7 @@ impl Plan {
     ///
     /// # Errors
     /// When it cannot be carried out; why.
-    pub fn of(order: Order) -> Result<Plan> {
+    pub fn of(order: CloneOrder) -> Result<Plan> {
         let world = World::open()?;
         if world.postgresql.is_none() {
             return Err(UserError::usage("the image of this node has no PostgreSQL").into());
@@ -725,7 +726,7 @@ impl Plan {
         let view = Repair::default().gather(&world, seen, Instant::now(), Some(order))?;
         match next(&view) {
             Step::Repair(why, way) => Ok(Plan { world, view, why, way }),
-            Step::Tell(why) => Err(UserError::usage(format!("this node is not cloned anew: {why}")).into()),
+            Step::Tell(why) => Err(UserError::usage(format!("this node is not cloned again: {why}")).into()),
             Step::Nothing | Step::DropSlot | Step::Restart => bail!("nothing is to be done"),
         }
     }
@@ -798,7 +799,7 @@ mod tests {
     }
 
     #[test]
-    fn patronis_words_are_understood() {
+    fn the_words_of_patroni_are_understood() {
         let server = |role: &str, state: &str, streaming: Option<&str>| super::super::patroni::Server {
             role: role.into(),
             state: state.into(),

@@ -4,6 +4,7 @@
 use crate::{
     files::NewFile,
     log::{self, Level},
+    model::status::Attention,
 };
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -19,32 +20,6 @@ use std::{
 pub const REPORT_PATH: &str = "/run/pgha/agent.json";
 /// How long a concern may fail to look before a person is told, in seconds: while a node starts, much does not answer.
 const BLIND_AFTER: u64 = 300;
-
-/// Something that a person should know.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attention {
-    /// What tells it from all others and stays the same as long as it lasts, such as `disk/full`.
-    pub key: String,
-    /// A sentence; numbers in it may change while it lasts.
-    pub text: String,
-    /// Whether the node is not as good as it should be until this ends: `status` ends with 1 then.
-    pub serious: bool,
-    /// Since when, in seconds since 1970.
-    #[serde(default)]
-    pub since: u64,
-}
-
-impl Attention {
-    /// Something to know that does not make the node worse.
-    pub fn notice(key: &str, text: impl Into<String>) -> Attention {
-        Attention { key: key.to_owned(), text: text.into(), serious: false, since: 0 }
-    }
-
-    /// Something that makes the node worse than it should be.
-    pub fn serious(key: &str, text: impl Into<String>) -> Attention {
-        Attention { serious: true, ..Attention::notice(key, text) }
-    }
-}
 
 /// What the file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +62,7 @@ struct Trouble {
 }
 
 impl Board {
-    /// A board that goes on where the file at `path` ended, so that an agent that starts again does not tell all anew.
+    /// A board that goes on where the file at `path` ended, so that an agent that starts again does not tell all again.
     /// What is told belongs to the concern whose name its key opens with.
     pub fn load(path: &Path, document: &str, concerns: &[&'static str]) -> Board {
         let earlier = Report::load(path);
@@ -126,7 +101,7 @@ impl Board {
         };
         let mut lines = Vec::new();
         if standing.trouble.take().is_some() {
-            lines.push((Level::Info, format!("{concern}: that is over")));
+            lines.push((Level::Info, format!("{concern}: this is resolved")));
         }
         for attention in &mut found {
             match standing.attention.iter().find(|earlier| earlier.key == attention.key) {
@@ -159,7 +134,7 @@ impl Board {
             if let Some(trouble) = &standing.trouble
                 && now.saturating_sub(trouble.since) >= BLIND_AFTER
             {
-                let text = format!("the agent cannot look after {name}: {}", trouble.text);
+                let text = format!("the agent cannot check {name}: {}", trouble.text);
                 attention.push(Attention { since: trouble.since, ..Attention::notice(&blind(name), text) });
             }
         }
@@ -237,8 +212,8 @@ mod tests {
         assert_eq!(texts(board.take("disk", Err(anyhow!("still none")), 20)), [""; 0]);
         assert_eq!(board.report(20).attention.len(), 1);
         let late = board.report(310);
-        assert_eq!(late.attention[1].text, "the agent cannot look after disk: still none");
-        assert_eq!(texts(board.take("disk", Ok(vec![]), 320)), ["disk: that is over", "no longer: full"]);
+        assert_eq!(late.attention[1].text, "the agent cannot check disk: still none");
+        assert_eq!(texts(board.take("disk", Ok(vec![]), 320)), ["disk: this is resolved", "no longer: full"]);
     }
 
     #[test]

@@ -74,7 +74,11 @@ impl Concern for Store {
         let endpoint = world.etcd.endpoint().to_owned();
         let config = fs::read_to_string(CONFIG_PATH).unwrap_or_default();
         self.limits.quota = quota(&config).unwrap_or(ETCD_QUOTA);
-        self.look(&world.etcd, &endpoint, now)
+        match self.look(&world.etcd, &endpoint, now) {
+            // Before the node is up, nobody can expect an answer.
+            Err(_) if !world.settled() => Ok(Vec::new()),
+            looked => looked,
+        }
     }
 }
 
@@ -142,9 +146,9 @@ impl Store {
             Step::Compact => {
                 let revision = client.status(endpoint)?.header.revision;
                 match at(client, endpoint, Some(DEFRAGMENTED_WITHIN))?.compact_physically(revision) {
-                    Ok(()) => log::info!("etcd has forgotten its history up to revision {revision}"),
+                    Ok(()) => log::info!("etcd's history is compacted up to revision {revision}"),
                     Err(error) if error.compacted() => {}
-                    Err(error) => return Err(error).context("making etcd forget its history"),
+                    Err(error) => return Err(error).context("compacting etcd's history"),
                 }
                 self.compacted = Some(now);
                 // What was not free before may be now.
@@ -164,9 +168,9 @@ impl Store {
             }
             Step::Disarm => {
                 for alarm in view.alarms.iter().filter(|alarm| alarm.kind == NO_SPACE) {
-                    client.disarm(alarm).context("lowering etcd's alarm")?;
+                    client.disarm(alarm).context("disarming etcd's alarm")?;
                 }
-                log::info!("etcd has space again: its alarm is lowered");
+                log::info!("etcd has space again: its alarm is disarmed");
             }
         }
         Ok(())
@@ -186,7 +190,7 @@ fn tell(own: &Status, alarms: &[Alarm], limits: Limits) -> Vec<Attention> {
     let used = format!("{} of {} MiB", mib(own.db_size), mib(limits.quota));
     for alarm in alarms {
         let text = match alarm.kind.as_str() {
-            NO_SPACE => format!("etcd's space is used up ({used}): it refuses all that writes, nobody can take over"),
+            NO_SPACE => format!("etcd's space is used up ({used}): it refuses all writes, so no replica can take over"),
             "CORRUPT" => format!(
                 "etcd's members differ in what they hold (alarm CORRUPT, member {:x}): replace that member's node",
                 alarm.member

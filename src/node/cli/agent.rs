@@ -4,7 +4,7 @@ use crate::{
     error::UserError,
     node::agent::{
         self,
-        repair::{Order, Plan},
+        repair::{CloneOrder, Plan},
     },
 };
 use anyhow::{Context as _, Result};
@@ -18,9 +18,9 @@ use std::{
 /// How `agent` is described.
 pub fn agent_command() -> Command {
     Command::new("agent")
-        .about("Looks after this node: etcd's members and space, replicas that cannot follow, full disks")
+        .about("Maintains this node: etcd's members and space, replicas that cannot follow, full disks")
         .after_help(
-            "Runs until it is stopped, as the unit pgha-agent.service. `pgha-node status` shows what it has to tell.",
+            "Runs until it is stopped, as the unit pgha-agent.service. `pgha-node status` shows what it reports.",
         )
 }
 
@@ -36,7 +36,7 @@ pub fn agent(arguments: Vec<OsString>) -> Result<ExitCode> {
 /// How `reclone` is described.
 pub fn reclone_command() -> Command {
     Command::new("reclone")
-        .about("Clones this replica's database anew from the primary; the present data are set aside and kept")
+        .about("Clones this replica's database again from the primary; the present data are set aside and kept")
         .arg(Arg::new("yes").long("yes").action(ArgAction::SetTrue).help("Does not ask for this node's name"))
         .arg(
             Arg::new("in-place")
@@ -52,10 +52,10 @@ pub fn reclone_command() -> Command {
 /// Runs `reclone`.
 ///
 /// # Errors
-/// When this node cannot be cloned anew now, or the name that is typed is not its.
+/// When this node cannot be cloned again now, or the name that is typed is not its.
 pub fn reclone(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = reclone_command().try_get_matches_from(arguments)?;
-    let plan = Plan::of(Order { in_place: matches.get_flag("in-place") })?;
+    let plan = Plan::of(CloneOrder { in_place: matches.get_flag("in-place") })?;
     let mut stderr = std::io::stderr();
     writeln!(stderr, "{}", plan.words()?)?;
     if !matches.get_flag("yes") {
@@ -64,7 +64,7 @@ pub fn reclone(arguments: Vec<OsString>) -> Result<ExitCode> {
         let mut typed = String::new();
         std::io::stdin().lock().read_line(&mut typed).context("reading the name")?;
         if typed.trim() != plan.node() {
-            return Err(UserError::usage(format!("nothing is done: the name of this node is {}", plan.node())).into());
+            return Err(UserError::usage(format!("nothing was done: the name of this node is {}", plan.node())).into());
         }
     }
     plan.carry_out()?;

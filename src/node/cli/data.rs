@@ -4,17 +4,17 @@ use crate::{
     error::UserError,
     etcd::Client,
     files::read_text,
-    model::{MANIFEST_PATH, Manifest, scope::client_url},
+    model::{MANIFEST_PATH, Manifest, Node, scope::client_url, status::Aside},
     node::{
-        aside::{self, Aside},
+        aside,
         begun::{self, BEGUN_PATH},
         claim::{Claim, Verdict},
         database::{self, Database},
         first::{self as first_database, Keys, Store, System},
-        init::{Node, postgresql_version},
         lock,
         peers::TlsCredentials,
         state::{ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
+        this_node::{self, postgresql_version},
         units,
     },
 };
@@ -28,7 +28,7 @@ use std::{
 };
 
 fn yes() -> Arg {
-    Arg::new("yes").long("yes").action(ArgAction::SetTrue).help("Does it without asking")
+    Arg::new("yes").long("yes").action(ArgAction::SetTrue).help("Does not ask for confirmation")
 }
 
 fn json() -> Arg {
@@ -85,7 +85,7 @@ fn list(root: &Path, json: bool) -> Result<()> {
         out.push_str("nothing is set aside\n");
     }
     for aside in asides.iter().filter(|_| !json) {
-        out.push_str(&format!("{aside}\n"));
+        out.push_str(&format!("{}\n", aside::line(aside)));
         if let Some(what) = &aside.what {
             out.push_str(&format!("    {what}\n"));
         }
@@ -257,7 +257,7 @@ pub fn first_command() -> Command {
 /// When etcd does not answer, or the keys do not allow it.
 pub fn first(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = first_command().try_get_matches_from(arguments)?;
-    let node = Node::find()?;
+    let node = this_node::find()?;
     let urls: Vec<String> = node.spec.members.iter().map(client_url).collect();
     let client: Client = TlsCredentials::of_the_node().etcd(urls)?;
     let store = Store { client: &client, cluster: &node.spec.cluster };
@@ -290,7 +290,7 @@ fn take(node: &Node, store: &Store<'_>, keys: &Keys, yes: bool) -> Result<()> {
     if keys.system() != System::Unknown {
         return Err(UserError::usage("the cluster has a database already").hint("pgha-node first").into());
     }
-    let me = &node.spec.members[node.own].name;
+    let me = &node.member().name;
     let other = keys.first.as_ref().map_or("another node", |first| first.value.node.as_str());
     let question = format!(
         "{me} makes the first, empty database of the cluster {}. If {other} is still at work on one, or any node has the \
@@ -310,7 +310,7 @@ fn keep(node: &Node, store: &Store<'_>, keys: &Keys, yes: bool) -> Result<()> {
     let (version, folder) = database_folder()?;
     let database = database::of_version(version, Database::look(&folder));
     let system = first_database::keeps(keys, &database)?;
-    let me = &node.spec.members[node.own].name;
+    let me = &node.member().name;
     let question = format!(
         "The database of {me} becomes the database of the cluster {}: {}. A node that has another one does not start with it \
          any more; its data stay where they are.",

@@ -2,7 +2,7 @@
 
 use crate::{
     error::UserError,
-    node::{form::Forming, init::Node, order, peers::TlsCredentials},
+    node::{form::Forming, order, peers::TlsCredentials, this_node},
 };
 use anyhow::{Context as _, Result};
 use clap::{Arg, ArgAction, Command};
@@ -25,7 +25,7 @@ pub fn command() -> Command {
                 .required(true)
                 .value_delimiter(',')
                 .action(ArgAction::Append)
-                .help("Whom to leave out; they must be switched off"),
+                .help("A member to leave out; it must be switched off"),
         )
         .arg(Arg::new("yes").long("yes").action(ArgAction::SetTrue).help("Does not ask for the cluster's name"))
         .after_help(
@@ -41,8 +41,8 @@ pub fn command() -> Command {
 pub fn run(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = command().try_get_matches_from(arguments)?;
     let without: BTreeSet<String> = matches.get_many::<String>("without").into_iter().flatten().cloned().collect();
-    let node = Node::find()?;
-    let forming = Forming::new(&node.spec, node.own, Path::new("/"), TlsCredentials::of_the_node())?;
+    let node = this_node::find()?;
+    let forming = Forming::new(&node, Path::new("/"), TlsCredentials::of_the_node())?;
     let view = forming.survey().context("asking the other members")?;
     let order = order::give(&view, &without)?;
     let cluster = &node.spec.cluster;

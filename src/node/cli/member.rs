@@ -6,7 +6,7 @@ use crate::{
     node::{
         check as checks, init as first_boot, leader, leave as leaving, renew as certificates,
         state::{STATE_PATH, State},
-        status::Status,
+        status::{self, Lines},
     },
 };
 use anyhow::Result;
@@ -38,7 +38,7 @@ pub fn init(arguments: Vec<OsString>) -> Result<ExitCode> {
 /// How `status` is described.
 pub fn status_command() -> Command {
     Command::new("status")
-        .about("Shows where this node stands, what it waits for and why")
+        .about("Shows the status of this node, what it waits for and why")
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Prints JSON"))
         .after_help("Exit status: 0 ready, 1 not ready or not as it should be.")
 }
@@ -49,16 +49,16 @@ pub fn status_command() -> Command {
 /// When systemd or the image cannot be asked.
 pub fn status(arguments: Vec<OsString>) -> Result<ExitCode> {
     let json = status_command().try_get_matches_from(arguments)?.get_flag("json");
-    let status = Status::look(!json)?;
-    let text = if json { format!("{}\n", serde_json::to_string_pretty(&status)?) } else { status.to_string() };
+    let status = status::look(!json)?;
+    let text = if json { format!("{}\n", serde_json::to_string_pretty(&status)?) } else { Lines(&status).to_string() };
     std::io::stdout().write_all(text.as_bytes())?;
-    Ok(if status.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// How `check` is described.
 pub fn check_command() -> Command {
     Command::new("check")
-        .about("Asks one service whether it is well")
+        .about("Checks whether a service is healthy")
         .arg(Arg::new("service").required(true).value_parser(["confd", "haproxy", "patroni"]))
         .arg(
             Arg::new("within")
@@ -102,7 +102,7 @@ pub fn renew(arguments: Vec<OsString>) -> Result<ExitCode> {
 /// How `move-etcd-leader` is described.
 pub fn move_etcd_leader_command() -> Command {
     Command::new("move-etcd-leader")
-        .about("Gives etcd's leadership away if this node has both it and the primary")
+        .about("Moves etcd's leadership to another member if this node also has the primary")
         // Patroni tells its callbacks action, role and cluster; nothing is decided by them.
         .arg(Arg::new("callback").num_args(0..).hide(true))
 }
@@ -119,7 +119,7 @@ pub fn move_etcd_leader(arguments: Vec<OsString>) -> Result<ExitCode> {
 /// How `leave` is described.
 pub fn leave_command() -> Command {
     Command::new("leave")
-        .about("Takes this node out of its cluster for good: stops its services, tells the others; its data stays")
+        .about("Removes this node from its cluster for good: stops its services and informs the others; its data stay")
         .arg(
             Arg::new("force")
                 .long("force")
@@ -140,9 +140,7 @@ pub fn leave(arguments: Vec<OsString>) -> Result<ExitCode> {
 
 /// How `save-haproxy-state` is described.
 pub fn save_haproxy_state_command() -> Command {
-    Command::new("save-haproxy-state")
-        .about("Keeps which servers HAProxy holds for up, before it is reloaded")
-        .hide(true)
+    Command::new("save-haproxy-state").about("Saves the states of HAProxy's servers before a reload").hide(true)
 }
 
 /// Runs `save-haproxy-state`.

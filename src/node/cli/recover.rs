@@ -6,18 +6,21 @@ use crate::{
     error::UserError,
     files::{Presence, read_text},
     log,
-    model::{MANIFEST_PATH, Manifest},
+    model::{
+        MANIFEST_PATH, Manifest, Node,
+        status::{BootProgress, Phase},
+    },
     node::{
-        init::{Node, postgresql_version},
         lock,
-        progress::{PROGRESS_PATH, Phase, Progress},
+        progress::{self, PROGRESS_PATH},
         recover::{
             act,
             look::Here,
-            order::{self, Order},
+            order::{self, RecoveryOrder},
             plan::{self, Refusal},
             show::{self, Report},
         },
+        this_node::{self, postgresql_version},
         units,
     },
 };
@@ -45,14 +48,14 @@ const PAUSE: Duration = Duration::from_millis(300);
 pub fn recover_command() -> Command {
     let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     Command::new("recover")
-        .about("Shows what each node has when a cluster does not come up again, and lets it go on from one of them")
+        .about("Shows what each node has when a cluster does not start again, and lets it continue from one of them")
         .arg(flag("json", "Prints JSON").conflicts_with_all(["from-this-node", "cancel"]))
         .arg(flag(
             "from-this-node",
             "Makes this node the only member of a new etcd; its data are the cluster's from then on",
         ))
-        .arg(flag("yes", "Does it without asking").requires("from-this-node"))
-        .arg(flag("force", "Also where other nodes have more, or that is not known").requires("from-this-node"))
+        .arg(flag("yes", "Does not ask for confirmation").requires("from-this-node"))
+        .arg(flag("force", "Also if other nodes have more, or if that is unknown").requires("from-this-node"))
         .arg(
             flag("cancel", "Drops an order that was given here and is not carried out")
                 .conflicts_with("from-this-node"),
@@ -69,7 +72,7 @@ pub fn recover_command() -> Command {
 /// When the arguments are wrong, the order is refused, or a step of it fails.
 pub fn recover(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = recover_command().try_get_matches_from(arguments)?;
-    let node = Node::find()?;
+    let node = this_node::find()?;
     let here = here_of(&node)?;
     if matches.get_flag("cancel") {
         cancel(&here)?;
@@ -85,20 +88,21 @@ fn here_of(node: &Node) -> Result<Here<'_>> {
     let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
         .with_context(|| format!("reading {MANIFEST_PATH}"))?;
     let version = postgresql_version(&manifest)?.ok_or_else(|| UserError::usage("this image has no PostgreSQL"))?;
-    Ok(Here::of_the_node(&node.spec, node.own, version))
+    Ok(Here::of_the_node(node, version))
 }
 
 fn look(here: &Here<'_>, json: bool) -> Result<()> {
     let (view, _) = here.view();
     let advice = plan::advise(&view);
-    let known = |path: &str| match Order::load(&here.below(path)) {
+    let known = |path: &str| match RecoveryOrder::load(&here.below(path)) {
         Presence::Present(order) => Some(order),
         Presence::Absent | Presence::Unknown(_) => None,
     };
     let (done, dropped) = (known(order::DONE_PATH), known(order::DROPPED_PATH));
-    let is_last = |dropped: &&Order| done.as_ref().is_none_or(|done| done.time < dropped.time);
+    let is_last = |dropped: &&RecoveryOrder| done.as_ref().is_none_or(|done| done.time < dropped.time);
     let dropped = dropped.as_ref().filter(is_last);
-    let report = Report { cluster: &here.spec.cluster, view: &view, advice: &advice, done: done.as_ref(), dropped };
+    let report =
+        Report { cluster: &here.node.spec.cluster, view: &view, advice: &advice, done: done.as_ref(), dropped };
     let text = if json { format!("{}\n", serde_json::to_string_pretty(&report.json())?) } else { report.to_string() };
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
@@ -111,15 +115,19 @@ fn refused(refusal: &Refusal, me: &str) -> UserError {
 /// Gives the order, which `pgha-node init` carries out: a connection that breaks off in the middle interrupts nothing.
 fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
     let began = now();
-    let order = match Order::load(&here.below(order::PATH)).known()? {
+    let order = match RecoveryOrder::load(&here.below(order::PATH)).known()? {
         Some(order) => {
-            log::info!("an order was given here before ({}): it is gone on with", clock::utc(order.time));
+            log::info!("an order was given here before ({}): it is continued", clock::utc(order.time));
             order
         }
         None => {
             let (view, contents) = here.view();
             let plan = plan::plan(&view, force).map_err(|refusal| refused(&refusal, &here.me().name))?;
-            confirm(yes, &show::told(&plan, &here.me().name), &here.spec.cluster)?;
+            let told = show::told(&plan, &here.me().name);
+            if yes {
+                write!(io::stderr(), "{told}")?;
+            }
+            confirm(yes, &told, &here.node.spec.cluster)?;
             act::order(here, &view, &plan, &contents, force)?
         }
     };
@@ -127,8 +135,8 @@ fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
     follow(here, &order, began)
 }
 
-/// Writes the order down and lets `pgha-node init` begin anew, which finds it.
-fn give(here: &Here<'_>, order: &Order) -> Result<()> {
+/// Writes the order down and lets `pgha-node init` begin again, which finds it.
+fn give(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
     stop_init()?;
     let write = || {
         let _held = lock::hold("recover", |who| log::info!("waiting for {who}"))?;
@@ -149,9 +157,11 @@ fn stop_init() -> Result<()> {
 }
 
 /// Tells how the order is carried out, until it is, or is dropped, or fails.
-fn follow(here: &Here<'_>, order: &Order, began: u64) -> Result<()> {
+fn follow(here: &Here<'_>, order: &RecoveryOrder, began: u64) -> Result<()> {
     let is_this = |path: &str| {
-        Ok::<_, anyhow::Error>(Order::load(&here.below(path)).known()?.filter(|it| it.incarnation == order.incarnation))
+        Ok::<_, anyhow::Error>(
+            RecoveryOrder::load(&here.below(path)).known()?.filter(|it| it.incarnation == order.incarnation),
+        )
     };
     let stays = "the order stays, and is gone on with by itself. How it stands: pgha-node recover. To drop it: pgha-node \
                  recover --cancel";
@@ -165,10 +175,10 @@ fn follow(here: &Here<'_>, order: &Order, began: u64) -> Result<()> {
             let dropped = is_this(order::DROPPED_PATH)?.and_then(|order| order.dropped);
             let why = dropped.unwrap_or_else(|| "it is not there any more".to_owned());
             return Err(UserError::runtime(format!("the order is dropped, and nothing has changed: {why}"))
-                .hint("how it stands now: pgha-node recover")
+                .hint("see `pgha-node recover`")
                 .into());
         }
-        let Progress { phase, step, reason, since, .. } = Progress::load(Path::new(PROGRESS_PATH));
+        let BootProgress { phase, step, reason, since, .. } = progress::load(Path::new(PROGRESS_PATH));
         let text = if reason.is_empty() { step } else { format!("{step}: {reason}") };
         if since >= began && text != told {
             if matches!(phase, Phase::Failed | Phase::Refused) {
@@ -193,9 +203,9 @@ fn now() -> u64 {
 
 fn cancel(here: &Here<'_>) -> Result<()> {
     let path = here.below(order::PATH);
-    let load = || -> Result<Order> {
+    let load = || -> Result<RecoveryOrder> {
         let none = || UserError::usage("there is no order on this node that is not carried out");
-        Ok(Order::load(&path).known()?.ok_or_else(none)?)
+        Ok(RecoveryOrder::load(&path).known()?.ok_or_else(none)?)
     };
     load()?;
     stop_init()?;

@@ -227,6 +227,7 @@ fn started(number: u8) -> Listed {
         peer_urls: vec![format!("https://10.0.0.1{number}:2380")],
         started: true,
         answers: true,
+        learns: false,
     }
 }
 
@@ -442,8 +443,8 @@ fn a_member_is_named_by_its_name_or_its_address() {
 #[test]
 fn an_order_stands_on_the_founder_alone_and_only_while_nobody_left_out_answers() {
     let silent = || Peer::Silent("no answer".into());
-    let order = |without: &[&str]| Order { document: three().digest, without: set(without) };
-    let given = |me: &str, peers, order: Order| stands(&view(me, fresh(), peers), &order).err();
+    let order = |without: &[&str]| FormingOrder { document: three().digest, without: set(without) };
+    let given = |me: &str, peers, order: FormingOrder| stands(&view(me, fresh(), peers), &order).err();
     assert_eq!(given("pg-1", [told(&fresh()), silent()], order(&["pg-3"])), None);
     let refused = [
         given("pg-2", [told(&fresh()), silent()], order(&["pg-3"])),
@@ -451,7 +452,7 @@ fn an_order_stands_on_the_founder_alone_and_only_while_nobody_left_out_answers()
         given("pg-1", [told(&fresh()), silent()], order(&["pg-4"])),
         given("pg-1", [told(&fresh()), told(&fresh())], order(&["pg-3"])),
         given("pg-1", [told(&fresh()), Peer::Unclear("503".into())], order(&["pg-3"])),
-        given("pg-1", [told(&fresh()), silent()], Order { document: "another".into(), ..order(&["pg-3"]) }),
+        given("pg-1", [told(&fresh()), silent()], FormingOrder { document: "another".into(), ..order(&["pg-3"]) }),
     ];
     insta::assert_snapshot!(refused.map(Option::unwrap).join("\n"));
 }
@@ -486,7 +487,7 @@ struct Lab {
 struct Machine {
     own: Own,
     document: Document,
-    order: Option<Order>,
+    order: Option<FormingOrder>,
     /// Whether it is on, and its etcd runs.
     on: bool,
     runs: bool,
@@ -514,7 +515,7 @@ impl Lab {
 
     fn order(&mut self, name: &str, without: &[&str]) {
         let machine = self.machine(name);
-        machine.order = Some(Order { document: machine.document.digest.clone(), without: set(without) });
+        machine.order = Some(FormingOrder { document: machine.document.digest.clone(), without: set(without) });
     }
 
     /// The clusters with a quorum.
@@ -758,4 +759,21 @@ fn a_document_without_a_founder_that_is_lost_needs_no_order() {
     }
     lab.settle();
     assert!(lab.is_whole());
+}
+
+#[test]
+fn a_new_member_counts_at_once_only_where_the_others_are_a_quorum_with_it() {
+    let cluster = |started: usize, never: usize| Cluster {
+        id: 1,
+        members: (0..started + never)
+            .map(|id| Listed { id: id as u64, started: id < started, ..Listed::default() })
+            .collect(),
+    };
+    let learns: Vec<bool> =
+        [(1, 0), (2, 0), (2, 1), (3, 0), (4, 0)].map(|(started, never)| must_learn(&cluster(started, never))).into();
+    assert_eq!(learns, [true, false, true, false, false]);
+    // While the second learns, there is still one alone that counts.
+    let mut two = cluster(2, 0);
+    two.members[1].learns = true;
+    assert!(must_learn(&two));
 }

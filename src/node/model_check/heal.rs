@@ -43,6 +43,9 @@ pub(super) struct Healer<'a> {
     unknown: Cell<usize>,
 }
 
+/// A state on the way: its fingerprint, its number, it, the move that led to it, and the moves that are left to try.
+type Passed = (u64, u32, World, Option<Move>, Vec<Move>);
+
 /// How a search ended.
 enum Ending {
     Well(Box<World>),
@@ -331,7 +334,7 @@ impl<'a> Healer<'a> {
     fn search(&self, start: &World, doc: u8) -> Ending {
         let mut known = self.known.borrow_mut();
         let mut reached = Reached::default();
-        let mut path: Vec<(u64, u32, World, Option<Move>, Vec<Move>)> = Vec::new();
+        let mut path: Vec<Passed> = Vec::new();
         let mut next = Some((None, start.clone()));
         loop {
             if let Some((last, world)) = next.take() {

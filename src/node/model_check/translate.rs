@@ -36,7 +36,7 @@ impl Decider {
             document: self.real[doc as usize].clone(),
             me: name(me),
             own: self.own(has, me),
-            order: order.map(|order| join::Order {
+            order: order.map(|order| join::FormingOrder {
                 document: self.real[order.doc as usize].digest.clone(),
                 without: names(order.without),
             }),
@@ -198,7 +198,7 @@ impl Decider {
         let nodes = self.documents[doc as usize].iter().map(|no| {
             let it = world.nodes.get(*no as usize).filter(|_| *no == me || world.connected(me, *no));
             let data = it.and_then(Node::data);
-            plan::Node {
+            plan::KnownNode {
                 name: name(*no),
                 silent: it.is_none().then(|| "no answer".to_owned()),
                 database: match it.map(|it| (it.db_unread, it.db)) {
@@ -284,6 +284,7 @@ impl Decider {
                 peer_urls: vec![url(node)],
                 started,
                 answers: false,
+                learns: false,
             })
         };
         (0..NODES as u8).filter_map(member).collect()
@@ -477,8 +478,8 @@ pub(super) fn spec(number: usize, members: &[u8]) -> ClusterSpec {
 /// What [`state::verify_ownership`] says to each combination of data and state; no other difference is in a world.
 pub(super) fn refused() -> HashMap<(Three, Three, bool), bool> {
     let unknown = || Doubt::new("Input/output error");
-    let spec = samples::three();
-    let state = State::new(&spec, 0, EtcdStart::together(&spec));
+    let node = crate::model::Node::new(samples::three(), 0);
+    let state = State::new(&node, EtcdStart::together(&node.spec));
     let held =
         || Held { version: VERSION, folder: "main".into(), database: Database::Damaged("it is half".to_owned()) };
     let mut known = HashMap::new();
@@ -497,7 +498,7 @@ pub(super) fn refused() -> HashMap<(Three, Three, bool), bool> {
                         Three::Unknown => Presence::Unknown(unknown()),
                     },
                 };
-                let verdict = state::verify_ownership(&spec, 0, has_state.then_some(&state), &disks, Some(VERSION));
+                let verdict = state::verify_ownership(&node, has_state.then_some(&state), &disks, Some(VERSION));
                 let is_known = etcd != Three::Unknown && database != Three::Unknown;
                 assert!(verdict.as_ref().err().is_none_or(|error| (error.kind == ErrorKind::Usage) == is_known));
                 known.insert((etcd, database, has_state), verdict.is_err());

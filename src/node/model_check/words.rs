@@ -212,7 +212,7 @@ impl fmt::Display for Move {
             Move::Ask(by, to, How::Late) => {
                 write!(f, "{} asks {}, whom the question has not reached yet", n(by), n(to))
             }
-            Move::Alone(by) => write!(f, "{} looks, and there is nobody to ask", n(by)),
+            Move::Alone(by) => write!(f, "{} looks, and no member can be asked", n(by)),
             Move::Count(node) => write!(f, "the agent of {} counts its document as the newest", n(node)),
             Move::Declare(node) => write!(f, "a person says that the document of {} is the newest", n(node)),
             Move::Prune(node, whom) => {

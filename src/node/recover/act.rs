@@ -9,7 +9,7 @@ use super::{
     keys::{Beginning, Contents, Names},
     lineage::{self, Lineage},
     look::{Here, READ_WITHIN},
-    order::{self, Order, Phase},
+    order::{self, Phase, RecoveryOrder},
     plan::{self, Database, Etcd, Plan, Refusal, View},
     window,
 };
@@ -54,7 +54,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub enum Outcome {
     /// The cluster goes on from this node.
-    Done(Box<Order>),
+    Done(Box<RecoveryOrder>),
     /// It was dropped, and why.
     Dropped(Refusal),
 }
@@ -63,8 +63,8 @@ pub enum Outcome {
 ///
 /// # Errors
 /// When the system has no random numbers.
-pub fn order(here: &Here<'_>, view: &View, plan: &Plan, contents: &Contents, force: bool) -> Result<Order> {
-    let names = Names(&here.spec.cluster);
+pub fn order(here: &Here<'_>, view: &View, plan: &Plan, contents: &Contents, force: bool) -> Result<RecoveryOrder> {
+    let names = Names(&here.node.spec.cluster);
     let lineages = view.nodes.iter().filter_map(|node| node.lineage.as_ref());
     let lineages = lineages.flat_map(|known| known.recovered.replaces.iter().chain([&known.cluster]).cloned());
     let clusters = view.nodes.iter().filter_map(|node| match &node.etcd {
@@ -77,10 +77,10 @@ pub fn order(here: &Here<'_>, view: &View, plan: &Plan, contents: &Contents, for
             replaces.push(cluster);
         }
     }
-    Ok(Order {
+    Ok(RecoveryOrder {
         schema: 1,
-        cluster: here.spec.cluster.clone(),
-        identity: Keys::new(here.spec).identity(),
+        cluster: here.node.spec.cluster.clone(),
+        identity: Keys::new(&here.node.spec).identity(),
         node: here.me().name.clone(),
         time: now(),
         force,
@@ -136,7 +136,7 @@ pub fn stop() -> Result<()> {
 /// # Errors
 /// When a step of it fails; it is tried again then.
 pub fn go_on(here: &Here<'_>, window: &mut Option<DiscoveryListener>, tell: impl FnMut(&str)) -> Result<()> {
-    let Some(order) = Order::load(&here.below(order::PATH)).known()? else { return Ok(()) };
+    let Some(order) = RecoveryOrder::load(&here.below(order::PATH)).known()? else { return Ok(()) };
     // Patroni may have the port.
     stop()?;
     if window.is_none() {
@@ -156,7 +156,7 @@ pub fn go_on(here: &Here<'_>, window: &mut Option<DiscoveryListener>, tell: impl
 /// When a step fails; the order stays, and is gone on with when this is called again.
 pub fn carry_out(
     here: &Here<'_>,
-    mut order: Order,
+    mut order: RecoveryOrder,
     stop: impl FnOnce() -> Result<()>,
     mut tell: impl FnMut(&str),
 ) -> Result<Outcome> {
@@ -206,7 +206,7 @@ pub fn carry_out(
 }
 
 /// The plan as it is now; what has changed since the order was given may be what it was not given for.
-fn speaks_against(view: &View, order: &Order) -> Result<Plan, Refusal> {
+fn speaks_against(view: &View, order: &RecoveryOrder) -> Result<Plan, Refusal> {
     let plan = plan::plan(view, order.force)?;
     plan.beyond(&order.accepts).map_or(Ok(plan), Err)
 }
@@ -218,7 +218,7 @@ fn answering(view: &View) -> BTreeSet<String> {
 
 /// Looks at the others once more. One that has answered and does not now may be the one that the cluster goes on from in
 /// this moment: its services change places then.
-fn look_again(here: &Here<'_>, order: &Order, answered: &BTreeSet<String>) -> Result<Plan, Refusal> {
+fn look_again(here: &Here<'_>, order: &RecoveryOrder, answered: &BTreeSet<String>) -> Result<Plan, Refusal> {
     let deadline = Instant::now() + SILENT_WITHIN;
     loop {
         let (view, _) = here.view();
@@ -230,12 +230,12 @@ fn look_again(here: &Here<'_>, order: &Order, answered: &BTreeSet<String>) -> Re
     }
 }
 
-fn drop_for(here: &Here<'_>, order: Order, refusal: Refusal) -> Result<Outcome> {
+fn drop_for(here: &Here<'_>, order: RecoveryOrder, refusal: Refusal) -> Result<Outcome> {
     drop_order(here, order, &refusal.to_string())?;
     Ok(Outcome::Dropped(refusal))
 }
 
-fn advance(order: &mut Order, phase: Phase, path: &Path) -> Result<()> {
+fn advance(order: &mut RecoveryOrder, phase: Phase, path: &Path) -> Result<()> {
     order.phase = phase;
     order.store(path)
 }
@@ -244,7 +244,7 @@ fn advance(order: &mut Order, phase: Phase, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When it is in place, or that is not known, or the disk fails.
-pub fn drop_order(here: &Here<'_>, order: Order, why: &str) -> Result<()> {
+pub fn drop_order(here: &Here<'_>, order: RecoveryOrder, why: &str) -> Result<()> {
     if is_in_place(here, &order)? {
         return Err(UserError::usage("the order is carried out: the cluster goes on from this node").into());
     }
@@ -252,13 +252,13 @@ pub fn drop_order(here: &Here<'_>, order: Order, why: &str) -> Result<()> {
     if Presence::of(&made).known()?.is_some() {
         aside::set_aside(&made, "dropped")?;
     }
-    Order { dropped: Some(why.to_owned()), ..order }.store(&here.below(order::DROPPED_PATH))?;
+    RecoveryOrder { dropped: Some(why.to_owned()), ..order }.store(&here.below(order::DROPPED_PATH))?;
     order::retire(&here.below(order::KEYS_PATH), None)?;
     order::retire(&here.below(order::PATH), None)
 }
 
 /// Whether the new incarnation is in its place.
-fn is_in_place(here: &Here<'_>, order: &Order) -> Result<bool> {
+fn is_in_place(here: &Here<'_>, order: &RecoveryOrder) -> Result<bool> {
     let Some(ids) = order.ids else { return Ok(false) };
     match EtcdData::look(&here.etcd_data()) {
         EtcdData::Data(found) => Ok(found == ids),
@@ -268,22 +268,22 @@ fn is_in_place(here: &Here<'_>, order: &Order) -> Result<bool> {
 }
 
 /// Where the new incarnation is made.
-fn made_in(here: &Here<'_>, order: &Order) -> PathBuf {
+fn made_in(here: &Here<'_>, order: &RecoveryOrder) -> PathBuf {
     here.etcd_data().with_file_name(format!("recovered-{}", order.incarnation))
 }
 
 /// Writes down what etcd has kept.
-fn read(here: &Here<'_>, order: &Order, contents: &Contents) -> Result<()> {
+fn read(here: &Here<'_>, order: &RecoveryOrder, contents: &Contents) -> Result<()> {
     let contents = if order.keys { contents.clone() } else { Contents::default() };
     write_private(&here.below(order::KEYS_PATH), &serde_json::to_string_pretty(&contents)?)
 }
 
-fn branch(here: &Here<'_>, order: &mut Order, path: &Path) -> Result<()> {
+fn branch(here: &Here<'_>, order: &mut RecoveryOrder, path: &Path) -> Result<()> {
     let stopped = StoppedDatabase { data: here.data(), programs: here.programs(), sockets: here.below(SOCKETS) };
     let number = match order.number {
         Some(number) => number,
         None => {
-            let number = stopped.number(order.newest, here.own)?;
+            let number = stopped.number(order.newest, here.node.index())?;
             order.number = Some(number);
             order.since = Some(since(here)?.unwrap_or(number));
             order.store(path)?;
@@ -296,7 +296,7 @@ fn branch(here: &Here<'_>, order: &mut Order, path: &Path) -> Result<()> {
 
 /// The first of the timelines that this database got by orders that were dropped, if it is on such a one.
 fn since(here: &Here<'_>) -> Result<Option<u32>> {
-    let Some(dropped) = Order::load(&here.below(order::DROPPED_PATH)).known()? else { return Ok(None) };
+    let Some(dropped) = RecoveryOrder::load(&here.below(order::DROPPED_PATH)).known()? else { return Ok(None) };
     match here.database_as_it_is(READ_WITHIN) {
         Database::Present(copy) => Ok(dropped.before(&copy.reach).and(dropped.since)),
         Database::Unknown { why } | Database::Unusable { why } => bail!("how far the database has come: {why}"),
@@ -305,7 +305,7 @@ fn since(here: &Here<'_>) -> Result<Option<u32>> {
 }
 
 /// Makes the new incarnation of etcd, beside its place.
-fn make(here: &Here<'_>, order: &Order) -> Result<Ids> {
+fn make(here: &Here<'_>, order: &RecoveryOrder) -> Result<Ids> {
     let made = made_in(here, order);
     if Presence::of(&made).known()?.is_some() {
         aside::set_aside(&made, "unfinished")?;
@@ -320,7 +320,7 @@ fn make(here: &Here<'_>, order: &Order) -> Result<Ids> {
 }
 
 /// Puts the new incarnation in its place, in exchange for etcd's old data.
-fn place(here: &Here<'_>, order: &Order) -> Result<()> {
+fn place(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
     let (data, made) = (here.etcd_data(), made_in(here, order));
     let doing = || format!("putting {} in its place", made.display());
     match Presence::of(&data).known()?.is_some() {
@@ -333,7 +333,7 @@ fn place(here: &Here<'_>, order: &Order) -> Result<()> {
 }
 
 /// Sets etcd's old data aside, which the new incarnation got the place of.
-fn set_replaced_aside(here: &Here<'_>, order: &Order) -> Result<()> {
+fn set_replaced_aside(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
     let old = made_in(here, order);
     if Presence::of(&old).known()?.is_some() {
         aside::set_aside_as(&old, &here.etcd_data(), "replaced")?;
@@ -342,7 +342,7 @@ fn set_replaced_aside(here: &Here<'_>, order: &Order) -> Result<()> {
 }
 
 /// Makes this node remember how its member of etcd began.
-fn remember(here: &Here<'_>, order: &Order) -> Result<()> {
+fn remember(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
     let ids = order.ids.context("the order does not say which etcd it made")?;
     let lineage = Lineage { cluster: format!("{:x}", ids.cluster), recovered: order.recovered()? };
     lineage.store(&here.below(lineage::PATH))?;
@@ -350,8 +350,8 @@ fn remember(here: &Here<'_>, order: &Order) -> Result<()> {
     let start =
         EtcdStart { existing: false, token: order.token(), members: vec![(order.node.clone(), peer_url(here.me()))] };
     let state = State::load(&path)?.filter(|state| state.identity == order.identity);
-    let state = state.unwrap_or_else(|| State::new(here.spec, here.own, start.clone()));
-    state.begin(Begun { start, ids: order.ids, seen: true }).named(here.spec, here.own).store(&path)
+    let state = state.unwrap_or_else(|| State::new(here.node, start.clone()));
+    state.begin(Begun { start, ids: order.ids, seen: true }).named(here.node).store(&path)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::{
     etcd::{Client, EtcdError, RangeRequest, Settings},
     exec::Running,
     node::{
-        aside::Size,
+        aside::measure,
         etcd_data::{self, EtcdData},
         pki::AUTHORITY_FILE,
     },
@@ -67,7 +67,7 @@ impl Etcd {
     /// When there is no room for a copy of the data, or etcd cannot read them.
     pub fn read(&self, data: &Path, prefixes: &[String]) -> Result<Contents> {
         let above = data.parent().context("etcd's data have no folder above them")?;
-        let size = Size::of(data, COUNTED);
+        let size = measure(data, COUNTED);
         let disk = rustix::fs::statvfs(above).with_context(|| format!("looking at {}", above.display()))?;
         if disk.f_bavail.saturating_mul(disk.f_frsize) < size.bytes + (64 << 20) {
             return Err(UserError::runtime(format!(

@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn patronis_history_is_that_of_one_timeline() {
+    fn the_history_of_patroni_is_that_of_one_timeline() {
         let names = Names("demo");
         let places = |of| old().history(names, of).map(|history| history.0.len());
         assert_eq!([places(1), places(2), places(3), places(4)], [None, Some(1), Some(2), None]);

@@ -9,8 +9,8 @@ use super::{
     incarnation::Etcd as PrivateEtcd,
     keys::{Contents, Entry, Names},
     lineage::{self, Lineage},
-    order::{self, Order},
-    plan::{Copy, Database, Etcd, Keys, Node, View},
+    order::{self, RecoveryOrder},
+    plan::{Copy, Database, Etcd, Keys, KnownNode, View},
     timeline::{History, Place, Reach, parse_position},
     wal::Wal,
 };
@@ -19,7 +19,7 @@ use crate::{
     etcd::{RangeRequest, RangeResult},
     files::Presence,
     model::{
-        ClusterSpec, Member,
+        Member, Node,
         scope::{client_url, host_port, peer_url, ports},
     },
     node::{
@@ -73,10 +73,8 @@ pub struct Told {
 /// This node, and where its files are.
 #[derive(Debug)]
 pub struct Here<'a> {
-    /// The document.
-    pub spec: &'a ClusterSpec,
-    /// The index of this node.
-    pub own: usize,
+    /// This machine's cluster and member.
+    pub node: &'a Node,
     /// Where its files are: `/`.
     pub root: PathBuf,
     /// The major version of the image's PostgreSQL.
@@ -86,15 +84,15 @@ pub struct Here<'a> {
 }
 
 impl<'a> Here<'a> {
-    /// The member `own` of `spec`, as which this machine runs.
-    pub fn of_the_node(spec: &'a ClusterSpec, own: usize, version: u32) -> Here<'a> {
+    /// Where the files of `node` are on this machine.
+    pub fn of_the_node(node: &'a Node, version: u32) -> Here<'a> {
         let credentials = TlsCredentials::of_the_node();
-        Here { spec, own, root: "/".into(), version, credentials }
+        Here { node, root: "/".into(), version, credentials }
     }
 
     /// This node's member.
     pub fn me(&self) -> &Member {
-        &self.spec.members[self.own]
+        self.node.member()
     }
 
     /// A path of this node's.
@@ -197,7 +195,7 @@ impl<'a> Here<'a> {
     /// The copy as it was before the orders that were not carried out.
     fn before_orders(&self, copy: Copy) -> Result<Copy> {
         for path in [order::PATH, order::DROPPED_PATH] {
-            if let Some(order) = Order::load(&self.below(path)).known()?
+            if let Some(order) = RecoveryOrder::load(&self.below(path)).known()?
                 && let Some(before) = order.before(&copy.reach)
             {
                 return Ok(Copy { reach: before, ..copy });
@@ -263,7 +261,7 @@ impl<'a> Here<'a> {
     pub fn view(&self) -> (View, Contents) {
         let kept = self.keys();
         let contents = kept.as_ref().ok().cloned().flatten().unwrap_or_default();
-        let names = Names(&self.spec.cluster);
+        let names = Names(&self.node.spec.cluster);
         let keys = match kept {
             Ok(None) => Keys::Absent,
             Ok(Some(contents)) => Keys::Read(contents.kept(names)),
@@ -271,12 +269,12 @@ impl<'a> Here<'a> {
         };
         let (mut nodes, quorum) = thread::scope(|scope| {
             let nodes: Vec<_> =
-                self.spec.members.iter().map(|member| (member, scope.spawn(|| self.ask(member)))).collect();
+                self.node.spec.members.iter().map(|member| (member, scope.spawn(|| self.ask(member)))).collect();
             let quorum = scope.spawn(|| self.quorum());
             let nodes = nodes
                 .into_iter()
                 .map(|(member, asked)| asked.join().unwrap_or_else(|_| silent(member, "asking it failed".to_owned())));
-            let nodes: Vec<Node> = nodes.collect();
+            let nodes: Vec<KnownNode> = nodes.collect();
             (nodes, quorum.join().unwrap_or_default())
         });
         // What Patroni does not say of a timeline, its key may.
@@ -301,7 +299,7 @@ impl<'a> Here<'a> {
             Etcd::Unknown { why } => bail!(why),
             Etcd::Present { .. } => {}
         }
-        let names = Names(&self.spec.cluster);
+        let names = Names(&self.node.spec.cluster);
         let prefixes = [names.patroni(), names.own()];
         if let Ok(contents) = self.ask_etcd(&prefixes) {
             return Ok(Some(contents));
@@ -331,7 +329,7 @@ impl<'a> Here<'a> {
     /// The members of etcd, if a quorum of any of its clusters answers.
     fn quorum(&self) -> Option<Vec<String>> {
         // One at a time: another cluster's member that has no quorum must not hide one that has.
-        let all: Vec<_> = self.spec.members.iter().map(client_url).collect();
+        let all: Vec<_> = self.node.spec.members.iter().map(client_url).collect();
         thread::scope(|scope| {
             let asked: Vec<_> = all
                 .into_iter()
@@ -350,8 +348,8 @@ impl<'a> Here<'a> {
     }
 
     /// What is known of a node of the document.
-    fn ask(&self, member: &Member) -> Node {
-        let of = |told: Told, patroni: bool, primary: bool| Node {
+    fn ask(&self, member: &Member) -> KnownNode {
+        let of = |told: Told, patroni: bool, primary: bool| KnownNode {
             name: member.name.clone(),
             silent: None,
             database: told.database,
@@ -372,7 +370,7 @@ impl<'a> Here<'a> {
             Err(NoAnswer::Unclear(why)) => match self.ask_for_facts(member) {
                 Ok(told) => of(told, false, false),
                 // The machine is on. It may have more, and whoever looks after it can say so.
-                Err(_) => Node { silent: None, ..silent(member, why) },
+                Err(_) => KnownNode { silent: None, ..silent(member, why) },
             },
         };
         self.with_etcd(member, node)
@@ -400,9 +398,9 @@ impl<'a> Here<'a> {
         answer.body_mut().with_config().limit(LONGEST).read_json().map_err(|error| unclear(error.to_string()))
     }
 
-    fn with_patroni(&self, member: &Member, status: &Patroni) -> Node {
+    fn with_patroni(&self, member: &Member, status: &Patroni) -> KnownNode {
         let database = status.database().unwrap_or_else(|why| Database::Unknown { why });
-        Node {
+        KnownNode {
             name: member.name.clone(),
             silent: None,
             database,
@@ -415,7 +413,7 @@ impl<'a> Here<'a> {
     }
 
     /// Adds what the node's etcd says, if it runs.
-    fn with_etcd(&self, member: &Member, node: Node) -> Node {
+    fn with_etcd(&self, member: &Member, node: KnownNode) -> KnownNode {
         if !matches!(node.etcd, Etcd::Unknown { .. }) || reach(member.address, ports::ETCD_PEER).is_err() {
             return node;
         }
@@ -425,12 +423,12 @@ impl<'a> Here<'a> {
         let cluster = answer.headers().get("X-Etcd-Cluster-ID").and_then(|id| id.to_str().ok());
         let etcd = Etcd::Present { cluster: cluster.map(ToOwned::to_owned), member: None };
         // Its etcd answers: it is there, whatever else is not known.
-        Node { silent: None, etcd, ..node }
+        KnownNode { silent: None, etcd, ..node }
     }
 }
 
-fn silent(member: &Member, why: String) -> Node {
-    Node {
+fn silent(member: &Member, why: String) -> KnownNode {
+    KnownNode {
         name: member.name.clone(),
         database: Database::Unknown { why: why.clone() },
         etcd: Etcd::Unknown { why: why.clone() },

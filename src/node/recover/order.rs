@@ -45,7 +45,7 @@ pub enum Phase {
 /// The order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Order {
+pub struct RecoveryOrder {
     /// The version of this shape: 1.
     pub schema: u32,
     /// The cluster's name.
@@ -89,9 +89,9 @@ pub struct Order {
     pub dropped: Option<String>,
 }
 
-impl Order {
+impl RecoveryOrder {
     /// Reads it.
-    pub fn load(path: &Path) -> Presence<Order> {
+    pub fn load(path: &Path) -> Presence<RecoveryOrder> {
         Presence::of_text(path, LONGEST).and_then(|text| match serde_json::from_str(&text) {
             Ok(order) => Presence::Present(order),
             Err(error) => Presence::Unknown(Doubt::new(format!("reading {}: {error}", path.display()))),
@@ -164,7 +164,7 @@ impl Order {
 
 /// An order that is not carried out yet, for a person; also one that cannot be read.
 pub fn pending(path: &Path) -> Option<String> {
-    match Order::load(path) {
+    match RecoveryOrder::load(path) {
         Presence::Present(order) => Some(order.words().to_owned()),
         Presence::Absent => None,
         Presence::Unknown(doubt) => Some(format!("whether there is an order is not known: {doubt}")),
@@ -193,8 +193,8 @@ mod tests {
     use super::*;
     use crate::node::{database::Lsn, recover::timeline::Place};
 
-    fn order() -> Order {
-        Order {
+    fn order() -> RecoveryOrder {
+        RecoveryOrder {
             schema: 1,
             cluster: "demo".into(),
             identity: "feed".into(),
@@ -224,9 +224,9 @@ mod tests {
     fn an_order_is_read_back_and_half_an_order_is_pending_too() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("recover.json");
-        assert_eq!((Order::load(&path), pending(&path)), (Presence::Absent, None));
+        assert_eq!((RecoveryOrder::load(&path), pending(&path)), (Presence::Absent, None));
         order().store(&path).unwrap();
-        assert_eq!(Order::load(&path), Presence::Present(order()));
+        assert_eq!(RecoveryOrder::load(&path), Presence::Present(order()));
         assert_eq!(pending(&path).as_deref(), Some("the database has its new timeline"));
         fs::write(&path, "{").unwrap();
         assert!(pending(&path).is_some());
@@ -245,7 +245,7 @@ mod tests {
         };
         let before = reach(place(2, 0x5000), &[place(1, 0x2000)]);
         let branched = reach(place(66, 0x6000), &[place(1, 0x2000), place(2, 0x5000)]);
-        let dropped = Order { dropped: Some("why".into()), ..order() };
+        let dropped = RecoveryOrder { dropped: Some("why".into()), ..order() };
         assert_eq!(order().before(&branched), Some(before.clone()));
         assert_eq!(dropped.before(&branched), Some(before.clone()));
         assert_eq!(order().before(&before), None);
@@ -254,11 +254,11 @@ mod tests {
         let promoted = reach(place(67, 0x8000), &[place(1, 0x2000), place(2, 0x5000), place(66, 0x7000)]);
         assert_eq!((dropped.before(&written), dropped.before(&promoted)), (None, None));
         // Cut off while it was promoted, to this number or the next that is free.
-        let cut = Order { branch: None, ..order() };
+        let cut = RecoveryOrder { branch: None, ..order() };
         assert_eq!(cut.before(&written), Some(before.clone()));
-        assert_eq!(Order { branch: None, ..dropped }.before(&written), None);
+        assert_eq!(RecoveryOrder { branch: None, ..dropped }.before(&written), None);
         // A second order, after one that was dropped.
-        let again = Order {
+        let again = RecoveryOrder {
             number: Some(130),
             branch: Some(Branch { end: place(130, 0x6800), history: History::default() }),
             ..order()
@@ -266,7 +266,7 @@ mod tests {
         let twice = reach(place(130, 0x6800), &[place(1, 0x2000), place(2, 0x5000), place(66, 0x6000)]);
         assert_eq!(again.before(&twice), Some(before));
         // A database of one timeline.
-        let only = Order { number: Some(65), since: None, branch: None, ..order() };
+        let only = RecoveryOrder { number: Some(65), since: None, branch: None, ..order() };
         assert_eq!(only.before(&reach(place(65, 0x30), &[place(1, 0x20)])).unwrap(), reach(place(1, 0x20), &[]));
     }
 }

@@ -25,7 +25,7 @@ pub struct View {
     /// This node's name.
     pub me: String,
     /// The nodes of the document, in its order, this one among them.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<KnownNode>,
     /// The members of etcd's cluster, if a quorum of it answers.
     pub quorum: Option<Vec<String>>,
     /// What this node's etcd has kept.
@@ -34,7 +34,7 @@ pub struct View {
 
 /// What is known of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Node {
+pub struct KnownNode {
     /// Its name.
     pub name: String,
     /// Why nothing is known of it: nothing answers there.
@@ -130,7 +130,7 @@ pub struct Kept {
 pub struct Plan {
     /// The copy that it goes on with; `None` if there is none here and only etcd goes on.
     pub database: Option<Copy>,
-    /// Whether etcd's keys are kept; otherwise they are made anew from the database.
+    /// Whether etcd's keys are kept; otherwise they are made again from the database.
     pub keys: bool,
     /// What other nodes have that the cluster will not have; it is set aside there.
     pub losses: Vec<Loss>,
@@ -198,8 +198,8 @@ pub enum Refusal {
     Quorum(Vec<String>),
     /// Another node has such an order.
     Pending(String),
-    /// The cluster went on from elsewhere, and that node is part of it.
-    Elsewhere(String, Box<Lineage>),
+    /// The cluster went on from elsewhere, and that node is part of it: which that is.
+    Elsewhere(String, String),
     /// What this node has cannot be read.
     Unreadable(String),
     /// This node's database cannot be used as it is.
@@ -218,15 +218,15 @@ pub enum Refusal {
 
 impl View {
     /// This node.
-    pub fn own(&self) -> Option<&Node> {
+    pub fn own(&self) -> Option<&KnownNode> {
         self.node(&self.me)
     }
 
-    fn node(&self, name: &str) -> Option<&Node> {
+    fn node(&self, name: &str) -> Option<&KnownNode> {
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    fn others<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Node> {
+    fn others<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a KnownNode> {
         self.nodes.iter().filter(move |node| node.name != name)
     }
 
@@ -237,7 +237,7 @@ impl View {
     }
 }
 
-impl Node {
+impl KnownNode {
     /// Its copy of a database, if it has a usable one.
     pub fn copy(&self) -> Option<&Copy> {
         match &self.database {
@@ -291,7 +291,7 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
     }
     let Some(own) = view.own() else { return Err(Refusal::Nothing) };
     if let Some((node, lineage)) = elsewhere(view, own) {
-        return Err(Refusal::Elsewhere(node.name.clone(), Box::new(lineage.clone())));
+        return Err(Refusal::Elsewhere(node.name.clone(), lineage.words()));
     }
     if let Some(node) = view.others(&view.me).find(|node| node.primary) {
         return Err(Refusal::Primary(node.name.clone()));
@@ -328,7 +328,7 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
 }
 
 /// A node that answers and is part of an incarnation of the cluster that `node` does not know of.
-fn elsewhere<'a>(view: &'a View, node: &'a Node) -> Option<(&'a Node, &'a Lineage)> {
+fn elsewhere<'a>(view: &'a View, node: &'a KnownNode) -> Option<(&'a KnownNode, &'a Lineage)> {
     view.others(&node.name).find_map(|other| {
         let theirs = other.lineage.as_ref()?;
         let is_known = node.lineage.as_ref().is_some_and(|own| {
@@ -404,7 +404,7 @@ fn without_database(view: &View) -> Result<(Vec<Loss>, Vec<Remark>), Refusal> {
     Ok((Vec::new(), better.collect()))
 }
 
-fn remarks_on(view: &View, own: &Node) -> Vec<Remark> {
+fn remarks_on(view: &View, own: &KnownNode) -> Vec<Remark> {
     let mut remarks = Vec::new();
     if own.copy().is_none() {
         remarks.push(Remark::NoDatabase);
@@ -470,7 +470,7 @@ pub fn advise(view: &View) -> Advice {
         return Advice::Pending(node.name.clone());
     }
     // The cluster went on already: from a node of that incarnation, if from any.
-    let is_newest = |node: &&Node| elsewhere(view, node).is_none();
+    let is_newest = |node: &&KnownNode| elsewhere(view, node).is_none();
     if !view.nodes.iter().any(|node| is_newest(&node)) {
         let parts = view.nodes.iter().filter_map(|node| Some((node.name.clone(), node.lineage.clone()?)));
         return Advice::Split(parts.collect());
@@ -575,7 +575,7 @@ impl fmt::Display for Refusal {
                 write!(f, "there is nothing to recover: a quorum of the cluster's etcd answers ({})", names.join(", "))
             }
             Refusal::Pending(node) => write!(f, "{node} has an order to go on from it: two nodes must not"),
-            Refusal::Elsewhere(node, lineage) => write!(f, "{node} answers and is part of {}", lineage.words()),
+            Refusal::Elsewhere(node, which) => write!(f, "{node} answers and is part of {which}"),
             Refusal::Unreadable(why) => write!(f, "what this node has is not known: {why}"),
             Refusal::Unusable(why) => write!(f, "this node's database cannot be used: {why}"),
             Refusal::Nothing => f.write_str("there is nothing on this node from which the cluster could go on"),
@@ -606,7 +606,7 @@ impl Refusal {
         match self {
             Refusal::Quorum(_) => "see what this node waits for: pgha-node status".to_owned(),
             Refusal::Pending(node) => format!(
-                "see how it stands: pgha-node recover, on {node}. If {node} cannot go on: pgha-node recover --cancel, there"
+                "see `pgha-node recover`, on {node}. If {node} cannot go on: pgha-node recover --cancel, there"
             ),
             Refusal::Elsewhere(node, _) => format!(
                 "nothing is to be done if {node} comes up: pgha-node status, there. If what {node} has is not wanted, or \

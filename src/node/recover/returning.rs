@@ -17,7 +17,7 @@ use crate::{
     etcd::Client,
     log,
     node::{
-        aside::{self, Size},
+        aside::{self, measure},
         begun::{BEGUN_PATH, Begun, What},
         database,
     },
@@ -74,7 +74,7 @@ fn descends(timeline: u32, history: &History, origin: &Origin) -> bool {
 /// # Errors
 /// When the disk fails, or what etcd says is not understood.
 pub fn admit(here: &Here<'_>, etcd: &Client) -> Result<Option<String>> {
-    let names = Names(&here.spec.cluster);
+    let names = Names(&here.node.spec.cluster);
     let recovered = match Recovered::ask(etcd, names) {
         Ok(recovered) => recovered,
         Err(error) => return Ok(Some(format!("etcd does not say from where the cluster went on: {error:#}"))),
@@ -179,7 +179,7 @@ fn has_timeline(here: &Here<'_>, facts: &database::Facts, origin: &Origin) -> Re
 
 /// Whether the file system of `folder` is known to have room for as much as is in `folder`.
 fn has_room(folder: &std::path::Path) -> bool {
-    let size = Size::of(folder, COUNTED);
+    let size = measure(folder, COUNTED);
     rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > size.bytes)
 }
 

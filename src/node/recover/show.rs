@@ -1,8 +1,8 @@
 //! What `pgha-node recover` shows: to people, and as JSON.
 
 use super::{
-    order::Order,
-    plan::{Advice, Choice, Database, Etcd, Keys, Loss, Node, Plan, Remark, View, plan},
+    order::RecoveryOrder,
+    plan::{Advice, Choice, Database, Etcd, Keys, KnownNode, Loss, Plan, Remark, View, plan},
 };
 use crate::clock;
 use serde::Serialize;
@@ -19,9 +19,9 @@ pub struct Report<'a> {
     /// From which node the cluster should go on.
     pub advice: &'a Advice,
     /// The last order that was carried out here.
-    pub done: Option<&'a Order>,
+    pub done: Option<&'a RecoveryOrder>,
     /// The last order that was dropped here.
-    pub dropped: Option<&'a Order>,
+    pub dropped: Option<&'a RecoveryOrder>,
 }
 
 impl Report<'_> {
@@ -116,7 +116,7 @@ impl fmt::Display for Report<'_> {
         if let Some(done) = self.done {
             writeln!(f, "\nThe cluster went on from this node by the order of {}", clock::utc(done.time))?;
         }
-        if let Some(Order { time, dropped: Some(why), .. }) = self.dropped {
+        if let Some(RecoveryOrder { time, dropped: Some(why), .. }) = self.dropped {
             writeln!(f, "\nThe order of {} to go on from this node was dropped: {why}", clock::utc(*time))?;
         }
         f.write_char('\n')?;
@@ -124,7 +124,7 @@ impl fmt::Display for Report<'_> {
     }
 }
 
-fn show_node(f: &mut fmt::Formatter<'_>, node: &Node) -> fmt::Result {
+fn show_node(f: &mut fmt::Formatter<'_>, node: &KnownNode) -> fmt::Result {
     if let Some(why) = &node.silent {
         return writeln!(f, "  unknown     {why}");
     }
@@ -242,7 +242,7 @@ pub fn told(plan: &Plan, me: &str) -> String {
         text,
         "{me} becomes the only member of a new etcd; {}. The others join it when they come, with their own etcd data set \
          aside. Nobody is synchronous with {me} until one of them has caught up.",
-        if plan.keys { "the keys of the old one are kept" } else { "its keys are made anew" }
+        if plan.keys { "the keys of the old one are kept" } else { "its keys are made again" }
     );
     let list = |text: &mut String, title: &str, losses: &[&Loss]| {
         if !losses.is_empty() {
@@ -277,7 +277,7 @@ mod tests {
         },
     };
 
-    fn node(name: &str, position: Option<u64>) -> Node {
+    fn node(name: &str, position: Option<u64>) -> KnownNode {
         let end = |position| Place { timeline: 1, position: Lsn(position) };
         let copy = |position| Copy {
             reach: Reach {
@@ -289,7 +289,7 @@ mod tests {
             last: Some(1_795_741_749),
         };
         let why = || "no answer".to_owned();
-        Node {
+        KnownNode {
             name: name.to_owned(),
             silent: position.is_none().then(why),
             database: position.map_or(Database::Unknown { why: why() }, |position| Database::Present(copy(position))),

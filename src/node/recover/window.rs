@@ -8,7 +8,7 @@ use super::{
     plan::Database,
 };
 use crate::{
-    model::{ClusterSpec, scope::ports},
+    model::{Node, scope::ports},
     node::{
         join::Document,
         peers::{DiscoveryListener, Facts, Host, TlsCredentials},
@@ -29,8 +29,7 @@ const FRESH: Duration = Duration::from_secs(30);
 /// What is told there.
 #[derive(Debug)]
 struct Window {
-    spec: ClusterSpec,
-    own: usize,
+    node: Node,
     root: PathBuf,
     version: u32,
     credentials: TlsCredentials,
@@ -43,8 +42,7 @@ struct Window {
 /// When it is not possible, as where Patroni runs.
 pub fn open(here: &Here<'_>) -> Result<DiscoveryListener> {
     let window = Window {
-        spec: here.spec.clone(),
-        own: here.own,
+        node: here.node.clone(),
         root: here.root.clone(),
         version: here.version,
         credentials: here.credentials.clone(),
@@ -56,13 +54,7 @@ pub fn open(here: &Here<'_>) -> Result<DiscoveryListener> {
 
 impl Window {
     fn here(&self) -> Here<'_> {
-        Here {
-            spec: &self.spec,
-            own: self.own,
-            root: self.root.clone(),
-            version: self.version,
-            credentials: self.credentials.clone(),
-        }
+        Here { node: &self.node, root: self.root.clone(), version: self.version, credentials: self.credentials.clone() }
     }
 
     /// What is told: what takes long to read is told again for a while, as no server runs meanwhile.
@@ -86,7 +78,7 @@ impl Window {
 
 impl Host for Window {
     fn name(&self) -> &str {
-        &self.spec.members[self.own].name
+        &self.node.member().name
     }
 
     fn answer(&self, _: &Request) -> Result<Answer> {
@@ -97,8 +89,8 @@ impl Host for Window {
         Ok(Facts {
             schema: 1,
             node: self.name().to_owned(),
-            cluster: self.spec.cluster.clone(),
-            document: Document::of(&self.spec)?.digest,
+            cluster: self.node.spec.cluster.clone(),
+            document: Document::of(&self.node.spec)?.digest,
             etcd: None,
             complete: false,
             databases: Vec::new(),

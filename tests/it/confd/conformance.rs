@@ -1,4 +1,4 @@
-//! The shared set of upstream's integration tests, written anew: basic, exists, iteration, manykeys (more keys than a
+//! The shared set of upstream's integration tests, written again: basic, exists, iteration, manykeys (more keys than a
 //! transaction of etcd takes) and nested, on every backend.
 
 use super::{
@@ -172,7 +172,7 @@ fn files_show_the_shared_set_and_follow_changes() {
     confd.once_well();
     check(&confd);
     let _running = confd.start();
-    // Written anew, replaced by another, and one that was not there before.
+    // Written again, replaced by another, and one that was not there before.
     std::fs::write(path("sub/b.json"), json.replace("1.11", "1.12")).unwrap();
     confd.wait("iteration", |text| text.contains("10.0.1.12"));
     std::fs::write(path("new"), yaml.replace("foobar", "other")).unwrap();

@@ -45,7 +45,7 @@ impl Tls {
         tls
     }
 
-    /// Makes everything anew, the CA too.
+    /// Makes everything again, the CA too.
     pub fn renew(&self) {
         use rcgen::{
             BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,

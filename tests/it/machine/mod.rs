@@ -295,5 +295,5 @@ fn requests_for_impossible_machines_are_refused() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     let told = refuse(&[&image, "--port", &format!("{port}:22")], "");
-    assert!(told.contains(&format!("the port 127.0.0.1:{port} is taken")), "{told}");
+    assert!(told.contains(&format!("the port 127.0.0.1:{port} is in use")), "{told}");
 }

@@ -232,7 +232,7 @@ fn what_cannot_be_enabled_is_refused_with_the_reason() {
 
     error: the unit `masked.service` is masked
 
-    error: the unit `static.service` says nowhere in an [Install] section how it is enabled
+    error: the unit `static.service` has no [Install] section that says how it is enabled
 
     hint: it may be started by another unit already; add WantedBy= to an [Install] section, or do not enable it
 
@@ -240,7 +240,7 @@ fn what_cannot_be_enabled_is_refused_with_the_reason() {
 
     hint: name an instance: db@INSTANCE.service
 
-    error: the unit `strange.service` has `%H.target` in its [Install] section, and nobody knows `%H` before it runs
+    error: the unit `strange.service` has `%H.target` in its [Install] section, but `%H` is known only on a running machine
     "#);
 }
 

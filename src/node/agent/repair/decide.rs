@@ -1,4 +1,4 @@
-//! When a replica that does not stream is cloned anew, and how: a pure function of what is seen.
+//! When a replica that does not stream is cloned again, and how: a pure function of what is seen.
 //!
 //! Nothing is cloned on suspicion. There must be a running primary of the same system identifier whose timeline contains
 //! ours, a replication connection to it must work, and something must show that waiting does not help: the primary does not
@@ -15,9 +15,9 @@ use std::{fmt, time::Duration};
 
 /// How long a replica must not stream before anything is said or done. A failover takes less.
 const NOTICE: Duration = Duration::from_secs(60);
-/// After how long without a move its server is started anew, when nothing says why.
+/// After how long without a move its server is restarted, when nothing says why.
 const RESTART_AFTER: Duration = Duration::from_secs(300);
-/// After how long without a move it is cloned anew although nothing says why, or nothing says so exactly.
+/// After how long without a move it is cloned again although nothing says why, or nothing says so exactly.
 const STILL: Duration = Duration::from_secs(600);
 /// How long after a repair there is no other.
 const BETWEEN: Duration = Duration::from_secs(3600);
@@ -93,9 +93,9 @@ pub enum Turn {
     Taken(String),
 }
 
-/// A person's order to clone this node anew.
+/// A person's order to clone this node again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Order {
+pub struct CloneOrder {
     /// Whether its data may be replaced where there is no room for both.
     pub in_place: bool,
 }
@@ -119,7 +119,7 @@ pub struct View {
     pub waits: Option<Lsn>,
     /// Patroni has tried to rewind and failed.
     pub rewind_failed: bool,
-    /// The server was started anew since it last moved.
+    /// The server was started again since it last moved.
     pub restarted: bool,
     /// The lost slot was dropped since it last moved.
     pub dropped: bool,
@@ -130,10 +130,10 @@ pub struct View {
     /// How long ago this node was repaired last.
     pub last: Option<Duration>,
     /// A person's order.
-    pub order: Option<Order>,
+    pub order: Option<CloneOrder>,
 }
 
-/// Why a replica is cloned anew.
+/// Why a replica is cloned again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Why {
@@ -197,9 +197,9 @@ pub enum Step {
     Tell(String),
     /// The lost slot goes; the primary still has the WAL that comes next, and Patroni makes a new slot.
     DropSlot,
-    /// The server is started anew.
+    /// The server is started again.
     Restart,
-    /// The replica is cloned anew.
+    /// The replica is cloned again.
     Repair(Why, Way),
 }
 
@@ -271,7 +271,7 @@ pub fn next(view: &View) -> Step {
 }
 
 /// A person knows why; where both have room, nothing is lost.
-fn obey(view: &View, order: Order) -> Step {
+fn obey(view: &View, order: CloneOrder) -> Step {
     match &view.room {
         Ok(()) => Step::Repair(Why::Ordered, Way::Aside),
         Err(_) if order.in_place => Step::Repair(Why::Ordered, Way::InPlace),
@@ -283,7 +283,7 @@ fn by_itself(view: &View, primary: &Primary) -> Step {
     let tell = |why: String| Step::Tell(why);
     let own = match &view.own {
         Ok(own) => own,
-        Err(why) => return tell(format!("{why}; `pgha-node reclone` clones it anew")),
+        Err(why) => return tell(format!("{why}; `pgha-node reclone` clones it again")),
     };
     if own.system != primary.system {
         return tell(format!(
@@ -304,7 +304,7 @@ fn by_itself(view: &View, primary: &Primary) -> Step {
     };
     if let Some(last) = view.last.filter(|last| *last < BETWEEN) {
         let minutes = last.as_secs() / 60;
-        return tell(format!("{why}; it was cloned anew {minutes} min ago, the next time at the earliest in an hour"));
+        return tell(format!("{why}; it was cloned again {minutes} min ago, the next time at the earliest in an hour"));
     }
     match &view.room {
         Ok(()) => Step::Repair(why, Way::Aside),
@@ -330,7 +330,7 @@ fn evidence(view: &View, primary: &Primary, own: &Own, kin: Kin) -> Result<Why, 
         None
     };
     match hard {
-        Some(why) if view.still < patience => Err(Step::Tell(why.to_string())),
+        Some(why) if view.still < patience => Err(Step::Tell(format!("{why}; if that stays so, it is cloned again"))),
         // The smallest act first.
         Some(Why::SlotLost) if !view.dropped => Err(Step::DropSlot),
         Some(Why::SlotLost) if view.still < STILL => Err(Step::Tell(Why::SlotLost.to_string())),

@@ -1,7 +1,8 @@
 use super::*;
 use crate::{
+    etcd::{Client, RangeRequest, Settings},
     model::{
-        ClusterSpec, samples,
+        ClusterSpec, Node, samples,
         scope::{client_url, ports},
     },
     node::{
@@ -9,7 +10,7 @@ use crate::{
         pki::{Authority, Store},
         recover::{
             account::Account,
-            keys::Entry,
+            keys::{Entry, Recovered},
             lab::{Lab, names},
             plan::{Keys as Known, Remark},
             returning,
@@ -39,7 +40,7 @@ fn spec() -> ClusterSpec {
 /// A node of three, of which the others do not answer, with a database whose server was killed.
 struct Site {
     lab: Lab,
-    spec: ClusterSpec,
+    node: Node,
     version: u32,
 }
 
@@ -54,15 +55,15 @@ impl Site {
         }
         let lab = Lab::new()?;
         let version = lab.programs.parent()?.file_name()?.to_str()?.parse().ok()?;
-        let site = Site { lab, spec: spec(), version };
+        let site = Site { lab, node: Node::new(spec(), 0), version };
         for folder in ["etc/pgha/tls", "var/lib/etcd", "var/lib/pgha", "run/pgha", "var/lib/postgresql"] {
             fs::create_dir_all(site.root().join(folder)).unwrap();
         }
         let versions = site.root().join(site.main()).parent().unwrap().to_owned();
         fs::create_dir_all(&versions).unwrap();
         site.lab.account.own(&versions).unwrap();
-        let authority = Authority::of(&site.spec).unwrap();
-        Store::at(&site.root().join("etc/pgha/tls")).ensure(&site.spec, 0, &authority, SystemTime::now()).unwrap();
+        let authority = Authority::of(&site.node.spec).unwrap();
+        Store::at(&site.root().join("etc/pgha/tls")).ensure(&site.node, &authority, SystemTime::now()).unwrap();
         Some(site)
     }
 
@@ -80,7 +81,7 @@ impl Site {
 
     fn here_at(&self, root: &Path) -> Here<'_> {
         let credentials = TlsCredentials::at(&self.root().join("etc/pgha/tls"));
-        Here { spec: &self.spec, own: 0, root: root.to_owned(), version: self.version, credentials }
+        Here { node: &self.node, root: root.to_owned(), version: self.version, credentials }
     }
 
     /// Makes a database of `rows` rows and cuts its power; returns its system identifier.
@@ -104,7 +105,7 @@ impl Site {
         here.private_etcd().unwrap().found(&here.etcd_data(), "old", (&here.me().name, &url), &entries).unwrap()
     }
 
-    fn give(&self, force: bool) -> Order {
+    fn give(&self, force: bool) -> RecoveryOrder {
         let here = self.here();
         let (view, contents) = here.view();
         let plan = plan::plan(&view, force).unwrap();
@@ -114,9 +115,32 @@ impl Site {
     }
 }
 
+/// The etcd of `here`, on two ports of loopback from `port` on.
+fn serve(here: &Here<'_>, port: u16) -> (crate::exec::Running, Client) {
+    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let data = here.etcd_data();
+    let mut etcd = Account::owner_of(data.parent().unwrap())
+        .unwrap()
+        .run("etcd")
+        .arg(format!("--data-dir={}", data.display()))
+        .args(["listen-client-urls", "advertise-client-urls"].map(|flag| format!("--{flag}={}", url(port))))
+        .args([format!("--listen-peer-urls={}", url(port + 1)), "--log-level=error".into(), "--logger=zap".into()])
+        .start()
+        .unwrap();
+    let mut output = etcd.stdout().unwrap();
+    std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
+    let client = Client::new(Settings::new([url(port)])).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = client.get("/") {
+        assert!(Instant::now() < deadline, "{error}");
+        thread::sleep(PAUSE / 10);
+    }
+    (etcd, client)
+}
+
 /// Carries the order at `here` out.
-fn finish(here: &Here<'_>, tell: impl FnMut(&str)) -> Order {
-    let order = Order::load(&here.below(order::PATH)).known().unwrap().unwrap();
+fn finish(here: &Here<'_>, tell: impl FnMut(&str)) -> RecoveryOrder {
+    let order = RecoveryOrder::load(&here.below(order::PATH)).known().unwrap().unwrap();
     match carry_out(here, order, || Ok(()), tell).unwrap() {
         Outcome::Done(order) => *order,
         Outcome::Dropped(refusal) => panic!("{refusal}"),
@@ -132,7 +156,7 @@ fn value<'a>(contents: &'a Contents, key: &str) -> Option<&'a str> {
 }
 
 /// What must be so whenever an order for a database with etcd's keys is carried out.
-fn check(here: &Here<'_>, order: &Order, system: &str, old: Ids) {
+fn check(here: &Here<'_>, order: &RecoveryOrder, system: &str, old: Ids) {
     let ids = order.ids.unwrap();
     assert!(ids.cluster != old.cluster && ids.member != old.member);
     assert_eq!(EtcdData::look(&here.etcd_data()), EtcdData::Data(ids));
@@ -175,7 +199,7 @@ fn disks() -> tempfile::TempDir {
 
 /// Carries the order at `here` out until it tells that it is about to do `what`, and cuts the power.
 fn cut_at(here: &Here<'_>, what: &str) {
-    let order = Order::load(&here.below(order::PATH)).known().unwrap().unwrap();
+    let order = RecoveryOrder::load(&here.below(order::PATH)).known().unwrap().unwrap();
     let cut = |text: &str| assert!(!text.contains(what), "cut off here");
     let stopped =
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| carry_out(here, order, || Ok(()), cut).map(drop)));
@@ -240,7 +264,7 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
     check(&site.here_at(&disk), &finish(&site.here_at(&disk), |_| {}), &system, old);
     assert!(names(&disk.join("var/lib/etcd")).iter().any(|name| name.ends_with("-unfinished")));
     // When the new etcd was in its place, and the old not yet set aside; when that was, and nothing remembered it.
-    let last = Order::load(&cuts[5].1.join("var/lib/pgha/recover.json")).known().unwrap().unwrap();
+    let last = RecoveryOrder::load(&cuts[5].1.join("var/lib/pgha/recover.json")).known().unwrap().unwrap();
     let disk = of(5, "placed");
     place(&site.here_at(&disk), &last).unwrap();
     let error = drop_order(&site.here_at(&disk), last.clone(), "too late").unwrap_err().to_string();
@@ -256,12 +280,12 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
         println!("    dropped when {}", cuts[number].0);
         let disk = of(number, "dropped");
         let here = site.here_at(&disk);
-        let order = Order::load(&here.below(order::PATH)).known().unwrap().unwrap();
+        let order = RecoveryOrder::load(&here.below(order::PATH)).known().unwrap().unwrap();
         drop_order(&here, order, "a person dropped it").unwrap();
         assert_eq!(EtcdData::look(&here.etcd_data()), EtcdData::Data(old));
         assert_eq!(order::pending(&here.below(order::PATH)), None);
-        let own = |here: &Here<'_>| here.view().0.own().and_then(plan::Node::copy).unwrap().reach.clone();
-        let (now, then) = (own(&here), view.own().and_then(plan::Node::copy).unwrap().reach.clone());
+        let own = |here: &Here<'_>| here.view().0.own().and_then(plan::KnownNode::copy).unwrap().reach.clone();
+        let (now, then) = (own(&here), view.own().and_then(plan::KnownNode::copy).unwrap().reach.clone());
         assert_eq!(now, then, "what others have more is more, whatever the order has begun");
         // The next order goes from there.
         let (view, contents) = here.view();
@@ -284,7 +308,7 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
 }
 
 /// Where the database left the timeline that it had in the cluster.
-fn done_left(order: &Order) -> Place {
+fn done_left(order: &RecoveryOrder) -> Place {
     order.branch.as_ref().unwrap().history.0[0]
 }
 
@@ -300,8 +324,8 @@ fn one_that_comes_with_more_while_an_order_is_carried_out_is_seen() {
     // The person was not told of pg-2 that it has more, but that nothing was known of it: that was accepted. Without it, an
     // order is dropped.
     let path = here.below(order::PATH);
-    let order = Order::load(&path).known().unwrap().unwrap();
-    let order = Order { accepts: vec!["pg-3".into()], ..order };
+    let order = RecoveryOrder::load(&path).known().unwrap().unwrap();
+    let order = RecoveryOrder { accepts: vec!["pg-3".into()], ..order };
     order.store(&path).unwrap();
     match carry_out(&here, order, || Ok(()), |_| {}).unwrap() {
         Outcome::Dropped(Refusal::Doubtful(losses, doubts)) => {
@@ -309,7 +333,7 @@ fn one_that_comes_with_more_while_an_order_is_carried_out_is_seen() {
         }
         other => panic!("{other:?}"),
     }
-    let dropped = Order::load(&here.below(order::DROPPED_PATH)).known().unwrap().unwrap();
+    let dropped = RecoveryOrder::load(&here.below(order::DROPPED_PATH)).known().unwrap().unwrap();
     assert!(dropped.dropped.unwrap().contains("pg-2"));
 }
 
@@ -368,10 +392,10 @@ fn an_order_is_dropped_when_a_quorum_answers_and_nothing_has_changed() {
     let order = site.give(true);
     // Another member has a quorum.
     let tls = site.root().join("etc/pgha/second");
-    let authority = Authority::of(&site.spec).unwrap();
+    let authority = Authority::of(&site.node.spec).unwrap();
     fs::create_dir_all(&tls).unwrap();
-    Store::at(&tls).ensure(&site.spec, 1, &authority, SystemTime::now()).unwrap();
-    let member = &site.spec.members[1];
+    Store::at(&tls).ensure(&Node::new(site.node.spec.clone(), 1), &authority, SystemTime::now()).unwrap();
+    let member = &site.node.spec.members[1];
     let peer = peer_url(member);
     let mut run = Account::owner_of(site.root().join("var/lib/etcd").as_path())
         .unwrap()
@@ -409,17 +433,18 @@ fn a_node_that_waits_tells_what_it_has_and_one_that_has_more_is_gone_on_from() {
     let (Some(one), Some(mut other)) = (Site::new(), Site::new()) else { return };
     // Two nodes of one document, with copies of one database.
     let system = one.database(54405, 10);
-    other.spec = one.spec.clone();
-    let authority = Authority::of(&other.spec).unwrap();
+    other.node = one.node.clone();
+    let authority = Authority::of(&other.node.spec).unwrap();
     let tls = other.root().join("etc/pgha/other");
     fs::create_dir_all(&tls).unwrap();
-    Store::at(&tls).ensure(&other.spec, 1, &authority, SystemTime::now()).unwrap();
+    Store::at(&tls).ensure(&Node::new(other.node.spec.clone(), 1), &authority, SystemTime::now()).unwrap();
     let (from, to) = (one.root().join(one.main()), other.root().join(other.main()));
     crate::exec::Run::new("cp").arg("-a").arg(&from).arg(&to).capture().unwrap();
     let server = other.lab.start(&other.main(), 54406);
     server.sql("insert into t values (11)");
     server.kill();
-    let there = Here { own: 1, credentials: TlsCredentials::at(&tls), ..other.here() };
+    let second = Node::new(other.node.spec.clone(), 1);
+    let there = Here { node: &second, credentials: TlsCredentials::at(&tls), ..other.here() };
     let window = window::open(&there).unwrap();
 
     let here = one.here();
@@ -442,6 +467,37 @@ fn a_node_that_waits_tells_what_it_has_and_one_that_has_more_is_gone_on_from() {
     let Some(Place { position, .. }) = done.branch.unwrap().history.0.last().copied() else { panic!() };
     assert_eq!(standing, returning::Standing::Past(Place { timeline: 1, position }));
 
+    // When it comes, its database is set aside as soon as the primary runs, and not before.
+    let (etcd, client) = serve(&here, 24_991);
+    let why = returning::admit(&there, &client).unwrap().unwrap();
+    assert!(why.contains("is kept in its place until a primary runs"), "{why}");
+    let member = format!(r#"{{"state":"running","role":"primary","timeline":{}}}"#, origin.timeline + 1);
+    client.put(&Names("demo").member("pg-1"), member, 0).unwrap();
+    // It was part of the cluster once, by what it remembers: one that does not know of that is not followed.
+    let remembered = Lineage {
+        cluster: "9".into(),
+        recovered: Recovered {
+            incarnation: "other".into(),
+            ..Recovered::ask(&client, Names("demo")).unwrap().unwrap()
+        },
+    };
+    remembered.store(&there.below(lineage::PATH)).unwrap();
+    assert!(returning::admit(&there, &client).unwrap().is_none(), "it is not a copy of that one's");
+    fs::remove_file(there.below(lineage::PATH)).unwrap();
+    let main = there.data();
+    let asides = names(main.parent().unwrap());
+    let aside = asides.iter().find(|name| name.ends_with("-before-recovery")).unwrap();
+    assert!(!main.exists(), "{asides:?}");
+    assert_eq!(returning::admit(&there, &client).unwrap(), None);
+    fs::rename(main.with_file_name(aside), &main).unwrap();
+    // The database from which the cluster went on does not follow one that does not know of it.
+    assert_eq!(returning::admit(&here, &client).unwrap(), None);
+    client.delete(&RangeRequest::key(Names("demo").recovered())).unwrap();
+    let why = returning::admit(&here, &client).unwrap().unwrap();
+    assert!(why.contains("two clusters of one name"), "{why}");
+    assert_eq!(returning::admit(&there, &client).unwrap(), None);
+    drop((etcd, client));
+
     // The cluster went on from here: whoever sees that has nothing to go on from.
     let first = window::open(&here).unwrap();
     let (view, _) = there.view();
@@ -459,5 +515,5 @@ fn a_node_that_waits_tells_what_it_has_and_one_that_has_more_is_gone_on_from() {
         assert!(std::time::Instant::now() < deadline, "the order is not seen");
     }
     drop(window);
-    assert!(std::net::TcpListener::bind((here.spec.members[1].address, ports::PATRONI)).is_ok());
+    assert!(std::net::TcpListener::bind((here.node.spec.members[1].address, ports::PATRONI)).is_ok());
 }

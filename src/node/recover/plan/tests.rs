@@ -60,14 +60,14 @@ impl Has {
         Database::Present(Copy { reach, last: Some(1_795_741_749) })
     }
 
-    fn node(self, number: usize, etcd: bool) -> Node {
+    fn node(self, number: usize, etcd: bool) -> KnownNode {
         let silent = (self == Silent).then(|| "no answer".to_owned());
         let etcd = match (self, etcd) {
             (Silent, _) => Etcd::Unknown { why: "no answer".into() },
             (_, true) => Etcd::Present { cluster: Some("c".into()), member: Some(format!("{number}")) },
             (_, false) => Etcd::Absent,
         };
-        Node {
+        KnownNode {
             name: format!("pg-{number}"),
             silent,
             database: self.database(),
@@ -80,7 +80,7 @@ impl Has {
     }
 }
 
-fn view(nodes: Vec<Node>) -> View {
+fn view(nodes: Vec<KnownNode>) -> View {
     let keys = match nodes[0].etcd {
         Etcd::Present { .. } => Keys::Read(Kept { system: Some("7".into()), synchronous: Vec::new(), revision: 9 }),
         _ => Keys::Absent,

@@ -26,7 +26,7 @@ fn own(timeline: u32, position: u64) -> Own {
     Own { system: "7".into(), timeline, position: Lsn(position), history: Some(history), exact: true }
 }
 
-/// A replica that has been apart for an hour, and whose server has been started anew.
+/// A replica that has been apart for an hour, and whose server has been started again.
 fn view() -> View {
     View {
         server: Server::Apart("running".into()),
@@ -99,7 +99,7 @@ fn all() -> impl Iterator<Item = (View, Kin, bool)> {
         ])
         .collect();
     let turns = [Turn::Ours, Turn::Taken("pg-3".into())];
-    let orders = [None, Some(Order { in_place: false }), Some(Order { in_place: true })];
+    let orders = [None, Some(CloneOrder { in_place: false }), Some(CloneOrder { in_place: true })];
     let mut bits = Vec::new();
     for number in 0..32_u32 {
         bits.push([0, 1, 2, 3, 4].map(|bit| number >> bit & 1 == 1));
@@ -248,5 +248,5 @@ fn each_reason_is_seen() {
     let told = step(|view| view.own = Ok(own(4, 0x9000)));
     assert!(matches!(told, Step::Tell(why) if why.starts_with("pg-1 does not know its timeline 4")));
     let told = step(|view| view.own = Err("its control file is damaged".into()));
-    assert!(matches!(told, Step::Tell(why) if why.ends_with("`pgha-node reclone` clones it anew")));
+    assert!(matches!(told, Step::Tell(why) if why.ends_with("`pgha-node reclone` clones it again")));
 }
