@@ -24,6 +24,10 @@ use std::{
 
 /// How often a record is written only because the revision went on.
 const RECORD_EVERY: Duration = Duration::from_secs(60);
+/// How long after the first time HAProxy is told again while it has no socket.
+const STARTING_FIRST: Duration = Duration::from_secs(1);
+/// How often that time is doubled.
+const STARTING_DOUBLED: u32 = 5;
 
 /// Does the passes of one resource.
 #[derive(Debug)]
@@ -35,6 +39,8 @@ pub struct Applier {
     record: Option<Record>,
     recorded_at: Option<Instant>,
     reloaded_at: Option<Instant>,
+    /// How often in a row HAProxy had no socket when it was told.
+    absences: u32,
     smaller_since: Option<Instant>,
     is_keeping: bool,
     metrics: Arc<Metrics>,
@@ -90,6 +96,7 @@ impl Applier {
             record,
             recorded_at: None,
             reloaded_at: None,
+            absences: 0,
             smaller_since: None,
             is_keeping: true,
             metrics,
@@ -378,8 +385,25 @@ impl Applier {
             outcome.context("reloading")?;
             self.reloaded_at = Some(Instant::now());
         }
+        if let Some(wait) = self.starting() {
+            return Ok(Some(wait));
+        }
         self.told();
         Ok(None)
+    }
+
+    /// How long to wait before the reader is told once more, if HAProxy has no socket: it may have read the file before this
+    /// change and be about to start, when a service manager ignores a reload. The file can be used meanwhile.
+    fn starting(&mut self) -> Option<Duration> {
+        let is_there = self.resource.haproxy_socket.as_ref()?.try_exists();
+        if self.options.is_onetime || !matches!(is_there, Ok(false)) {
+            self.absences = 0;
+            return None;
+        }
+        let wait = STARTING_FIRST * (1 << self.absences.min(STARTING_DOUBLED));
+        self.absences += 1;
+        self.usable();
+        Some(wait)
     }
 
     fn told(&mut self) {

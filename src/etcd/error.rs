@@ -48,6 +48,11 @@ impl EtcdError {
         }
     }
 
+    /// Whether a member answers that knows of no leader: it has no quorum.
+    pub fn is_leaderless(&self) -> bool {
+        matches!(self, EtcdError::Refused { message, .. } if message.contains("no leader"))
+    }
+
     /// Whether etcd cannot have acted on the request.
     pub fn unsent(&self) -> bool {
         match self {
@@ -113,6 +118,8 @@ mod tests {
     fn an_error_tells_what_may_help() {
         assert!(refused(14, "etcdserver: no leader").elsewhere());
         assert!(refused(14, "etcdserver: no leader").unsent());
+        assert!(refused(14, "etcdserver: no leader").is_leaderless());
+        assert!(!refused(14, "etcdserver: request timed out").is_leaderless());
         assert!(!refused(14, "etcdserver: request timed out").unsent());
         assert!(refused(16, "etcdserver: invalid auth token").wants_new_token());
         assert!(refused(3, "etcdserver: user name is empty").wants_new_token());

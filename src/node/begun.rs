@@ -7,7 +7,7 @@
 use crate::files::{Doubt, NewFile, Presence, sync_folder};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use std::{fs, io::Write as _, path::Path};
+use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
 
 /// Where the mark is.
 pub const BEGUN_PATH: &str = "/var/lib/pgha/begun.json";
@@ -53,7 +53,10 @@ impl Begun {
     /// When it cannot be written.
     pub fn store(&self, path: &Path) -> Result<()> {
         let mut new = NewFile::beside(path)?;
-        new.write_all(&serde_json::to_vec_pretty(self)?).with_context(|| format!("writing {}", path.display()))?;
+        let doing = || format!("writing {}", path.display());
+        new.write_all(&serde_json::to_vec_pretty(self)?).with_context(doing)?;
+        // Nothing in it is secret, and what Patroni runs after it has made a database reads it.
+        new.file().set_permissions(fs::Permissions::from_mode(0o644)).with_context(doing)?;
         new.publish(path)
     }
 }
@@ -82,6 +85,7 @@ mod tests {
         let begun = Begun { what: What::Clone, version: 17, revision: 9, time: 1_795_741_749 };
         begun.store(&path).unwrap();
         assert_eq!(Begun::load(&path), Presence::Present(begun));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
         fs::write(&path, r#"{"what": "clone""#).unwrap();
         assert!(matches!(Begun::load(&path), Presence::Unknown(_)));
         forget(&path).unwrap();

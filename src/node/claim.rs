@@ -7,7 +7,7 @@
 use super::{
     database::{self, Database},
     etcd_data::{EtcdData, Ids},
-    first::{Keys, Store, System},
+    first::{KEEP, Keys, Store, System},
     peers::TlsCredentials,
     pki::{self, Authority},
     state::{Data, ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
@@ -134,7 +134,7 @@ fn of_database(view: &View) -> Verdict {
                 "the cluster says that its database has the system identifier {made}, and that it has {pinned}; the one here \
                  has {own}"
             ),
-            "a person must say which of them is right, see `pgha-node recover`".to_owned(),
+            format!("a person must say which of them is right. {KEEP}"),
         ),
         System::Unknown => Verdict::Unchecked("the cluster does not know yet which database is its own".to_owned()),
     }

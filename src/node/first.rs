@@ -19,6 +19,7 @@ use super::{
     database::Database,
 };
 use crate::{
+    error::UserError,
     etcd::{Client, Compare, EtcdError, KeyValue, Op, RangeRequest},
     files::{Doubt, Presence},
 };
@@ -162,6 +163,48 @@ pub enum Completion {
     Wait(String),
 }
 
+/// How a person says which database is the cluster's.
+pub const KEEP: &str = "`pgha-node recover` shows which data are where, and `pgha-node first keep` on a node that has the right \
+                        database says that it is the cluster's";
+
+fn contradiction(made: &str, pinned: &str) -> String {
+    format!(
+        "Patroni's key names a database with the system identifier {made}, and this cluster's with {pinned}: a person must say \
+         which of them is right. {KEEP}"
+    )
+}
+
+/// The system identifier of `database`, if a person may say that it is the cluster's: the keys name none, or two of which it
+/// is one.
+///
+/// # Errors
+/// A wrong request: why not, and the way out.
+pub fn keeps(keys: &Keys, database: &Database) -> Result<String, UserError> {
+    let own = match database {
+        Database::Present(facts) if !facts.unstarted_copy => &facts.system,
+        other => {
+            return Err(UserError::usage(format!("this node has no whole database: {}", other.words()))
+                .hint("`pgha-node recover` shows which data are where"));
+        }
+    };
+    match keys.system() {
+        System::Unknown => Ok(own.clone()),
+        System::Contradiction { made, pinned } if own == made || own == pinned => Ok(own.clone()),
+        System::Contradiction { made, pinned } => Err(UserError::usage(format!(
+            "the keys name the databases with the system identifiers {made} and {pinned}, and this node's has {own}"
+        ))
+        .hint("`pgha-node recover` shows which data are where")),
+        System::Known(system) if system == own => {
+            Err(UserError::usage("the keys say already that this node's database is the cluster's")
+                .hint("pgha-node status"))
+        }
+        System::Known(system) => Err(UserError::usage(format!(
+            "the cluster's database has the system identifier {system}, and this node's has {own}"
+        ))
+        .hint("if this node's is not wanted: `pgha-node aside make database`")),
+    }
+}
+
 /// What is missing on a node where Patroni runs, which has `database`.
 pub fn completion(keys: &Keys, database: &Database) -> Completion {
     let system = match keys.system() {
@@ -169,12 +212,7 @@ pub fn completion(keys: &Keys, database: &Database) -> Completion {
         System::Unknown => {
             return Completion::Wait("the cluster's first database gets its roles and databases".to_owned());
         }
-        System::Contradiction { made, pinned } => {
-            return Completion::Wait(format!(
-                "Patroni's key names a database with the system identifier {made}, and this cluster's with {pinned}: a \
-                 person must say which of them is right, see `pgha-node recover`"
-            ));
-        }
+        System::Contradiction { made, pinned } => return Completion::Wait(contradiction(made, pinned)),
     };
     match database {
         Database::Present(facts) if facts.system == system && !facts.unstarted_copy => {}
@@ -257,14 +295,14 @@ fn with_database(view: &View, own: &str) -> Step {
                 "Patroni's key names a database with the system identifier {made}, and this cluster's with {pinned}; this \
                  node's has {own}"
             ),
-            "nothing is changed: a person must say which of them is right, see `pgha-node recover`".to_owned(),
+            format!("nothing is changed: a person must say which of them is right. {KEEP}"),
         ),
         // The keys were lost, or this node's database was never told: it is the cluster's. But while another node makes
         // one, two would be.
         System::Unknown => match first {
             Some(first) if first.value.node != view.me => Step::Wait(format!(
                 "this node has a database (system identifier {own}), and {} was told to make the cluster's first: neither \
-                 is lost. Stop {} and see `pgha-node recover`, if this node's data are wanted",
+                 is lost. If this node's data are wanted: stop {}. {KEEP}",
                 first.value.node, first.value.node
             )),
             _ => Step::Pin(own.to_owned()),
@@ -276,10 +314,7 @@ fn without_database(view: &View) -> Step {
     let Keys { first, initialize, .. } = &view.keys;
     let pinned = first.as_ref().and_then(|first| first.value.system.as_ref());
     match (view.keys.system(), initialize, first) {
-        (System::Contradiction { made, pinned }, ..) => Step::Wait(format!(
-            "Patroni's key names a database with the system identifier {made}, and this cluster's with {pinned}: a person \
-             must say which of them is right, see `pgha-node recover`"
-        )),
+        (System::Contradiction { made, pinned }, ..) => Step::Wait(contradiction(made, pinned)),
         (System::Known(system), Some(key), _) if key.value == system => match pinned {
             Some(_) => Step::Start(Some(What::Clone)),
             None => Step::Pin(system.to_owned()),
@@ -422,6 +457,21 @@ impl Store<'_> {
             return Ok(false);
         }
         self.put(&Keys::default(), &first)
+    }
+
+    /// Makes both keys say that the cluster's database has this system identifier, as long as they are as they were read: by
+    /// a person's order alone. Whether it was so.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub fn keep(&self, keys: &Keys, me: &str, system: &str) -> Result<bool, StoreError> {
+        let first = First { node: me.to_owned(), system: Some(system.to_owned()) };
+        let text = serde_json::to_vec(&first).map_err(|error| StoreError::Meaning(error.to_string()))?;
+        let puts = [
+            Op::Put(self.first_key().into_bytes(), text, 0),
+            Op::Put(self.initialize_key().into_bytes(), system.as_bytes().to_vec(), 0),
+        ];
+        Ok(self.client.txn(&self.unchanged(keys), &puts, &[])?.succeeded)
     }
 
     /// Whether there is a leader.

@@ -418,7 +418,7 @@ impl Forming {
             Step::Wait { why, order } => return Ok(Acted::Later(self.waiting(&why, order.as_ref()))),
             change @ (Step::Remove(_) | Step::Add | Step::Readdress(_)) => {
                 // etcd refuses changes while a member has not been connected for five seconds: it is asked again.
-                if let Err(error) = self.ask_cluster(&change) {
+                if let Err(error) = self.ask_cluster(view, &change) {
                     return Ok(Acted::Later(format!("{}: {error:#}", words(&change))));
                 }
             }
@@ -475,6 +475,24 @@ impl Forming {
         Ok(is_another && self.stays(&view)?.is_none())
     }
 
+    /// Makes this node's etcd count, if it runs and was added as one that does not yet.
+    ///
+    /// # Errors
+    /// When the others do not do it: it must have all that they have before.
+    pub fn promote(&self) -> Result<()> {
+        let EtcdData::Data(ids) = EtcdData::look(&self.desk.path(ETCD_DATA)) else { return Ok(()) };
+        let others: Vec<String> = self.desk.node.peers().map(client_url).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let client = self.credentials.etcd(others)?;
+        if client.members()?.iter().any(|member| member.id == ids.member && member.is_learner) {
+            client.member_promote(ids.member)?;
+            log::info!("this node's etcd has all that the others have, and counts from now on");
+        }
+        Ok(())
+    }
+
     /// Remembers from where the cluster went on, as this node's etcd says.
     fn remember_recovery(&self) -> Result<()> {
         let client = self.credentials.etcd(vec![client_url(self.desk.me())])?;
@@ -486,13 +504,16 @@ impl Forming {
     }
 
     /// Changes the cluster's members.
-    fn ask_cluster(&mut self, step: &Step) -> Result<()> {
+    fn ask_cluster(&mut self, view: &View, step: &Step) -> Result<()> {
         let me = self.desk.me();
         let others = self.desk.node.peers();
         let client = self.credentials.etcd(others.map(client_url).collect())?;
         match step {
             Step::Remove(id) => client.member_remove(*id)?,
-            Step::Add => self.added = Some(client.member_add(&[peer_url(me)], false)?.id),
+            Step::Add => {
+                let learns = view.cluster.as_ref().is_some_and(join::must_learn);
+                self.added = Some(client.member_add(&[peer_url(me)], learns)?.id);
+            }
             Step::Readdress(id) => client.member_update(*id, &[peer_url(me)])?,
             _ => {}
         }
@@ -702,7 +723,10 @@ pub fn settle(node: &Node, reporter: &mut Reporter) -> Result<bool> {
         match peers::unsettled(&me, &forming.credentials) {
             Ok(None) => match forming.remember_recovery() {
                 Ok(()) => return Ok(true),
-                Err(error) => reporter.report(Phase::Waiting, SETTLING, &format!("{error:#}")),
+                Err(error) => {
+                    let why = forming.promote().err().unwrap_or(error);
+                    reporter.report(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {why:#}"));
+                }
             },
             Ok(Some(cluster)) => {
                 let gone = join::going(&cluster, &promises, Instant::now() >= deadline);
@@ -721,7 +745,9 @@ pub fn settle(node: &Node, reporter: &mut Reporter) -> Result<bool> {
             }
             // An etcd that is busy answers later.
             Err(error) => {
-                reporter.report(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {error:#}"));
+                // One that does not count yet answers nothing.
+                let why = forming.promote().err().unwrap_or(error);
+                reporter.report(Phase::Waiting, SETTLING, &format!("etcd does not answer yet: {why:#}"));
                 if doubted.elapsed() >= DOUBT {
                     doubted = Instant::now();
                     if forming.is_left_behind()? {

@@ -47,6 +47,8 @@ pub struct Listed {
     pub started: bool,
     /// Whether it answers now.
     pub answers: bool,
+    /// Whether it does not count yet: etcd calls it a learner.
+    pub learns: bool,
 }
 
 /// A cluster whose quorum answers.
@@ -592,6 +594,13 @@ pub fn going(cluster: &[Listed], promises: &Promises, late: bool) -> Vec<u64> {
         promises.held.iter().flat_map(|held| held.without.iter().map(String::as_str)).collect();
     let members = cluster.iter().filter(|member| absent.contains(&member.id));
     members.filter(|member| late || left_out.contains(member.name.as_str())).map(|member| member.id).collect()
+}
+
+/// Whether a new member must not count until it runs: with it, those that have started would be no quorum. So it is of a
+/// cluster of one member, as after a recovery.
+pub fn must_learn(cluster: &Cluster) -> bool {
+    let voters = || cluster.members.iter().filter(|member| !member.learns);
+    voters().filter(|member| member.started).count() < quorum(voters().count() + 1)
 }
 
 /// Whether the document names the member, by its name or its address. One that it does not name and that does not answer

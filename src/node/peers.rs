@@ -501,6 +501,7 @@ pub fn cluster(running: &[&Member], me: &Member, credentials: &TlsCredentials) -
             peer_urls: member.peer_urls,
             started: !member.client_urls.is_empty(),
             answers,
+            learns: member.is_learner,
         }
     });
     Some(Cluster { id, members: listed.collect() })

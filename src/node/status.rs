@@ -90,6 +90,8 @@ fn ask_patroni(state: &State) -> Result<PostgresqlStatus> {
         Ok(agent.get(&url).call()?.body_mut().read_json()?)
     };
     let answer = ask("patroni")?;
+    // Before it runs, this node's own words are heard on its port.
+    anyhow::ensure!(answer["patroni"].is_object(), "Patroni does not run");
     // What the cluster knows of this node; nothing while etcd is away.
     let cluster = ask("cluster").unwrap_or_default();
     let members = cluster["members"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -109,10 +111,13 @@ fn ask_patroni(state: &State) -> Result<PostgresqlStatus> {
 fn ask_etcd(state: &State) -> Result<EtcdStatus> {
     let endpoint = format!("https://{}", host_port(state.address, ports::ETCD_CLIENT));
     let client = TlsCredentials::of_the_node().etcd(vec![endpoint.clone()])?;
-    let leader = client.status(&endpoint)?.leader;
-    if leader == 0 {
-        return Ok(EtcdStatus { leader: None, members: (0, state.etcd.members.len()), alarms: Vec::new() });
-    }
+    let alone = EtcdStatus { leader: None, members: (0, state.etcd.members.len()), alarms: Vec::new() };
+    let leader = match client.status(&endpoint) {
+        Ok(status) if status.leader == 0 => return Ok(alone),
+        Ok(status) => status.leader,
+        Err(error) if error.is_leaderless() => return Ok(alone),
+        Err(error) => return Err(error.into()),
+    };
     let members = client.members()?;
     Ok(EtcdStatus {
         leader: members.iter().find(|member| member.id == leader).map(|member| member.name.clone()),

@@ -220,6 +220,8 @@ fn serve(shared: &Shared, node: &Node, root: &Path, forming: &mut Forming, etcd:
         if doubted.elapsed() < Duration::from_secs(2) {
             continue;
         }
+        // What `settle` does.
+        let _ = forming.promote();
         doubted = Instant::now();
         let me = peers::own_etcd(node.member(), &credentials).unwrap();
         let view = forming.look(matches!(me, Peer::Etcd { ever: false, .. })).unwrap();

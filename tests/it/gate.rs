@@ -9,7 +9,7 @@ use pgha_image::{
         begun::{Begun, What},
         bootstrap::{Closed, Gate},
         database::Database,
-        first::{Keys, Store, System},
+        first::{self, Keys, Store, System},
     },
 };
 use std::{
@@ -193,6 +193,16 @@ fn a_database_wins_over_an_emptied_key_and_is_told_to_all() {
     let Outcome::Refused(what) = nodes.admit(0, false) else { panic!("not refused") };
     assert!(what.contains(SYSTEM) && what.contains("1000000001"), "{what}");
     assert!(matches!(Database::look(&nodes.main(0)), Database::Present(_)));
+    // Where the keys name both, a person says which of them is the cluster's.
+    nodes.client.put(INITIALIZE, SYSTEM, 0).unwrap();
+    assert!(matches!(nodes.admit(0, false), Outcome::Refused(_)));
+    let store = Store { client: &nodes.client, cluster: "demo" };
+    let keys = store.read().unwrap();
+    let system = first::keeps(&keys, &Database::look(&nodes.main(0))).unwrap();
+    assert!(store.keep(&keys, "pg-1", &system).unwrap());
+    assert!(!store.keep(&keys, "pg-2", "1000000001").unwrap(), "the keys have changed");
+    assert_eq!(nodes.keys().system(), System::Known(SYSTEM));
+    assert_eq!(nodes.admit(0, false), Outcome::Admitted);
 }
 
 #[test]

@@ -145,6 +145,40 @@ fn programs_accept_their_configuration() {
 }
 
 #[test]
+fn a_node_that_was_let_in_to_copy_makes_no_database() {
+    use pgha_image::node::begun::{BEGUN_PATH, Begun, What};
+    use std::{os::unix::fs::PermissionsExt as _, process::Command};
+
+    let folder = tempfile::tempdir().unwrap();
+    let (mark, psql) = (folder.path().join("begun.json"), folder.path().join("psql"));
+    fs::write(&psql, "#!/bin/sh\nfor argument; do last=$argument; done\necho \"made $last\"\n").unwrap();
+    fs::set_permissions(&psql, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = rendered(&samples::three(), 0).remove("/etc/patroni/config.yml").unwrap();
+    let config: serde_json::Value = serde_saphyr::from_str(&config).unwrap();
+    let command = config["bootstrap"]["post_bootstrap"].as_str().unwrap();
+    let command = command.replace(BEGUN_PATH, mark.to_str().unwrap());
+    // Patroni splits it as a shell does, and adds the words that lead to the server.
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let run = || {
+        let script = format!("{command} 'dbname=postgres port=5432'");
+        Command::new("sh").args(["-c", &script]).env("PATH", &path).output().unwrap()
+    };
+    let makes = || {
+        let output = run();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.success(), said == "made dbname=postgres port=5432\n", "{said}");
+        output.status.success()
+    };
+    assert!(makes(), "without a mark it is as ever");
+    let begun = |what| Begun { what, version: 17, revision: 9, time: 0 }.store(&mark).unwrap();
+    begun(What::Bootstrap);
+    assert!(makes());
+    begun(What::Clone);
+    assert!(!makes());
+    assert!(String::from_utf8(run().stderr).unwrap().contains("let in to copy"));
+}
+
+#[test]
 fn a_lone_node_has_no_empty_list_of_peers() {
     // keepalived refuses one.
     let mut spec = samples::one();

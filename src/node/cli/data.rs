@@ -9,8 +9,8 @@ use crate::{
         aside,
         begun::{self, BEGUN_PATH},
         claim::{Claim, Verdict},
-        database,
-        first::{Keys, Store, System},
+        database::{self, Database},
+        first::{self as first_database, Keys, Store, System},
         lock,
         peers::TlsCredentials,
         state::{ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
@@ -96,14 +96,7 @@ fn list(root: &Path, json: bool) -> Result<()> {
 
 fn make(root: &Path, what: &str) -> Result<()> {
     let folder = match what {
-        "database" => {
-            let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
-                .with_context(|| format!("reading {MANIFEST_PATH}"))?;
-            let version = postgresql_version(&manifest)?;
-            let version =
-                version.ok_or_else(|| UserError::usage("this image has no PostgreSQL: give the folder's path"))?;
-            Path::new(POSTGRESQL_DATA).join(version.to_string()).join("main")
-        }
+        "database" => database_folder()?.1,
         "etcd" => PathBuf::from(ETCD_DATA),
         path => PathBuf::from(path),
     };
@@ -124,6 +117,15 @@ fn make(root: &Path, what: &str) -> Result<()> {
     let path = aside::set_aside(&root.join(folder.strip_prefix("/").unwrap_or(&folder)), "by-hand")?;
     forget(&folder)?;
     said(&format!("set aside: it is {} now", path.display()))
+}
+
+/// The major version of the image's PostgreSQL, and the folder of its data.
+fn database_folder() -> Result<(u32, PathBuf)> {
+    let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
+        .with_context(|| format!("reading {MANIFEST_PATH}"))?;
+    let version = postgresql_version(&manifest)?;
+    let version = version.ok_or_else(|| UserError::usage("this image has no PostgreSQL: give the folder's path"))?;
+    Ok((version, Path::new(POSTGRESQL_DATA).join(version.to_string()).join("main")))
 }
 
 /// Whether it is a folder that a service of this node uses for data.
@@ -242,12 +244,17 @@ pub fn first_command() -> Command {
                 .about("Lets this node make the first database, where none was finished and its node is gone for good")
                 .arg(yes()),
         )
+        .subcommand(
+            Command::new("keep")
+                .about("Says that this node's database is the cluster's, where the keys name another one too, or none")
+                .arg(yes()),
+        )
 }
 
 /// Runs `first`.
 ///
 /// # Errors
-/// When etcd does not answer, or there is a database already.
+/// When etcd does not answer, or the keys do not allow it.
 pub fn first(arguments: Vec<OsString>) -> Result<ExitCode> {
     let matches = first_command().try_get_matches_from(arguments)?;
     let node = this_node::find()?;
@@ -257,6 +264,7 @@ pub fn first(arguments: Vec<OsString>) -> Result<ExitCode> {
     let keys = store.read().context("asking etcd for the cluster's first database")?;
     match matches.subcommand() {
         Some(("take", matches)) => take(&node, &store, &keys, matches.get_flag("yes"))?,
+        Some(("keep", matches)) => keep(&node, &store, &keys, matches.get_flag("yes"))?,
         _ => io::stdout().write_all(shown(&keys).as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
@@ -296,6 +304,26 @@ fn take(node: &Node, store: &Store<'_>, keys: &Keys, yes: bool) -> Result<()> {
             .into());
     }
     said(&format!("{me} makes the first database"))
+}
+
+fn keep(node: &Node, store: &Store<'_>, keys: &Keys, yes: bool) -> Result<()> {
+    let (version, folder) = database_folder()?;
+    let database = database::of_version(version, Database::look(&folder));
+    let system = first_database::keeps(keys, &database)?;
+    let me = &node.member().name;
+    let question = format!(
+        "The database of {me} becomes the database of the cluster {}: {}. A node that has another one does not start with it \
+         any more; its data stay where they are.",
+        node.spec.cluster,
+        database.words()
+    );
+    confirm(yes, &question, &node.spec.cluster)?;
+    if !store.keep(keys, me, &system)? {
+        return Err(UserError::runtime("somebody has changed the keys meanwhile: nothing is changed")
+            .hint("pgha-node first")
+            .into());
+    }
+    said(&format!("the cluster's database is that of {me}"))
 }
 
 fn told(who: &str) {

@@ -123,7 +123,11 @@ fn from_this_node(here: &Here<'_>, force: bool, yes: bool) -> Result<()> {
         None => {
             let (view, contents) = here.view();
             let plan = plan::plan(&view, force).map_err(|refusal| refused(&refusal, &here.me().name))?;
-            confirm(yes, &show::told(&plan, &here.me().name), &here.node.spec.cluster)?;
+            let told = show::told(&plan, &here.me().name);
+            if yes {
+                write!(io::stderr(), "{told}")?;
+            }
+            confirm(yes, &told, &here.node.spec.cluster)?;
             act::order(here, &view, &plan, &contents, force)?
         }
     };

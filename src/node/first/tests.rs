@@ -220,6 +220,25 @@ fn a_node_is_done_when_it_has_the_database_that_is_pinned() {
 }
 
 #[test]
+fn a_person_keeps_a_whole_database_that_the_keys_do_not_exclude() {
+    for view in every_view() {
+        let made = view.keys.initialize.as_ref().map(|key| key.value.as_str()).filter(|value| !value.is_empty());
+        let pinned = view.keys.first.as_ref().and_then(|first| first.value.system.as_deref());
+        let named: Vec<&str> = made.into_iter().chain(pinned).collect();
+        let own = match &view.database {
+            Database::Present(facts) if !facts.unstarted_copy => Some(facts.system.as_str()),
+            _ => None,
+        };
+        let settled = made.is_none() || pinned.is_none() || made == pinned;
+        let may = own.is_some_and(|own| named.is_empty() || (named.contains(&own) && !settled));
+        match keeps(&view.keys, &view.database) {
+            Ok(system) => assert!(may && own == Some(system.as_str()), "{view:?}"),
+            Err(error) => assert!(!may && error.hint.is_some(), "{view:?}: {error}"),
+        }
+    }
+}
+
+#[test]
 fn a_patroni_that_was_let_in_and_may_not_begin_any_more_comes_back() {
     let mut in_vain = 0;
     for view in every_view() {

@@ -227,6 +227,7 @@ fn started(number: u8) -> Listed {
         peer_urls: vec![format!("https://10.0.0.1{number}:2380")],
         started: true,
         answers: true,
+        learns: false,
     }
 }
 
@@ -734,4 +735,21 @@ fn a_document_without_a_founder_that_is_lost_needs_no_order() {
     }
     lab.settle();
     assert!(lab.is_whole());
+}
+
+#[test]
+fn a_new_member_counts_at_once_only_where_the_others_are_a_quorum_with_it() {
+    let cluster = |started: usize, never: usize| Cluster {
+        id: 1,
+        members: (0..started + never)
+            .map(|id| Listed { id: id as u64, started: id < started, ..Listed::default() })
+            .collect(),
+    };
+    let learns: Vec<bool> =
+        [(1, 0), (2, 0), (2, 1), (3, 0), (4, 0)].map(|(started, never)| must_learn(&cluster(started, never))).into();
+    assert_eq!(learns, [true, false, true, false, false]);
+    // While the second learns, there is still one alone that counts.
+    let mut two = cluster(2, 0);
+    two.members[1].learns = true;
+    assert!(must_learn(&two));
 }

@@ -12,6 +12,20 @@ impl Model {
         }
     }
 
+    /// A cluster is not formed while a node of its document has data of another one, unless a person has left that node out.
+    pub(super) fn check_formed(&self, world: &mut World, inc: u8) {
+        let members = self.decider.nodes(world.incs[inc as usize].doc);
+        let has_data = |node: &u8| {
+            let it = world.node(*node);
+            let database = matches!(it.db, Db::Whole(whole) | Db::Damaged(whole) if whole.use_ == Use::Used);
+            let etcd = it.data().is_some_and(|data| data.inc.no != inc && data.ever);
+            (database || etcd) && !world.ordered.without.has(*node)
+        };
+        if members.iter().filter(|node| (*node as usize) < world.nodes.len()).any(|node| has_data(&node)) {
+            world.breaks("a cluster forms while a node of its document has another one's data");
+        }
+    }
+
     /// A first database is not made while a node of the document holds one, unless a person has left that node out.
     pub(super) fn check_initdb(&self, world: &mut World, by: u8) {
         let members = self.decider.nodes(world.node(by).doc);

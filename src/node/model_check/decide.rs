@@ -22,6 +22,7 @@ use crate::node::{
     first,
     join::{self, Document, Peer},
     promise::{self, Request},
+    recover::plan,
 };
 use std::{cell::RefCell, collections::HashMap, hash::BuildHasherDefault, time::Duration};
 
@@ -66,6 +67,16 @@ pub(super) enum Done {
     Done,
 }
 
+/// Why a cluster is not recovered from a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Unrecovered {
+    /// There are no data, and none are missed.
+    Empty,
+    /// Its database is damaged, or half of one.
+    Unusable,
+    Otherwise,
+}
+
 /// The way on that a waiting node names.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct Way {
@@ -81,6 +92,8 @@ pub(super) struct Way {
     pub(super) aside: bool,
     /// That a person lets this node make the first database.
     pub(super) take: bool,
+    /// That a person says which database is the cluster's.
+    pub(super) keep: bool,
 }
 
 /// What a look that is not over comes to.
@@ -419,8 +432,11 @@ impl Decider {
             (_, true) => Three::Present,
             (_, false) => Three::Absent,
         };
+        let is_blind = self.mutation == Some(Mutation::UnreadIsAbsent);
         let etcd = three(node.etcd_unread, node.etcd != Etcd::Absent);
         let database = three(node.db_unread, node.db != Db::Absent);
+        let seen = |it: Three| if is_blind && it == Three::Unknown { Three::Absent } else { it };
+        let (etcd, database) = (seen(etcd), seen(database));
         self.refused[&(etcd, database, node.begun.is_some())]
     }
 
@@ -460,6 +476,11 @@ impl Decider {
     /// Whether the keys say which database is the cluster's.
     pub(super) fn has_database(&self, keys: &Keys) -> bool {
         translate::keys(keys).system() != first::System::Unknown
+    }
+
+    /// The database that a person keeps as the cluster's, where this node has `db`.
+    pub(super) fn keeps(&self, keys: &Keys, db: Db, unread: bool) -> Option<u8> {
+        first::keeps(&translate::keys(keys), &database(db, unread)).ok().map(|system| number(&system))
     }
 
     /// What is to be done where Patroni runs before what was begun is done; `None` as long as it is not.
@@ -537,7 +558,7 @@ impl Decider {
 
     /// Whether a Patroni that runs waits for what will not come.
     pub(super) fn is_in_vain(&self, view: &GateView) -> bool {
-        first::is_in_vain(&self.gate_view(view))
+        self.mutation != Some(Mutation::WaitsInVain) && first::is_in_vain(&self.gate_view(view))
     }
 
     /// The members that are let go while a cluster forms, sooner or later.
@@ -565,7 +586,8 @@ impl Decider {
         Way {
             recover: text.contains("pgha-node recover"),
             aside: text.contains("pgha-node aside make"),
-            take: text.contains("pgha-node first"),
+            take: text.contains("pgha-node first take") || text.contains("`pgha-node first`"),
+            keep: text.contains("pgha-node first keep"),
             ..Way::default()
         }
     }
@@ -587,6 +609,17 @@ impl Decider {
                 },
             },
         })
+    }
+
+    /// Whether the cluster may go on from the node of this view, if a person insists.
+    pub(super) fn may_recover(&self, view: &plan::View) -> Result<(), Unrecovered> {
+        self.count();
+        match plan::plan(view, true) {
+            Ok(_) => Ok(()),
+            Err(plan::Refusal::Nothing | plan::Refusal::NeverBegun) => Err(Unrecovered::Empty),
+            Err(plan::Refusal::Unusable(_)) => Err(Unrecovered::Unusable),
+            Err(_) => Err(Unrecovered::Otherwise),
+        }
     }
 
     /// The nodes of a document but one.

@@ -38,7 +38,13 @@ impl Model {
 
     /// The world after what follows at once from what has happened.
     pub(super) fn settle(&self, mut world: World) -> World {
+        let born: Vec<bool> = world.incs.iter().map(|inc| inc.born).collect();
         world.replicate();
+        for (inc, born) in born.into_iter().enumerate() {
+            if !born && world.incs[inc].born {
+                self.check_formed(&mut world, inc as u8);
+            }
+        }
         for node in world.all() {
             // A member that has its quorum asks nobody any more.
             if matches!(world.node(node).look, Look::Asking(_)) && !self.is_looking(&world, node) {
@@ -89,12 +95,6 @@ impl Model {
             }
             Move::InVain(node) => world.node_mut(node).gate = Gate::Closed,
             Move::Beside(by, inc) => self.look_beside(world, by, inc),
-            Move::Listed(by, via) => {
-                if let Some(data) = world.node(via).data().copied() {
-                    let truth = Etcds { members: data.members, ..world.incs[data.inc.no as usize] };
-                    self.look_at(world, by, data.inc, &truth);
-                }
-            }
             Move::Act(by) => self.act(world, by),
             Move::Seen(node) => {
                 if let Some(begun) = &mut world.node_mut(node).begun {
@@ -210,10 +210,7 @@ impl Model {
 
     fn look_beside(&self, world: &mut World, by: u8, inc: u8) {
         let truth = world.incs[inc as usize];
-        self.look_at(world, by, Inc { no: inc, doc: truth.doc }, &truth);
-    }
-
-    fn look_at(&self, world: &mut World, by: u8, seen: Inc, truth: &Etcds) {
+        let seen = Inc { no: inc, doc: truth.doc };
         let step = self.decider.beside(Model::place(world, by), seen, &truth.members, truth.started);
         let nothing = matches!(step, Step::Wait(_)) || is_nothing(world.node(by), step);
         world.node_mut(by).look = if nothing { Look::Idle } else { Look::Ready(step) };
@@ -461,6 +458,11 @@ impl Model {
                 world.ordered.emptied = true;
                 self.write_key(world, inc, |keys| (keys.initialize, keys.emptied) = (Some(None), true));
             }
+            Move::Delete(inc) => {
+                spend(budget, |budget| &mut budget.deleted);
+                world.ordered.emptied = true;
+                self.write_key(world, inc, |keys| (keys.initialize, keys.emptied) = (None, false));
+            }
             _ => {}
         }
         world.forgive();
@@ -473,6 +475,15 @@ impl Model {
         let (inc, gen_) = it.data().map_or((inc, 1), |data| (data.inc, data.gen_));
         it.begun = Some(Begun { inc, gen_, joins: Some([0; NODES]), seen: true });
         it.complete = it.db != Db::Absent;
+    }
+
+    /// `Store::keep`.
+    pub(super) fn keep(&self, world: &mut World, node: u8, system: u8) {
+        let Some(inc) = world.quorum_of(node) else { return };
+        self.write_key(world, inc, |keys| {
+            keys.initialize_older &= keys.initialize.is_some() && keys.first.is_some();
+            (keys.first, keys.initialize, keys.emptied) = (Some((node, Some(system))), Some(Some(system)), false);
+        });
     }
 
     /// `Store::take`.

@@ -6,13 +6,16 @@
 //! search goes on from there.
 
 use super::{
-    decide::{Has, Step, Way},
+    decide::{Has, Step, Unrecovered, Way},
     happen::set_database_aside,
     moves::{Model, Move},
     search::{Prints, fingerprint},
     world::*,
 };
-use std::{cell::RefCell, collections::HashMap};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+};
 
 /// How many orders may be needed one after the other.
 const ORDERS: u8 = 4;
@@ -34,6 +37,10 @@ pub(super) struct Healer<'a> {
     /// The documents that a person may settle on.
     documents: Vec<u8>,
     known: RefCell<Known>,
+    /// How many states are looked at for one way on.
+    limit: usize,
+    /// For how many states no way on was found within that limit.
+    unknown: Cell<usize>,
 }
 
 /// A state on the way: its fingerprint, its number, it, the move that led to it, and the moves that are left to try.
@@ -48,6 +55,8 @@ enum Ending {
     Stuck(Reached),
     /// A rule is broken on the way.
     Broken(String),
+    /// It was not found out.
+    Unknown,
 }
 
 /// All states that can be reached from one, and what leads from which to which.
@@ -79,7 +88,23 @@ impl Reached {
 impl<'a> Healer<'a> {
     pub(super) fn new(model: &'a Model) -> Healer<'a> {
         let documents = (0..model.decider.documents.len() as u8).collect();
-        Healer { model, documents, known: RefCell::default() }
+        Healer { model, documents, known: RefCell::default(), limit: usize::MAX, unknown: Cell::new(0) }
+    }
+
+    /// The same where a person settles on one of these documents.
+    pub(super) fn under(self, documents: &[u8]) -> Healer<'a> {
+        let documents = documents.iter().copied().filter(|doc| self.documents.contains(doc)).collect();
+        Healer { documents, ..self }
+    }
+
+    /// The same that gives a search up after so many states.
+    pub(super) fn limited(self, limit: usize) -> Healer<'a> {
+        Healer { limit, ..self }
+    }
+
+    /// For how many states it was not found out whether there is a way on.
+    pub(super) fn unknown(&self) -> usize {
+        self.unknown.get()
     }
 
     /// How many healed states were looked at.
@@ -90,8 +115,12 @@ impl<'a> Healer<'a> {
 
     /// What is wrong with a state from which no way leads on.
     pub(super) fn wrong_with(&self, world: &World) -> Option<String> {
-        // No person takes all out that have the database.
-        let holders = Set::of(world.all().filter(|node| matches!(world.node(*node).db, Db::Whole(_) | Db::Damaged(_))));
+        // No person takes all out that have the database, or etcd's data.
+        let databases =
+            Set::of(world.all().filter(|node| matches!(world.node(*node).db, Db::Whole(_) | Db::Damaged(_))));
+        let logs =
+            Set::of(world.all().filter(|node| world.node(*node).data().is_some() || world.node(*node).begun.is_some()));
+        let holders = if databases.is_empty() { logs } else { databases };
         let names_one = |doc: &&u8| holders.is_empty() || !self.model.decider.nodes(**doc).and(holders).is_empty();
         self.documents.iter().filter(names_one).find_map(|doc| self.wrong_under(world, *doc))
     }
@@ -100,7 +129,7 @@ impl<'a> Healer<'a> {
     pub(super) fn grown(&self, world: &World, doc: u8) -> Option<World> {
         match self.search(&heal(self.model, world, doc), doc) {
             Ending::Well(world) => Some(*world),
-            Ending::Fine | Ending::Stuck(_) | Ending::Broken(_) => None,
+            Ending::Fine | Ending::Stuck(_) | Ending::Broken(_) | Ending::Unknown => None,
         }
     }
 
@@ -109,6 +138,10 @@ impl<'a> Healer<'a> {
         let reached = match self.search(&healed, doc) {
             Ending::Well(_) | Ending::Fine => return None,
             Ending::Broken(why) => return Some(why),
+            Ending::Unknown => {
+                self.unknown.set(self.unknown.get() + 1);
+                return None;
+            }
             Ending::Stuck(reached) => reached,
         };
         let waiting = (0..reached.worlds.len() as u32).rev().filter(|at| self.rests(&reached.worlds[*at as usize]));
@@ -125,28 +158,18 @@ impl<'a> Healer<'a> {
         }
         drop(known);
         let Some(last) = waiting.first().map(|at| &reached.worlds[*at as usize]) else {
-            if std::env::var("BY_HAND").is_ok() {
-                for world in reached.worlds.iter().rev().take(6) {
-                    eprintln!("----");
-                    for node in world.all() {
-                        eprintln!("{}: {}", name(node), super::words::node(world.node(node)));
-                    }
-                    for inc in &world.incs {
-                        eprintln!("{}", super::words::etcd(inc));
-                    }
-                    for it in self.model.moves(world) {
-                        eprintln!("  {it} {}", fingerprint(&self.model.after(world, it)) == fingerprint(world));
-                    }
-                }
-            }
-            return Some(format!("the nodes never come to rest under document {doc}"));
+            return Some(format!("there is no way on under document {doc}: the nodes never come to rest"));
         };
         let nodes = last.all().map(|node| {
-            let said = self.way(last, node).map(|way| format!("\n             names {way:?}")).unwrap_or_default();
+            let said = self.way(last, node).map(|way| format!("\n             {}", super::words::way(&way)));
+            let said = said.unwrap_or_default();
             format!("       {}: {}{said}", name(node), super::words::node(last.node(node)))
         });
         let nodes: Vec<String> = nodes.collect();
-        Some(format!("no way leads on under document {doc}, and nobody names one; it ends so:\n{}", nodes.join("\n")))
+        Some(format!(
+            "there is no way on under document {doc}, and nobody names one; it ends so:\n{}",
+            nodes.join("\n")
+        ))
     }
 
     /// Whether the nodes say that they need another document, and that leads on.
@@ -163,8 +186,21 @@ impl<'a> Healer<'a> {
             return false;
         }
         let now = fingerprint(world);
+        // What etcd refuses is tried again and again.
+        let is_in_vain = |happens: Move| {
+            let after = self.model.after(world, happens);
+            let tried = match happens {
+                Move::Beside(node, _)
+                    if matches!(after.node(node).look, Look::Ready(Step::Add(_) | Step::Remove(..))) =>
+                {
+                    fingerprint(&self.model.after(&after, Move::Act(node)))
+                }
+                _ => fingerprint(&after),
+            };
+            tried == now
+        };
         let acts = self.model.moves(world).into_iter().filter(|it| !matches!(it, Move::Ask(..)));
-        acts.into_iter().all(|it| fingerprint(&self.model.after(world, it)) == now)
+        acts.into_iter().all(is_in_vain)
             && world.all().filter(|node| self.model.is_looking(world, *node)).all(|node| {
                 let mut after = world.clone();
                 let step = self.look(&mut after, node);
@@ -178,12 +214,12 @@ impl<'a> Healer<'a> {
         if let Some(known) = self.known.borrow().waiting.get(&number) {
             return *known;
         }
-        // Recovery is not modelled here, but it is named.
         let recover = world.all().any(|node| self.way(world, node).is_some_and(|way| way.recover));
-        let leads_on = recover
+        let nodes = self.model.decider.nodes(doc);
+        let leads_on = (recover && nodes.iter().any(|node| self.model.may_recover(world, node).is_ok()))
             || self.is_lost(world)
             || self.ordered(world, doc).into_iter().any(|after| match self.search(&after, doc) {
-                Ending::Well(_) | Ending::Fine => true,
+                Ending::Well(_) | Ending::Fine | Ending::Unknown => true,
                 Ending::Broken(why) => panic!("after an order that is named: {why}"),
                 Ending::Stuck(reached) => {
                     let mut resting = reached.worlds.iter().rev().filter(|world| self.rests(world));
@@ -208,16 +244,35 @@ impl<'a> Healer<'a> {
             change(&mut world);
             after.push(self.model.settle(world));
         };
-        for node in self.model.decider.nodes(doc).iter() {
+        let nodes = self.model.decider.nodes(doc);
+        let says = |node: u8| self.way(world, node).is_some_and(|way| way.recover);
+        let is_empty = |node: u8| self.model.may_recover(world, node) == Err(Unrecovered::Empty);
+        if nodes.iter().any(says) && nodes.iter().all(is_empty) {
+            // `recover` says that nodes with empty disks form a new cluster where no node has data.
+            order(&|world| nodes.iter().for_each(|node| *world.node_mut(node) = Node::new(doc)));
+        }
+        for node in nodes.iter() {
             let way = self.way(world, node).unwrap_or_default();
             if let Some((on, without)) = way.form {
                 order(&|world| world.node_mut(on).order = Some(Order { doc, without }));
+            }
+            // So does `recover` of a database that cannot be used.
+            let is_unusable = way.recover && self.model.may_recover(world, node) == Err(Unrecovered::Unusable);
+            if is_unusable {
+                order(&|world| {
+                    world.node_mut(node).gate = Gate::Closed;
+                    set_database_aside(world.node_mut(node));
+                });
             }
             if way.claim && self.model.may_claim(world, node) {
                 order(&|world| self.model.claim(world, node));
             }
             if way.claim && !self.model.may_claim(world, node) {
                 order(&|world| world.node_mut(node).etcd = Etcd::Absent);
+            }
+            let nodes = nodes.iter().filter(|_| way.keep);
+            for (other, system) in nodes.filter_map(|other| Some((other, self.model.may_keep(world, other)?))) {
+                order(&|world| self.model.keep(world, other, system));
             }
             if way.take && self.model.may_take(world, node).is_some() {
                 order(&|world| self.model.take(world, node));
@@ -297,6 +352,9 @@ impl<'a> Healer<'a> {
                 let new = reached.worlds.len() as u32;
                 let at = *reached.numbers.entry(number).or_insert(new);
                 reached.ways.extend(before.map(|before| (before, at)));
+                if reached.worlds.len() > self.limit {
+                    return Ending::Unknown;
+                }
                 if at == new {
                     if let Some(rule) = world.broken {
                         let moves: Vec<Move> =

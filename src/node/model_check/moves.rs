@@ -1,8 +1,7 @@
 //! What can happen next in a state of the world.
 
 use super::{
-    decide::{Decider, Has, Step},
-    mutations::Mutation,
+    decide::{Decider, Has, Step, Unrecovered},
     world::*,
 };
 use crate::node::claim::Verdict;
@@ -36,8 +35,6 @@ pub(super) enum Move {
     Alone(u8),
     Deliver,
     Beside(u8, u8),
-    /// Only a planted mistake makes a node take this for a quorum's word.
-    Listed(u8, u8),
     Act(u8),
     Seen(u8),
     Publish(u8),
@@ -81,6 +78,7 @@ pub(super) enum Move {
     /// `init --changed`.
     Declare(u8),
     Empty(u8),
+    Delete(u8),
     /// `patronictl failover`.
     Failover(u8),
     Claim(u8),
@@ -89,6 +87,34 @@ pub(super) enum Move {
     AsideDb(u8),
     /// `aside make etcd`.
     AsideEtcd(u8),
+}
+
+impl Move {
+    /// Whether nobody wants it to happen, or a person orders it.
+    pub(super) fn is_fault(self) -> bool {
+        match self {
+            Move::Cut(_)
+            | Move::Replace(_)
+            | Move::CutStarting(_)
+            | Move::LoseEtcd(_)
+            | Move::LoseDb(_)
+            | Move::LoseState(_)
+            | Move::Unreadable(_)
+            | Move::Damage(_)
+            | Move::Part(_)
+            | Move::Order(..)
+            | Move::Document(..)
+            | Move::Declare(_)
+            | Move::Empty(_)
+            | Move::Delete(_)
+            | Move::Claim(_)
+            | Move::Take(_)
+            | Move::AsideDb(_)
+            | Move::AsideEtcd(_) => true,
+            Move::Ask(_, _, how) => how != How::Answered,
+            _ => false,
+        }
+    }
 }
 
 impl Model {
@@ -117,6 +143,13 @@ impl Model {
                 && keys.initialize.is_some_and(|it| it.is_some())
             {
                 moves.push(Move::Empty(inc));
+            }
+            if serves
+                && world.budget.deleted > 0
+                && world.budget.total > 0
+                && keys.initialize.is_some_and(|it| it.is_some())
+            {
+                moves.push(Move::Delete(inc));
             }
         }
         moves
@@ -162,12 +195,6 @@ impl Model {
                     moves.push(Move::Alone(node));
                 }
                 moves.extend(world.quorums_seen(node, through).iter().map(|inc| Move::Beside(node, inc)));
-                if self.decider.mutation == Some(Mutation::ListedWithoutQuorum) {
-                    let runs =
-                        |other: &u8| world.node(*other).runs && world.node(*other).data().is_some_and(|data| data.ever);
-                    let there = through.iter().filter(|other| world.connected(node, *other) && runs(other));
-                    moves.extend(there.map(|other| Move::Listed(node, other)));
-                }
             }
             Look::Idle | Look::Asking(_) => {}
         }
@@ -311,6 +338,17 @@ impl Model {
         let seen = world.quorums_seen(node, self.decider.nodes(it.doc).without(node)).iter().next();
         let told = seen.map(|no| (Inc { no, doc: world.incs[no as usize].doc }, &world.incs[no as usize]));
         !matches!(self.decider.claim(node, it, told), Verdict::Refused(..))
+    }
+
+    /// The database that a person on this node can say is the cluster's.
+    pub(super) fn may_keep(&self, world: &World, node: u8) -> Option<u8> {
+        let (it, inc) = (world.node(node), world.quorum_of(node)?);
+        self.decider.keeps(&world.incs[inc as usize].keys, it.db, it.db_unread)
+    }
+
+    /// Whether the cluster may go on from a node, if a person insists.
+    pub(super) fn may_recover(&self, world: &World, node: u8) -> Result<(), Unrecovered> {
+        self.decider.may_recover(&self.decider.recover_view(world, node, |other| self.leads(world, other)))
     }
 
     /// In which etcd a person can let a node make the first database.

@@ -16,14 +16,12 @@ pub(super) enum Mutation {
     UnreadIsAbsent,
     /// A member starts as it was to start before, whether the disk is still the same or not.
     MarkUnlooked,
-    /// Half a database is set aside also where nothing says that this node has begun it.
-    HalfIsOwn,
-    /// The key `initialize` without a value is taken for a cluster that has no database yet.
+    /// A database that is damaged is taken for half of a copy.
+    DamagedIsHalf,
+    /// The key `initialize` without a value is taken for a cluster that has no database yet, whatever the other key says.
     EmptiedIsUnbegun,
-    /// The members that a node lists without its quorum are taken for the cluster's.
-    ListedWithoutQuorum,
-    /// A beginning that can never have a quorum is not given up.
-    NeverGivesUp,
+    /// A Patroni that was let in is never stopped again.
+    WaitsInVain,
     /// A promise is kept whose founder has lost its disk.
     NeverReleases,
 }

@@ -242,14 +242,19 @@ impl Model {
         let primary = keys.leader.and_then(|leader| world.node(leader).whole().copied());
         match happens {
             Move::Initdb(_) => {
-                self.check_initdb(world, node);
                 self.write_key(world, inc, |keys| {
                     (keys.initialize, keys.emptied) = (Some(None), false);
                     keys.initialize_older = keys.first.is_none();
                 });
                 world.node_mut(node).db = Db::Half(Mark::Bootstrap);
             }
+            // `post_bootstrap` fails on a node that was let in to copy: Patroni moves away what it has made.
+            Move::InitdbDone(_) if world.node(node).mark == Some(Mark::Clone) => {
+                self.write_key(world, inc, |keys| (keys.initialize, keys.emptied) = (None, false));
+                world.node_mut(node).db = Db::Absent;
+            }
             Move::InitdbDone(_) => {
+                self.check_initdb(world, node);
                 let system = world.systems.len() as u8;
                 world.systems.push(0);
                 world.node_mut(node).db = Db::Whole(Whole { system, commits: 0, use_: Use::Made });

@@ -22,8 +22,12 @@ pub(super) struct Report {
     pub(super) complete: bool,
     /// The shortest way to a state that breaks a rule.
     pub(super) broken: Option<Trace>,
-    /// How many states were tried for a way on.
-    pub(super) healed: usize,
+}
+
+impl Report {
+    fn new() -> Report {
+        Report { states: 0, transitions: 0, depth: 0, took: Duration::ZERO, complete: true, broken: None }
+    }
 }
 
 /// What happens, and the rule that is broken then.
@@ -122,8 +126,7 @@ pub(super) fn explore(
     // For each state the one before it, and what happened then.
     let mut parents: Vec<(u32, Move)> = vec![(0, Move::Deliver)];
     let mut waiting: VecDeque<(u32, u32, World)> = VecDeque::from([(0, 0, start.clone())]);
-    let mut report =
-        Report { states: 1, transitions: 0, depth: 0, took: Duration::ZERO, complete: true, broken: None, healed: 0 };
+    let mut report = Report { states: 1, transitions: 0, depth: 0, took: Duration::ZERO, complete: true, broken: None };
     while let Some((at, depth, world)) = waiting.pop_front() {
         report.depth = report.depth.max(depth as usize);
         if report.states > limits.states || began.elapsed() > limits.time {
@@ -134,7 +137,6 @@ pub(super) fn explore(
             report.broken = Some(trace(model, &start, path(&parents, at), wrong));
             break;
         }
-        report.healed += 1;
         let mut stop = false;
         for happens in model.moves(&world) {
             report.transitions += 1;
@@ -154,6 +156,60 @@ pub(super) fn explore(
         }
         if stop {
             break;
+        }
+    }
+    report.took = began.elapsed();
+    report
+}
+
+/// A generator of numbers that look random (George Marsaglia, "Xorshift RNGs", 2003).
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A number below `end`.
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((u128::from(self.0) * end as u128) >> 64) as usize
+    }
+}
+
+/// Goes from `start` wherever chance leads, `walks` times, for `steps` things that happen. What nobody wants happens
+/// rarely. `way_on` is asked after every `pause` of them.
+pub(super) fn walk(
+    model: &Model,
+    start: &World,
+    (walks, steps, pause): (usize, usize, usize),
+    random: &mut Random,
+    mut way_on: impl FnMut(&World) -> Option<String>,
+) -> Report {
+    let began = Instant::now();
+    let start = start.clone().canonical();
+    let mut known = Prints::default();
+    let mut report = Report { complete: false, ..Report::new() };
+    for _ in 0..walks {
+        let (mut world, mut moves) = (start.clone(), Vec::new());
+        while moves.len() < steps {
+            let (bad, good): (Vec<Move>, Vec<Move>) = model.moves(&world).into_iter().partition(|it| it.is_fault());
+            let from = if good.is_empty() || (!bad.is_empty() && random.below(12) == 0) { bad } else { good };
+            let Some(happens) = from.get(random.below(from.len())) else { break };
+            world = model.after(&world, *happens);
+            moves.push(*happens);
+            report.transitions += 1;
+            report.depth = report.depth.max(moves.len());
+            report.states += usize::from(known.insert(fingerprint(&world)));
+            let rule = world.broken.map(str::to_owned);
+            let asked = rule.or_else(|| if moves.len() % pause == 0 { way_on(&world) } else { None });
+            if let Some(rule) = asked {
+                report.broken = Some(trace(model, &start, moves, rule));
+                report.took = began.elapsed();
+                return report;
+            }
         }
     }
     report.took = began.elapsed();
@@ -200,6 +256,7 @@ fn describe(before: &World, after: &World, text: &mut String) {
         }
     }
     if before.letter != after.letter {
-        let _ = writeln!(text, "       on its way: {:?}", after.letter);
+        let letter = after.letter.as_ref().map_or("nothing".to_owned(), super::words::letter);
+        let _ = writeln!(text, "       on its way: {letter}");
     }
 }

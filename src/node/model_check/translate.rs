@@ -13,6 +13,10 @@ use crate::{
         first,
         join::{self, Found, Listed, Own, Peer, View},
         promise::{self, Answer},
+        recover::{
+            plan,
+            timeline::{self, Reach},
+        },
         state::{self, Data as Disks, State},
     },
 };
@@ -92,7 +96,7 @@ impl Decider {
                 Log::Unknown if unread_is_absent => EtcdData::Absent,
                 Log::Unknown => EtcdData::Unknown(unreadable()),
             },
-            idle: has.idle && self.mutation != Some(Mutation::NeverGivesUp),
+            idle: has.idle,
             database: match has.db {
                 Three::Present => Found::Present,
                 Three::Absent => Found::Absent,
@@ -187,6 +191,67 @@ impl Decider {
         begun
     }
 
+    /// What `recover` on `me` sees.
+    pub(super) fn recover_view(&self, world: &World, me: u8, leads: impl Fn(u8) -> bool) -> plan::View {
+        let doc = world.node(me).doc;
+        let unread = || "Input/output error".to_owned();
+        let nodes = self.documents[doc as usize].iter().map(|no| {
+            let it = world.nodes.get(*no as usize).filter(|_| *no == me || world.connected(me, *no));
+            let data = it.and_then(Node::data);
+            plan::KnownNode {
+                name: name(*no),
+                silent: it.is_none().then(|| "no answer".to_owned()),
+                database: match it.map(|it| (it.db_unread, it.db)) {
+                    None => plan::Database::Unknown { why: "no answer".to_owned() },
+                    Some((true, _)) => plan::Database::Unknown { why: unread() },
+                    Some((_, Db::Absent)) => plan::Database::Absent,
+                    Some((_, Db::Half(_) | Db::Damaged(_))) => {
+                        plan::Database::Unusable { why: "it is damaged".to_owned() }
+                    }
+                    Some((_, Db::Whole(whole))) => {
+                        plan::Database::Present(plan::Copy { reach: reach(&whole), last: None })
+                    }
+                },
+                etcd: match (it.map(|it| it.etcd_unread), data) {
+                    (None, _) => plan::Etcd::Unknown { why: "no answer".to_owned() },
+                    (Some(true), _) => plan::Etcd::Unknown { why: unread() },
+                    (Some(false), None) => plan::Etcd::Absent,
+                    (Some(false), Some(data)) => {
+                        let ids = self.ids(data.inc, *no, data.gen_);
+                        plan::Etcd::Present {
+                            cluster: Some(format!("{:x}", ids.cluster)),
+                            member: Some(format!("{:x}", ids.member)),
+                        }
+                    }
+                },
+                patroni: it.is_some_and(Node::patroni),
+                primary: it.is_some() && leads(*no),
+                order: None,
+                lineage: None,
+            }
+        });
+        let own = world.node(me);
+        let quorum = world.quorums_seen(me, self.nodes(doc)).iter().next();
+        plan::View {
+            me: name(me),
+            nodes: nodes.collect(),
+            quorum: quorum.map(|inc| nodes_of(&world.incs[inc as usize].members).iter().map(name).collect()),
+            keys: match own.data() {
+                None => plan::Keys::Absent,
+                Some(_) if own.etcd_unread => plan::Keys::Unknown(unread()),
+                Some(data) => {
+                    let kept = &world.incs[data.inc.no as usize].keys;
+                    let known = kept.initialize.flatten().or(kept.first.and_then(|(_, system)| system));
+                    plan::Keys::Read(plan::Kept {
+                        system: known.map(system),
+                        synchronous: kept.sync.iter().map(name).collect(),
+                        revision: data.version.into(),
+                    })
+                }
+            },
+        }
+    }
+
     pub(super) fn peer(&self, seen: &Seen) -> Peer {
         let told = |inc: Inc| self.cluster_id(inc);
         match seen {
@@ -219,6 +284,7 @@ impl Decider {
                 peer_urls: vec![url(node)],
                 started,
                 answers: false,
+                learns: false,
             })
         };
         (0..NODES as u8).filter_map(member).collect()
@@ -302,6 +368,17 @@ pub(super) fn set(names: &BTreeSet<String>) -> Set {
     Set::of(names.iter().map(|name| node(name)))
 }
 
+/// How far a copy has come: each commit that it has makes its WAL longer.
+fn reach(whole: &Whole) -> Reach {
+    let position = Lsn(0x1000 + 0x100 * u64::from(whole.commits.count_ones()));
+    Reach {
+        system: system(whole.system),
+        end: timeline::Place { timeline: 1, position },
+        exact: true,
+        history: Some(timeline::History::default()),
+    }
+}
+
 /// The version of PostgreSQL.
 const VERSION: u32 = 17;
 
@@ -316,17 +393,21 @@ pub(super) fn number(system: &str) -> u8 {
 impl Decider {
     /// What the gate sees.
     pub(super) fn gate_view(&self, view: &GateView) -> first::View {
-        let half = matches!(view.db, Db::Half(_) | Db::Damaged(_)) && self.mutation == Some(Mutation::HalfIsOwn);
-        let emptied = view.keys.initialize == Some(None) && self.mutation == Some(Mutation::EmptiedIsUnbegun);
+        let half = matches!(view.db, Db::Damaged(_)) && self.mutation == Some(Mutation::DamagedIsHalf);
+        let is_empty = view.keys.initialize.flatten().is_none();
+        let mut known = view.keys;
+        if is_empty && self.mutation == Some(Mutation::EmptiedIsUnbegun) {
+            (known.initialize, known.first) = (None, known.first.map(|(node, _)| (node, None)));
+        }
         let unread = view.unread && self.mutation != Some(Mutation::UnreadIsAbsent);
         let lost = view.unread && !unread;
         first::View {
             me: name(view.me),
             forms: view.forms,
             version: VERSION,
-            keys: if emptied { first::Keys::default() } else { keys(&view.keys) },
+            keys: keys(&known),
             database: database(if lost { Db::Absent } else { view.db }, unread),
-            begun: match view.mark.or(half.then_some(Mark::Bootstrap)) {
+            begun: match view.mark.or(half.then_some(Mark::Clone)) {
                 None => Presence::Absent,
                 Some(mark) => Presence::Present(begun::Begun {
                     what: match mark {
@@ -338,7 +419,7 @@ impl Decider {
                     time: 0,
                 }),
             },
-            started: matches!(view.db, Db::Whole(whole) | Db::Damaged(whole) if whole.use_ == Use::Used),
+            started: !half && matches!(view.db, Db::Whole(whole) | Db::Damaged(whole) if whole.use_ == Use::Used),
             room: true,
         }
     }

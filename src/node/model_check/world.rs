@@ -418,6 +418,7 @@ pub(super) struct Budget {
     pub(super) documents: u8,
     pub(super) commits: u8,
     pub(super) emptied: u8,
+    pub(super) deleted: u8,
     pub(super) claims: u8,
     pub(super) takes: u8,
     pub(super) asides: u8,

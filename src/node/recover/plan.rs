@@ -616,7 +616,9 @@ impl Refusal {
                 "nothing is decided about data that cannot be read. A volume may not be mounted, or a disk may be damaged"
                     .to_owned()
             }
-            Refusal::Unusable(_) => "see from which node the cluster can go on: pgha-node recover".to_owned(),
+            Refusal::Unusable(_) => "see from which node the cluster can go on: pgha-node recover. Where no node has one that can \
+                                     be used: rescue this one, or set it aside by `pgha-node aside make database`"
+                .to_owned(),
             Refusal::Nothing | Refusal::NeverBegun => {
                 "see from which node the cluster can go on: pgha-node recover. Where no node has data, nodes with empty disks \
                  form a new cluster"

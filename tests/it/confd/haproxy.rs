@@ -185,3 +185,31 @@ fn servers_change_without_a_new_worker_and_structure_with_one() {
     running.kill().unwrap();
     running.wait().unwrap();
 }
+
+/// A service manager ignores a reload while HAProxy starts, which may have read the file before the change.
+#[test]
+fn a_reload_is_repeated_until_haproxy_has_its_socket() {
+    let confd = Confd::new(&["-backend", "file"]);
+    let (socket, reloads) = (confd.path("admin.sock"), confd.path("reloads"));
+    let reload = format!("echo x >> {}", reloads.display());
+    let lines = format!("reload_cmd = {reload:?}\nhaproxy_socket = {socket:?}");
+    confd.write("keys.yaml", "name: a\n");
+    confd.add_resource("haproxy.cfg", "{{getv \"/name\"}}\n", "[\"/\"]", &lines);
+    let keys = confd.path("keys.yaml").display().to_string();
+    struct Running(Child);
+    impl Drop for Running {
+        fn drop(&mut self) {
+            kill(self.0.id() as i32, Signal::TERM);
+            let _ = self.0.wait();
+        }
+    }
+    let _running = Running(confd.command().args(["-watch", "-file", &keys]).stderr(Stdio::null()).spawn().unwrap());
+    let count = || fs::read_to_string(&reloads).unwrap_or_default().lines().count();
+    wait_for("the reload to be repeated", || count() >= 2);
+    fs::write(&socket, "").unwrap();
+    // One more is due, unless the last one was just at work.
+    thread::sleep(Duration::from_secs(5));
+    let last = count();
+    thread::sleep(Duration::from_secs(5));
+    assert_eq!(count(), last);
+}
