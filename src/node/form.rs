@@ -192,6 +192,7 @@ impl Desk {
                         }
                     }
                     Write::Begun(begun) => self.write_begun(begun)?,
+                    Write::Seen => self.write_seen()?,
                     Write::NotBegun => remove_file(&self.path(STATE_PATH))?,
                     Write::Ordered => remove_file(&self.path(ORDER_PATH))?,
                     Write::Stop(service) => stop(service)?,
@@ -205,6 +206,10 @@ impl Desk {
     /// Remembers that its etcd has answered.
     fn saw_etcd(&self) -> Result<()> {
         let _deciding = self.decide();
+        self.write_seen()
+    }
+
+    fn write_seen(&self) -> Result<()> {
         match self.state()? {
             Some(state) => State { etcd_seen: true, ..state }.store(&self.path(STATE_PATH)),
             None => Ok(()),

@@ -145,6 +145,8 @@ pub enum Write {
     Mark(Begun),
     /// How its etcd member begins.
     Begun(Begun),
+    /// That its etcd has answered, or may have: it does not start again without the data that go now.
+    Seen,
     /// That its etcd member has not begun.
     NotBegun,
     /// That a person's order is carried out.
@@ -173,9 +175,13 @@ pub fn writes(step: &Step) -> Vec<Write> {
         Step::Commit(begun) => vec![Write::Mark(begun.clone()), Write::Begun(begun.clone()), Write::Ordered],
         // What the database here has more than the other cluster's is looked at before Patroni starts there.
         Step::SetAside(why @ Aside::OtherCluster) => {
-            vec![Write::Stop(Stopped::Patroni), Write::Stop(Stopped::Etcd), Write::Aside(why.word())]
+            vec![Write::Seen, Write::Stop(Stopped::Patroni), Write::Stop(Stopped::Etcd), Write::Aside(why.word())]
         }
-        Step::SetAside(why) => vec![Write::Stop(Stopped::Etcd), Write::Aside(why.word())],
+        Step::SetAside(why @ Aside::Removed) => {
+            vec![Write::Seen, Write::Stop(Stopped::Etcd), Write::Aside(why.word())]
+        }
+        // There is no log, so that nothing was ever written or promised.
+        Step::SetAside(why @ Aside::Unfinished) => vec![Write::Stop(Stopped::Etcd), Write::Aside(why.word())],
         Step::Abandon(promises, begun) => {
             vec![
                 Write::Promises(promises.clone()),

@@ -374,6 +374,29 @@ fn who_was_left_out_is_let_go_at_once_and_others_when_it_is_time() {
 }
 
 #[test]
+fn data_that_have_voted_are_put_aside_for_good() {
+    // Its etcd has voted, and the power failed before it was written that it had answered; then its member was removed.
+    let before = Own { etcd: EtcdData::Data(ids("a", "pg-2")), begun: Some(begun("a", "pg-2", false)), ..fresh() };
+    let cluster =
+        |member: u64| Cluster { id: ids("a", "pg-1").cluster, members: vec![Listed { id: member, ..started(1) }] };
+    let removed = View {
+        cluster: Some(cluster(7)),
+        ..view("pg-2", before.clone(), [Peer::Silent(String::new()), Peer::Silent(String::new())])
+    };
+    let step = next(&removed);
+    assert_eq!(step, Step::SetAside(Aside::Removed));
+    assert_eq!(writes(&step).first(), Some(&Write::Seen));
+    assert_eq!(writes(&Step::SetAside(Aside::OtherCluster)).first(), Some(&Write::Seen));
+    // Without it, the member would start again without its log as soon as the cluster is out of sight.
+    let start = |seen: bool| {
+        let after = Own { etcd: EtcdData::Absent, begun: Some(begun("a", "pg-2", seen)), ..before.clone() };
+        let own = Own { promises: holding(&founded_by("pg-1", "a")), ..after };
+        next(&view("pg-2", own, [Peer::Silent(String::new()), Peer::Silent(String::new())]))
+    };
+    assert!(matches!(start(false), Step::Start(_)) && matches!(start(true), Step::Wait { .. }));
+}
+
+#[test]
 fn nothing_is_started_or_moved_before_it_is_written_why() {
     let promises = holding(&founded_by("pg-1", "a"));
     let steps = [
@@ -397,6 +420,7 @@ fn nothing_is_started_or_moved_before_it_is_written_why() {
             Write::Promises(_) => "promises".to_owned(),
             Write::Mark(_) => "mark".to_owned(),
             Write::Begun(_) => "begun".to_owned(),
+            Write::Seen => "seen".to_owned(),
             Write::NotBegun => "not begun".to_owned(),
             Write::Ordered => "ordered".to_owned(),
             Write::Stop(service) => format!("stop {service:?}"),

@@ -253,6 +253,7 @@ impl Model {
                 let without = it.promises.held.filter(|held| held.inc == begun.inc).map(|held| held.without);
                 world.ordered.without = Set(world.ordered.without.0 | without.unwrap_or_default().0);
             }
+            Write::Seen => world.node_mut(by).begun.iter_mut().for_each(|begun| begun.seen = true),
             Write::NotBegun => {
                 let it = world.node_mut(by);
                 (it.begun, it.complete) = (None, false);
@@ -541,6 +542,7 @@ fn remove(it: &mut Etcds, whom: u8) {
 /// Whether a write changes nothing.
 fn is_idle(node: &Node, write: Write) -> bool {
     match write {
+        Write::Seen => node.begun.is_none_or(|begun| begun.seen),
         Write::Ordered => node.order.is_none(),
         Write::Stop(Stopped::Etcd) => !node.runs,
         Write::Stop(Stopped::Patroni) => !node.patroni(),
