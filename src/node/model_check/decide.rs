@@ -472,7 +472,8 @@ impl Decider {
                 join::Write::Aside(_) => Write::Aside,
             }
         });
-        writes.collect()
+        let keeps = |write: &Write| *write != Write::Seen || self.mutation != Some(Mutation::SeenUnwritten);
+        writes.filter(keeps).collect()
     }
 
     /// Whether the keys say which database is the cluster's.

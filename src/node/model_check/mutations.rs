@@ -16,6 +16,8 @@ pub(super) enum Mutation {
     UnreadIsAbsent,
     /// A member starts as it was to start before, whether the disk is still the same or not.
     MarkUnlooked,
+    /// A member's data are set aside without a word that it has voted.
+    SeenUnwritten,
     /// A database that is damaged is taken for half of a copy.
     DamagedIsHalf,
     /// The key `initialize` without a value is taken for a cluster that has no database yet, whatever the other key says.
