@@ -1,4 +1,4 @@
-//! Puts the data of packages into an empty root without running anything: so much that dpkg can run there.
+//! Unpacks packages into an empty root without running programs, until dpkg can run there.
 //!
 //! dpkg then installs the same packages once more, properly.
 

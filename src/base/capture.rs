@@ -1,4 +1,4 @@
-//! A root file system on disk becomes a layer of the store.
+//! Makes a layer of the store from a root file system on disk.
 //!
 //! Nothing runs in the root any more, so its paths are read without fear of races; links are never followed.
 

@@ -1,4 +1,4 @@
-//! What a root must not have when it becomes an image: what would be the same in every copy of it, or shows when and
+//! Removes what an image must not have: what would be the same in every copy of it, or shows when and
 //! where it was made.
 
 use super::root::{Attributes, Root};

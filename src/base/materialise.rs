@@ -1,4 +1,4 @@
-//! Stored layers become a root file system on disk.
+//! Makes a root file system on disk from layers of the store.
 
 use super::{
     capture::{Before, identity},

@@ -1,4 +1,4 @@
-//! Packages become a configured base layer.
+//! Makes the base layer: packages, installed and configured.
 //!
 //! dpkg runs inside the root that it makes ([`crate::sandbox`]), so the host needs nothing of Debian. All that touches
 //! the root happens in one job:

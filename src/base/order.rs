@@ -1,4 +1,4 @@
-//! In which order packages are put in: what dpkg itself needs first, and as few runs of dpkg as Pre-Depends allow.
+//! The order in which packages are installed: what dpkg itself needs first, and as few runs of dpkg as Pre-Depends allow.
 
 use super::Package;
 use crate::{debian::depends, error::UserError};

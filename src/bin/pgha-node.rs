@@ -1,4 +1,4 @@
-//! The guest program's door.
+//! The guest program, which runs in every image.
 
 fn main() -> std::process::ExitCode {
     pgha_image::node::cli::main()

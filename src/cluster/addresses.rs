@@ -1,4 +1,4 @@
-//! Which addresses a cluster on this machine has.
+//! The addresses of a cluster on this machine.
 
 use super::driver::ClusterNetwork;
 use crate::{

@@ -1,4 +1,4 @@
-//! A cluster whose state folder is lost gets a new record, from what its nodes hold. Nothing is removed or changed.
+//! Makes a new record of a cluster whose state folder is lost, from its nodes. Nothing is removed or changed.
 
 use super::{
     Claim, Cluster, ClusterNetwork, DriverKind, Lock, Record, StateDir, Title, addresses,

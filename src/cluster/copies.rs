@@ -1,4 +1,4 @@
-//! Whether nodes may be removed with their disks: never with the last good copy of the data.
+//! Decides whether nodes may be removed with their disks: never with the last good copy of the data.
 //!
 //! [`next`] is a pure function over what all nodes say: it names one step, which the caller carries out before it looks
 //! and asks again. A copy is good if its server is the primary, or streams from the primary on the same timeline. A node

@@ -1,4 +1,4 @@
-//! A new cluster: its network and its nodes, or nothing at all.
+//! Creates a cluster with its network and nodes; if a step fails, nothing of it is left.
 
 use super::{
     Cluster, DriverKind, Lock, Prepared, Record, StateDir, addresses, driver_of, owner::fresh_creation,

@@ -1,4 +1,4 @@
-//! The end of a cluster: what would go is told first, and what may be another's goes only by a person's word.
+//! Removes a cluster: prints what will be removed, and asks before it removes what may be another's.
 
 use super::{
     Cluster, ClusterNetwork, Lock, StateDir, Thing, Title, docker,

@@ -1,4 +1,4 @@
-//! Where a cluster's nodes run, and what can be done to them there.
+//! The drivers that run a cluster's nodes, and what they can do to a node.
 
 use super::owner::Title;
 use crate::{container_engine::Executed, seed::Seed};

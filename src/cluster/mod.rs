@@ -1,4 +1,4 @@
-//! Clusters on this machine, for people who try and tests that prove: nodes up, faults in, everything gone again.
+//! Clusters on this machine, for trying and testing: creates nodes, injects faults, removes everything again.
 //!
 //! A [`Cluster`] is a document, the nodes that it names, and the [`Driver`] that runs them. It is remembered on a
 //! [`StateDir`] between runs of the program; the nodes themselves need no supervisor.

@@ -1,4 +1,4 @@
-//! Whose a thing of the engine is: an engine is shared by all users of a machine, and names are free for all of them.
+//! The owner of a container or network: all users of a machine share an engine, and may use the same names.
 //!
 //! Each container and network that this program makes has labels: the cluster's name, the node's, who made it, and the
 //! cluster's creation id. That id is random, drawn by the call that makes the cluster and kept in the cluster's record,

@@ -1,4 +1,4 @@
-//! What is remembered of a cluster between two runs of the program.
+//! The record of a cluster, kept between runs of the program.
 
 use super::driver::{ClusterNetwork, DriverKind};
 use crate::{

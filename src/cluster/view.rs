@@ -1,4 +1,4 @@
-//! How a cluster's nodes stand, as each of them says.
+//! The state of a cluster's nodes, as each of them reports it.
 
 use super::driver::PowerState;
 use crate::model::status::{NodeStatus, Phase, PostgresqlStatus};

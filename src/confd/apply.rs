@@ -1,4 +1,4 @@
-//! One pass over a resource: judge, render, stage, compare, check, replace, reload; and record it durably.
+//! One pass over a resource: check the keys, render, stage, compare, check, replace, reload; and record it durably.
 
 use super::{
     haproxy,

@@ -1,4 +1,4 @@
-//! Whether a set of keys may replace the one that a file was rendered from.
+//! Decides whether a smaller set of keys may replace the one that a file was rendered from.
 //!
 //! An empty or shrunken set is true when members were removed, and false when the store was wiped, restored, or came
 //! back from an outage that let all leases end at once. The rules, in their order:

@@ -1,4 +1,4 @@
-//! Whether a rendered text is what the resource's `output_format` says.
+//! Checks that a rendered file has the format that the resource's `output_format` names.
 
 use super::resource::Format;
 use anyhow::{Context as _, Result, bail};

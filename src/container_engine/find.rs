@@ -1,4 +1,4 @@
-//! Where engines listen.
+//! Finds the sockets of container engines.
 
 use crate::error::UserError;
 use std::{

@@ -1,4 +1,4 @@
-//! Memory and files of raw images that pass the system's cache by.
+//! Buffers and files for writing raw images past the system's page cache.
 //!
 //! Nobody reads a raw image at once that was just written, and finding memory to keep all of it takes a busy or virtual
 //! host longer than writing it.

@@ -1,4 +1,4 @@
-//! What lies where on a volume.
+//! The layout of a volume: which data are at which offset.
 //!
 //! Every writer of this module returns a [`Map`]: the pieces that are not zero, the offset of each, and where its bytes
 //! come from. Nothing else is ever written; the space between pieces is a hole. A map takes memory for metadata only,

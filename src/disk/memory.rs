@@ -1,4 +1,4 @@
-//! What the store remembers of the chunks of volumes.
+//! Chunks of volumes that the store has compressed or checked before.
 //!
 //! Nearly all of an image is as it was before an overlay was edited, and compressing it, or taking the SHA-256 of every
 //! file in it, is most of the work of writing it. So a chunk is remembered under what lies in it: compressed, it is not

@@ -1,4 +1,4 @@
-//! What this room's tests share: a store, images on disk, and the tools that know the formats.
+//! Shared by the tests of this module: a store, images on disk, and the tools that know the formats.
 
 use super::{Map, Outputs};
 use crate::{exec::Run, model::Digest, rootfs::Content, store::Store, testing::require_program};

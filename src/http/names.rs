@@ -1,4 +1,4 @@
-//! Looks up addresses of hosts once for all connections.
+//! Resolves host names once for all connections.
 //!
 //! Without it each request looks the address up again, even on a connection that was kept. Name servers that drop
 //! queries when many come at once then cost seconds.

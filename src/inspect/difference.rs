@@ -1,4 +1,4 @@
-//! What two images have that differs.
+//! The differences between two images.
 
 use super::{FoundContent, FoundEntry, Image};
 use crate::rootfs::{Differing, Kind};

@@ -1,4 +1,4 @@
-//! Unix sockets in folders of any depth, and JSON lines over them.
+//! Unix sockets at paths of any length, and JSON lines over them.
 //!
 //! The address of a Unix socket has at most 107 bytes (unix(7)), which a deep path exceeds, so sockets are reached
 //! through the open folder. QEMU cannot do that; it is started in the folder and gets bare names.

@@ -1,4 +1,4 @@
-//! From what a machine is to QEMU's arguments: pure, so that tests can hold every word.
+//! QEMU's arguments for a machine: a pure function, so that tests can compare every word.
 //!
 //! QEMU runs in the machine's folder, and all files of the machine have bare names there.
 

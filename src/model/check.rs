@@ -1,4 +1,4 @@
-//! What is wrong with a cluster document beyond its shape: every fault at once, each with its place and its reason.
+//! What is wrong with a cluster document beyond its shape: all problems at once, each with its place and its reason.
 
 use super::{
     ClusterSpec, Secret, SynchronousMode,

@@ -1,4 +1,4 @@
-//! Everything secret that follows from a cluster's one secret: HKDF-SHA256 (RFC 5869) with a label for each use.
+//! Keys and passwords, derived from the cluster's one secret: HKDF-SHA256 (RFC 5869) with a label for each use.
 
 use super::{ClusterSpec, Secret};
 use base64::{Engine as _, engine::general_purpose};

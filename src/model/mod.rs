@@ -1,4 +1,4 @@
-//! Words that both programs share: pure values, no input or output.
+//! Types that both programs share: pure values, without input or output.
 
 #![deny(missing_docs)]
 

@@ -1,4 +1,5 @@
-//! Clusters against which every template is tried: one, three and five nodes, with and without each optional part.
+//! Sample clusters, with which every template is rendered in tests and builds: one, three and five nodes, with and
+//! without each optional part.
 
 use super::{
     AuthoritySpec, ClusterSpec, Database, Login, Member, PasswordSpec, PoolMode, PoolSpec, PostgresqlSpec, Secret,

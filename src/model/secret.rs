@@ -1,4 +1,4 @@
-//! Texts that must not be seen.
+//! Strings that must not be printed.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Files for this node: rendered all, then checked all, then put in place one by one, each whole.
+//! Files for this node: all are rendered, then all are checked, then each replaces the old one atomically.
 
 use crate::{
     accounts,

@@ -1,4 +1,4 @@
-//! What this node has begun, written down before it begins.
+//! Records what this node is about to begin, before it begins.
 //!
 //! The mark is on the disk before Patroni starts without a database, and goes when a whole one is there. So a node that
 //! finds half a database knows whether it was at work on it itself; without the mark a folder that no server can use is

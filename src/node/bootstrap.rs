@@ -1,4 +1,4 @@
-//! The gate before Patroni: looks at the keys, the disk and the mark, and does what [`first::may_start`] says until Patroni
+//! The gate before Patroni: reads the keys, the disk and the mark, and does what [`first::may_start`] decides until Patroni
 //! may start.
 //!
 //! Each act is small and can be cut off: the next look finds what is there. Nothing is removed. What is set aside is what

@@ -1,4 +1,4 @@
-//! What other programs ask this one: whether HAProxy answers, whether Patroni is well.
+//! Health checks for other programs: whether HAProxy answers, whether Patroni is healthy.
 
 use super::{agent::patroni::Server, peers::TlsCredentials, state::State};
 use crate::{

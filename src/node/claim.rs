@@ -1,4 +1,4 @@
-//! A person makes the data of a kept volume this node's: a new machine with an old data volume has no state, or another's.
+//! Claims the data of a kept volume for this node: a new machine with an old data volume has no state, or another's.
 //!
 //! Nothing says whose data those are, so that `init` refuses them. Here the cluster is asked: a quorum says which database
 //! is its own and which members its etcd has. What fits is claimed when a person confirms it; what does not fit is refused;

@@ -1,4 +1,4 @@
-//! What the PostgreSQL data of this node are, read without a server.
+//! Reads facts about this node's PostgreSQL data without a server.
 //!
 //! `global/pg_control` says it: whose data they are (the system identifier), how far they have come, and whether the server
 //! was shut down. It is read here rather than by `pg_controldata`, because that program understands the data of its own

@@ -1,4 +1,4 @@
-//! Forms or joins the cluster's etcd: looks at the others, asks [`join::next`] what to do, and does it.
+//! Forms or joins the cluster's etcd: gathers a view of the other members, and carries out what [`join::next`] decides.
 //!
 //! Two places decide at once: the loop of `pgha-node init`, and whoever answers the other nodes in its name. Both read what
 //! this node has from its disks again and write what they decide there under one lock ([`Desk`]), so that a promise that was

@@ -1,4 +1,4 @@
-//! From metadata to a running member, at every boot.
+//! `pgha-node init`: makes a running member of the machine, from its metadata, at every boot.
 //!
 //! Every step looks at what is there and does what is missing, and every file appears whole, so the power may fail
 //! anywhere and the next boot goes on. The one thing that is remembered is written before the first service starts:

@@ -1,4 +1,4 @@
-//! How this node's etcd member comes to be: with the others at first boot, into a cluster that runs, or as it was.
+//! Decides how this node's etcd member starts: with the others at first boot, by joining a running cluster, or as before.
 //!
 //! A second cluster must never be formed, and a member that has lost its disk must not vote as if it had not: its
 //! votes and acknowledgements are forgotten (Ongaro, «Consensus», section 11.2, calls such a server a new one). So a

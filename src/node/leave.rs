@@ -1,4 +1,4 @@
-//! A node leaves its cluster for good, so that the others need not find out that it is gone.
+//! `pgha-node leave`: removes a node from its cluster for good, so that the others need not find out that it is gone.
 //!
 //! It must not take the last good copy of the data with it. What counts is what Patroni's members know of each other, and
 //! what is not known is not good. [`decide`] says whether the node may go; a primary hands over first.

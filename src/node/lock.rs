@@ -1,4 +1,4 @@
-//! One at a time: what changes this node holds the lock `/run/pgha/lock`, and what comes meanwhile waits and says for whom.
+//! One change of this node at a time: the lock `/run/pgha/lock`. Whoever waits for it reports for whom.
 //!
 //! The lock is `flock`'s, so that it ends with the process that holds it, however that ends; who holds it, and for what, is
 //! written in the file for those who wait. A verb that waits for something outside for long (`init` waits for its peers)

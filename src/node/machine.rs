@@ -1,4 +1,4 @@
-//! What this machine is: its memory, its disk, its limits, its addresses.
+//! Facts about this machine: its memory, its disk, its limits, its addresses.
 
 use super::identity::HostIdentity;
 use crate::{exec::Run, model::scope::Machine};

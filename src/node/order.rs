@@ -1,4 +1,4 @@
-//! A person's order to form the cluster without members that do not come: whether it can be given, and what it means.
+//! Checks a person's order to form the cluster without members that do not come, and explains what it means.
 
 use super::join::{FormingOrder, Peer, View};
 use crate::error::UserError;

@@ -1,4 +1,4 @@
-//! The nodes' first words to each other, before etcd runs.
+//! Discovery: how nodes talk to each other before etcd runs.
 //!
 //! A node whose etcd does not run answers on etcd's peer port, over the same mutual TLS, until its own etcd takes the port:
 //! `POST /pgha/hello` with a [`Hello`] is answered by a [`HelloAnswer`], and what the answer promises is on the disk before;

@@ -1,4 +1,4 @@
-//! How the node's first boot tells where it stands: console, journal, systemd's status line, and a file for
+//! Reports the progress of the node's first boot: console, journal, systemd's status line, and a file for
 //! `pgha-node status`.
 
 use crate::{

@@ -1,4 +1,4 @@
-//! What a node has, and what it promises while a cluster forms: under which founder and incarnation its etcd may start.
+//! The data that a node has, and its promises while a cluster forms: under which founder and incarnation its etcd may start.
 //!
 //! A node holds at most one promise, written to the disk before it is told. It never starts a new etcd but under the
 //! promise that it holds, and once it has begun to it promises nothing any more. All members of a document are members of

@@ -1,4 +1,4 @@
-//! Certificates made again before they end, and taken up without a restart.
+//! Renews certificates before they expire, without a restart.
 
 use super::{
     pki::{Authority, Store},

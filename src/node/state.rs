@@ -1,4 +1,4 @@
-//! What this node remembers from boot to boot, and whether the data on its disks is its cluster's.
+//! The state that this node keeps from boot to boot, and whether the data on its disks belong to its cluster.
 
 use super::{
     database::{self, Held},

@@ -1,4 +1,4 @@
-//! `pgha-node status`: where this node stands, and why.
+//! `pgha-node status`: the state of this node, and the reason for it.
 
 use super::{
     agent::{

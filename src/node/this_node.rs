@@ -1,4 +1,4 @@
-//! What this machine is in its cluster: the document, which of its members it is, and the image's PostgreSQL.
+//! Finds this machine in its cluster's document, and the image's version of PostgreSQL.
 
 use super::{identity, machine, metadata};
 use crate::model::{Manifest, Node};

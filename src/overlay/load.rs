@@ -1,4 +1,4 @@
-//! Reading an overlay's folder into a proven value.
+//! Reads and checks an overlay's folder.
 
 use super::{Directory, FileRule, Mode, OverlayFile, Writer};
 use crate::{

@@ -1,4 +1,4 @@
-//! From packages and overlays to layers.
+//! Makes layers of packages and overlays.
 
 use super::{Access, packages};
 use crate::{

@@ -1,4 +1,4 @@
-//! Where the Debian archive is: as the user says, else as this machine's own apt has it.
+//! Mirrors of the Debian archive: those that the user names, else those of this machine's apt sources.
 
 use crate::{error::UserError, recipe::Archive};
 use anyhow::Result;

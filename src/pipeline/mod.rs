@@ -1,4 +1,4 @@
-//! The story of a build: from a recipe to artifacts.
+//! Builds: from a recipe to artifacts.
 
 mod disk;
 mod layers;

@@ -1,4 +1,4 @@
-//! Which packages, and getting them.
+//! Chooses the packages of a build, and fetches them.
 
 use super::Mirrors;
 use crate::{

@@ -1,4 +1,4 @@
-//! Builds that were finished before: when nothing changed, there is nothing to do.
+//! Records of finished builds: an unchanged build is not repeated.
 
 use super::{Artifact, Format, KINDS, Target};
 use crate::{

@@ -1,4 +1,4 @@
-//! Where does a path in the image come from?
+//! Explains where a path in the image comes from.
 
 use super::Plan;
 use crate::{model::GuestPath, overlay::Writer};

@@ -1,4 +1,4 @@
-//! Reading a recipe, and those it extends, into a proven value.
+//! Reads and checks a recipe and those that it extends.
 
 use super::{
     Archive, Oci, ParameterType, Paths, RecipeFile, Size,

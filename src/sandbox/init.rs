@@ -1,4 +1,4 @@
-//! The first process of a program's namespaces: it makes the world that the program sees, starts it, and takes the
+//! The first process of a program's namespaces: it prepares the file system that the program sees, starts it, and takes the
 //! whole namespace with it when it ends.
 
 use super::run::{Request, SandboxRoot, is_below_run};

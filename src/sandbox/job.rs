@@ -1,4 +1,4 @@
-//! The side of a job that lives in the namespaces.
+//! The side of a job that runs inside the namespaces.
 
 use super::{ARGUMENT, init, remove_tree_here};
 use crate::error::{self, ErrorKind, UserError};

@@ -1,4 +1,4 @@
-//! Running a program with a root file system of its own.
+//! Runs a program with a root file system of its own.
 
 use super::{
     ARGUMENT,

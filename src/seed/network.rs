@@ -1,4 +1,4 @@
-//! How nodes come to their addresses.
+//! How nodes get their addresses.
 
 use crate::{
     error::UserError,

@@ -1,4 +1,4 @@
-//! The secret of a document that was written without one.
+//! Generates the secret of a document that has none.
 
 use crate::{
     document::Document,

@@ -1,4 +1,4 @@
-//! The switch itself: which frame goes to which ports, and what is wrong with the links. No sockets, no clock of its own.
+//! The switch itself: which frame goes to which ports, and the faults of links. It has no sockets and no clock.
 
 use crate::model::Mac;
 use serde::{Deserialize, Serialize};

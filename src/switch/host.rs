@@ -1,4 +1,4 @@
-//! The host's own port of the switch: a small TCP/IP endpoint, over which ports of the host lead to guests.
+//! The host's own port of the switch: a small TCP/IP endpoint, through which ports of the host are forwarded to guests.
 //!
 //! It has the network's gateway address, answers ARP and ping, and opens a connection into the network for each one
 //! that the host's programs open to a forwarded port. It routes nothing: guests cannot reach the outside.

@@ -1,4 +1,4 @@
-//! A switch for machines in user space: it joins them, lets the host in, and breaks links on demand.
+//! A network switch for machines, in user space: it connects them and the host, and breaks links on demand.
 //!
 //! ```text
 //! machine ── network.sock ──┐

@@ -1,4 +1,4 @@
-//! The switch as a process: sockets in, sockets out.
+//! The switch as a process with its sockets.
 
 use super::{
     HOST, LinkFault, PortSpec, SOCKET, SwitchSpec,

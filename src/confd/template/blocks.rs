@@ -1,4 +1,4 @@
-//! Whether the blocks of a template are whole: each `if`, `range`, `with`, `block` and `define` has its `end`, each
+//! Checks that the blocks of a template are complete: each `if`, `range`, `with`, `block` and `define` has its `end`, each
 //! `end` its beginning, and `else`, `break` and `continue` stand where they may.
 //!
 //! The parser below takes the end of the text for an end, and stops at an `end` too many; text would vanish.

@@ -1,4 +1,4 @@
-//! The inner archives of a package, looked at while they pass: tar as GNU and POSIX write it.
+//! The inner archives of a package, checked while they are copied: tar as GNU and POSIX write it.
 //!
 //! The bytes are not changed, so what is checked is what dpkg will see. Long names and pax headers are followed; what
 //! dpkg could be led out of its root with, or what a package has no business with, is refused.

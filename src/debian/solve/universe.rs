@@ -1,4 +1,4 @@
-//! All packages that take part, and what satisfies what.
+//! All packages that the solver can choose from, and which of them satisfy a dependency.
 
 use crate::{
     debian::{

@@ -1,4 +1,4 @@
-//! What is where before any file is: groups, copies of the superblock, bitmaps, inode tables; and the free room between.
+//! The layout of an empty file system: groups, copies of the superblock, bitmaps, inode tables; and the free room between.
 
 use super::{BLOCK, GROUP_BLOCKS, INODE_SIZE, Run};
 

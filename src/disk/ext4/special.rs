@@ -1,4 +1,4 @@
-//! The two files that no directory names: the journal, and the one that holds room for group descriptors.
+//! The two files that no directory names: the journal, and the one that reserves blocks for group descriptors.
 
 use super::{super::bytes::Fields as _, BLOCK, geometry::Geometry};
 

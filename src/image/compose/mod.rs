@@ -1,4 +1,4 @@
-//! Overlays become layers.
+//! Makes layers of overlays.
 //!
 //! A layer has the overlay's own entries, and with them every directory above one: a new one is 0755 and root's, one
 //! that is there is repeated with its own metadata, because engines give a directory that a layer leaves out a mode of

@@ -1,4 +1,4 @@
-//! A tree as an overlay will leave it, before it has.
+//! The tree that an overlay will give, before its layer is made.
 
 use super::{Bytes, Place};
 use crate::{

@@ -1,4 +1,4 @@
-//! The image as one file.
+//! Writes an image as an archive file.
 
 use super::{Artifact, OciImage};
 use crate::{

@@ -1,4 +1,4 @@
-//! The image as a folder.
+//! Writes an image as a layout folder.
 
 use super::OciImage;
 use crate::error::UserError;

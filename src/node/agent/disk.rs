@@ -1,4 +1,4 @@
-//! The disk of the databases before it is full.
+//! Acts before the disk of the databases is full.
 //!
 //! PostgreSQL stops when it cannot write its WAL, starts again, and stops again; Patroni lets it try, and where etcd shares
 //! the disk, etcd stops too. So the guard acts earlier: it warns, hands the primary over to a replica that has room, and

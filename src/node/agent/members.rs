@@ -1,4 +1,4 @@
-//! The members of etcd: whom nobody names any more goes, late; a node that was removed comes back.
+//! The members of etcd: one that no document names is removed, after a while; a node that was removed joins again.
 //!
 //! A member is removed only by a node whose document is the newest, when that document does not name it, when this agent
 //! has not heard of it for minutes on end, and while all that it takes to lose another one is there. Every doubt (etcd

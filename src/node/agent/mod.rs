@@ -1,4 +1,4 @@
-//! `pgha-node agent`: what looks after a node once it is a member.
+//! `pgha-node agent`: maintains a node once it is a member.
 //!
 //! A few concerns, each with its own interval, share one thread. A concern gathers what it sees, decides by a pure
 //! function, and does at most one small act that can be repeated; whatever it leaves half done, it finds at its next look.

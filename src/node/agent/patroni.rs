@@ -1,4 +1,4 @@
-//! What Patroni on this node says: of its own server and of the cluster.
+//! Reads from Patroni on this node the state of its server and of the cluster.
 
 use super::World;
 use crate::model::{

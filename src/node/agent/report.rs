@@ -1,4 +1,4 @@
-//! What the agent has to tell: told once when it begins and once when it ends, and kept in a file for
+//! What the agent reports: logged once when it begins and once when it ends, and kept in a file for
 //! `pgha-node status`.
 
 use crate::{

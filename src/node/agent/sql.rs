@@ -1,4 +1,4 @@
-//! Questions to PostgreSQL servers through psql: to this node's own over its socket, to others over TLS.
+//! Queries PostgreSQL servers through psql: to this node's own over its socket, to others over TLS.
 
 use super::World;
 use crate::{

@@ -1,4 +1,4 @@
-//! etcd's space: history that nobody needs, files that are mostly empty, alarms.
+//! etcd's space: compacts its history, defragments its files, disarms its alarms.
 //!
 //! When a member's database file reaches its quota, etcd raises the alarm `NOSPACE`, and from then on every write is
 //! refused: the primary goes on, and nobody can take over from it. The alarm stays until somebody lowers it, and the file

@@ -1,4 +1,4 @@
-//! One at a time in the cluster: a key in etcd that hangs on a lease, so that it ends with who holds it.
+//! One node at a time in the cluster: a key in etcd with a lease, so that it ends with its holder.
 
 use super::World;
 use crate::etcd::{Client, Compare, EtcdError, KeyValue, Op};

@@ -1,4 +1,4 @@
-//! The verbs of the resident part and of what it does.
+//! The verbs of the agent and of its repairs.
 
 use crate::{
     error::UserError,

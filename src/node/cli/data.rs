@@ -1,4 +1,4 @@
-//! The verbs by which people decide over data: `aside`, `claim`, `first`.
+//! The verbs with which people decide about data: `aside`, `claim`, `first`.
 
 use crate::{
     error::UserError,

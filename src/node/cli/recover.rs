@@ -1,4 +1,4 @@
-//! The verb by which a person lets a cluster go on that does not come up again by itself.
+//! `pgha-node recover`: a person lets a cluster continue that does not start again by itself.
 
 use super::data::confirm;
 use crate::{

@@ -1,4 +1,4 @@
-//! Programs run as the users that their data belong to.
+//! Runs programs as the users who own their data.
 
 use crate::exec::Run;
 use anyhow::{Context as _, Result};

@@ -1,4 +1,4 @@
-//! Carries an order out: small steps, each of which may be cut off and begun again.
+//! Carries an order out in small steps, each of which may be interrupted and repeated.
 //!
 //! Until the new incarnation gets its place, nobody else sees anything of it, and the order can be dropped: the data are as
 //! they were, but that the database may have got a timeline of its own, on which nothing was written. It gets its place by

@@ -1,4 +1,4 @@
-//! A timeline of its own for the database from which a cluster goes on.
+//! Gives the database from which a cluster continues a timeline of its own.
 //!
 //! A promotion takes the next number that the node knows to be free. A node that is not there may have been promoted too
 //! and have taken the same number, from the same position: then nothing tells the two timelines apart, neither Patroni nor

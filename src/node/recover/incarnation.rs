@@ -1,4 +1,4 @@
-//! etcd run for a moment, where nobody else reaches it: to read what a member has kept, and to found a new incarnation.
+//! Runs etcd for a moment, where no other node reaches it: to read what a member has kept, and to found a new incarnation.
 //!
 //! A member without its quorum answers no question about its keys that waits for the quorum, and a copy of its files cannot
 //! be read by anything but etcd. So the keys are read from a copy of its data, on which etcd runs alone (`etcd

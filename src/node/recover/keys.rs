@@ -1,4 +1,4 @@
-//! The keys that a cluster takes along into its new incarnation, and those that it must not.
+//! The keys that a cluster keeps in its new incarnation, and those that it must not.
 //!
 //! What hangs on a lease says who was there: the leader, the members, Patroni's requests. None of it is true any more. Who
 //! was synchronous and how far the last primary had come protects commits that were acknowledged, as long as the database

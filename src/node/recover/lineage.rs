@@ -1,4 +1,4 @@
-//! Which incarnation of the cluster this node was part of last, so that it never goes back to one that was given up.
+//! The incarnation of the cluster that this node was part of last, so that it never returns to one that was given up.
 //!
 //! Members of the old cluster that come back later may be a majority of it, and then they take writes again. A node that
 //! knows of the recovery must not join them by itself: its database has what was written since, and Patroni would rewind

@@ -1,4 +1,4 @@
-//! What this node has, and what each of the others says that it has.
+//! Gathers what this node has, and what each of the others reports.
 //!
 //! Nothing here changes anything. A node tells what it has on Patroni's port, as long as Patroni does not run there: etcd's
 //! port is etcd's own while it waits for a quorum. Where Patroni runs, its status tells it. What does not answer, or in no

@@ -1,4 +1,4 @@
-//! `pgha-node recover`: the way back when a cluster does not come up again by itself.
+//! `pgha-node recover`: recovers a cluster that does not start again by itself.
 //!
 //! Where most members of etcd are gone for good, or all of its data, nothing may go on by itself: the others may only be
 //! away. A person says from which node the cluster goes on. [`look`] gathers what each node has, [`plan`] decides by pure

@@ -1,4 +1,4 @@
-//! A person's order to go on from this node, as far as it is carried out: written down before each step.
+//! A person's order to continue from this node, and how far it is carried out: recorded before each step.
 //!
 //! The order lies on the disk from the moment at which it is given until its new incarnation is in place; then it is kept
 //! under another name, so that this node knows which clusters of etcd its own has replaced. Whoever finds it, `pgha-node

@@ -1,4 +1,4 @@
-//! Whether the cluster may go on from this node, and from which node it should: pure decisions over what is known of all.
+//! Decides whether the cluster may continue from this node, and from which node it should: pure functions of a view.
 //!
 //! Going on from a node means that its data are the cluster's from then on, whatever others have. So it is refused where
 //! it is not needed (a quorum answers), where it would fork (somebody else has such an order), and where this node's data

@@ -1,4 +1,4 @@
-//! A database that comes back into a cluster that has gone on from another node meanwhile.
+//! Decides about a database that returns to a cluster that has continued from another node meanwhile.
 //!
 //! A recovery has said with which data the cluster goes on. A copy that has not gone past the position from which it did
 //! follows, as any replica does. One that has gone past it has what the cluster has given up, and Patroni would rewind it:

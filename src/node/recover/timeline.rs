@@ -1,4 +1,4 @@
-//! Where two copies of one database stand to each other: which has more, or that each has what the other has not.
+//! Compares two copies of a database: which has more, or whether each has what the other has not.
 //!
 //! A position alone does not say it. Each promotion begins a timeline, and the history of a timeline (the files
 //! `pg_wal/*.history`; PostgreSQL, «Timelines») says at which positions those before it were left. A copy on an older

@@ -1,4 +1,4 @@
-//! Where the WAL of a database ends, while no server runs with it.
+//! Finds the end of a database's WAL while no server runs.
 //!
 //! The last checkpoint, which `pg_control` names, is not the end: a primary that lost its power has written on, up to
 //! minutes of work, and a replica has received what it has not replayed. `pg_waldump` reads the records from the checkpoint

@@ -1,4 +1,4 @@
-//! Where this node tells the others what it has, while Patroni does not run: on Patroni's port.
+//! Answers the other nodes' questions about this node's data on Patroni's port, while Patroni does not run.
 //!
 //! etcd's port is etcd's own as soon as that starts, and a member without its quorum waits for hours. Patroni's is free
 //! then; HAProxy's checks there fail as they do without anybody.
