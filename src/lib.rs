@@ -22,7 +22,7 @@
 //!                 io reexec                                 accounts document exec files       dns log tls
 //!                                                           poll render                        clock
 //! types                                                     model
-//!                                                           error testing
+//!                                                           calendar error testing
 //! ```
 //!
 //! `rootfs` stands below the rest of the domain because `disk`, `base` and `image` all work on trees.
@@ -32,6 +32,7 @@ pub mod accounts;
 pub mod archive;
 #[cfg(feature = "builder")]
 pub mod base;
+pub mod calendar;
 #[cfg(feature = "builder")]
 pub mod cli;
 #[cfg(feature = "node")]

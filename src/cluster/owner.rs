@@ -6,7 +6,7 @@
 //! same. Things made before there were creation ids prove themselves by the secret in the document that they hold.
 
 use super::record::{Record, StateDir};
-use crate::{model::keys::Keys, seed::Seeds};
+use crate::{accounts, model::keys::Keys, seed::Seeds};
 use anyhow::{Result, anyhow};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use std::{collections::BTreeMap, fmt, path::Path};
@@ -42,9 +42,9 @@ impl Owner {
     /// Whoever runs this program, with the clusters of `state_dir`.
     pub fn of_this_process(state_dir: &StateDir) -> Owner {
         let id = rustix::process::getuid().as_raw();
-        let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
         Owner {
-            user: account(&accounts, id).map_or_else(|| id.to_string(), |name| format!("{name} ({id})")),
+            user: accounts::name_of(&text, id).map_or_else(|| id.to_string(), |name| format!("{name} ({id})")),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             folder: absolute(state_dir.place()),
         }
@@ -70,15 +70,6 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} on {}, whose clusters are remembered in {}", self.user, self.host, self.folder)
     }
-}
-
-/// The name of the user with the number `id` in a text like `/etc/passwd`.
-fn account(accounts: &str, id: u32) -> Option<&str> {
-    accounts.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(id)).then_some(name)
-    })
 }
 
 fn absolute(path: &Path) -> String {
@@ -263,12 +254,5 @@ mod tests {
     fn creation_ids_differ() {
         let (one, other) = (fresh_creation().unwrap(), fresh_creation().unwrap());
         assert_eq!((one.len(), one != other), (32, true));
-    }
-
-    #[test]
-    fn accounts_have_names() {
-        let accounts = "root:x:0:0:root:/root:/bin/sh\nbroken\nada:x:1000:1000::/home/ada:/bin/sh\n";
-        assert_eq!(account(accounts, 1000), Some("ada"));
-        assert_eq!(account(accounts, 7), None);
     }
 }

@@ -1,7 +1,7 @@
 //! `Release` files: what a suite of an archive holds (Debian wiki, "DebianRepository/Format").
 
 use super::deb822;
-use crate::{error::UserError, model::Digest};
+use crate::{calendar, error::UserError, model::Digest};
 use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
 
@@ -147,14 +147,14 @@ const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Au
 pub fn parse_time(text: &str) -> Result<i64> {
     let read = || {
         let mut words = text.split_once(',')?.1.split_whitespace();
-        let day: i64 = words.next()?.parse().ok().filter(|day| (1..=31).contains(day))?;
+        let day: u8 = words.next()?.parse().ok().filter(|day| (1..=31).contains(day))?;
         let name = words.next()?;
-        let month = MONTHS.iter().position(|month| month.eq_ignore_ascii_case(name))? as i64 + 1;
+        let month = MONTHS.iter().position(|month| month.eq_ignore_ascii_case(name))? as u8 + 1;
         let year: i64 = words.next()?.parse().ok().filter(|year| (1970..10_000).contains(year))?;
         let mut clock = words.next()?.split(':').map(|part| part.parse::<i64>().ok().filter(|n| (0..=60).contains(n)));
         let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
         matches!(words.next()?, "UTC" | "GMT" | "Z" | "+0000")
-            .then(|| days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
+            .then(|| calendar::days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
     };
     read().ok_or_else(|| {
         UserError::runtime(format!("`{text}` is not a time, such as `Sat, 12 Sep 2026 07:55:41 UTC`")).into()
@@ -163,28 +163,7 @@ pub fn parse_time(text: &str) -> Result<i64> {
 
 /// A time as people read it, such as `2026-09-12 07:55:41 UTC`.
 pub fn show_time(seconds: i64) -> String {
-    let (days, clock) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (year, month, day) = date_of_day(days);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", clock / 3600, clock / 60 % 60, clock % 60)
-}
-
-/// Days from 1970-01-01 in the Gregorian calendar. Years begin in March, so that the leap day is the last.
-fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
-}
-
-/// The inverse of [`days_since_1970`].
-fn date_of_day(days: i64) -> (i64, i64, i64) {
-    let (era, day_of_era) = ((days + 719_468).div_euclid(146_097), (days + 719_468).rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+    calendar::utc(seconds).replace('T', " ").replace('Z', " UTC")
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! The JSON documents of an image.
 
-use super::{OciSpec, PackedLayer, rfc3339};
-use crate::model::{Arch, Digest};
+use super::{OciSpec, PackedLayer};
+use crate::{
+    calendar,
+    model::{Arch, Digest},
+};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -112,7 +115,7 @@ fn platform(arch: Arch) -> Platform {
 
 fn annotations(spec: &OciSpec) -> BTreeMap<&str, String> {
     let given = spec.annotations.iter().map(|(key, value)| (key.as_str(), value.clone()));
-    std::iter::once((CREATED, rfc3339(spec.created))).chain(given).collect()
+    std::iter::once((CREATED, calendar::utc(spec.created))).chain(given).collect()
 }
 
 fn descriptor(media_type: &'static str, (digest, size): Named) -> Descriptor {
@@ -120,7 +123,7 @@ fn descriptor(media_type: &'static str, (digest, size): Named) -> Descriptor {
 }
 
 pub(super) fn config(spec: &OciSpec, packed: &[PackedLayer]) -> Result<Vec<u8>> {
-    let created = rfc3339(spec.created);
+    let created = calendar::utc(spec.created);
     let history = |title: &str| History { created: created.clone(), created_by: format!("pgha-image {title}") };
     let config = Config {
         created: created.clone(),
@@ -162,7 +165,7 @@ pub(super) fn index(spec: &OciSpec, manifest: Named) -> Result<Vec<u8>> {
     let named = spec.references.iter().map(|reference| {
         entry(BTreeMap::from([
             ("io.containerd.image.name", reference.canonical()),
-            ("org.opencontainers.image.created", rfc3339(spec.created)),
+            ("org.opencontainers.image.created", calendar::utc(spec.created)),
             ("org.opencontainers.image.ref.name", reference.tag().to_owned()),
         ]))
     });

@@ -15,10 +15,7 @@ mod reference;
 
 pub use reference::Reference;
 
-use super::{
-    compress::{Compression, PackedLayer, pack_layer},
-    rfc3339,
-};
+use super::compress::{Compression, PackedLayer, pack_layer};
 use crate::{
     model::{Arch, Digest},
     progress::{Progress, Unit, size},

@@ -1,7 +1,7 @@
 //! CycloneDX 1.6 (ECMA-424, <https://cyclonedx.org/docs/1.6/json/>).
 
 use super::{Materials, OverlayMaterial, PackageMaterial, text};
-use crate::{image::rfc3339, model::Digest};
+use crate::{calendar, model::Digest};
 use anyhow::Result;
 use serde::Serialize;
 
@@ -88,7 +88,7 @@ pub fn cyclonedx(materials: &Materials) -> Result<String> {
         serial_number: format!("urn:uuid:{}", materials.uuid()?),
         version: 1,
         metadata: Metadata {
-            timestamp: rfc3339(materials.created),
+            timestamp: calendar::utc(materials.created),
             tools: Tools {
                 components: [Component {
                     version: Some(env!("CARGO_PKG_VERSION").to_owned()),

@@ -1,7 +1,7 @@
 //! SPDX 2.3 (<https://spdx.github.io/spdx-spec/v2.3/>).
 
 use super::{Materials, OverlayMaterial, PackageMaterial, text};
-use crate::{image::rfc3339, model::Digest};
+use crate::{calendar, model::Digest};
 use anyhow::Result;
 use serde::Serialize;
 
@@ -98,7 +98,7 @@ pub fn spdx(materials: &Materials) -> Result<String> {
         document_namespace: format!("https://spdx.org/spdxdocs/{name}-{}", materials.uuid()?),
         name,
         creation_info: CreationInfo {
-            created: rfc3339(materials.created),
+            created: calendar::utc(materials.created),
             creators: [concat!("Tool: ", env!("CARGO_PKG_NAME"), "-", env!("CARGO_PKG_VERSION")).to_owned()],
         },
         packages: std::iter::once(of_image(materials)).chain(parts).collect(),
