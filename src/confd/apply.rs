@@ -11,7 +11,11 @@ use super::{
     template, validate,
     watcher::StoreView,
 };
-use crate::{exec::Run, files::NewFile, log};
+use crate::{
+    exec::{ExecError, Run},
+    files::NewFile,
+    log,
+};
 use anyhow::{Context as _, Result};
 use std::{
     fs::{self, OpenOptions, Permissions},
@@ -24,10 +28,12 @@ use std::{
 
 /// How often a record is written only because the revision went on.
 const RECORD_EVERY: Duration = Duration::from_secs(60);
-/// How long after the first time HAProxy is told again while it has no socket.
-const STARTING_FIRST: Duration = Duration::from_secs(1);
+/// The exit status by which a reload command says that its reader cannot be told yet (sysexits.h).
+const EX_TEMPFAIL: i32 = 75;
+/// How long after the first time such a command is run again.
+const PUT_OFF_FIRST: Duration = Duration::from_millis(500);
 /// How often that time is doubled.
-const STARTING_DOUBLED: u32 = 5;
+const PUT_OFF_DOUBLED: u32 = 4;
 
 /// Does the passes of one resource.
 #[derive(Debug)]
@@ -39,8 +45,8 @@ pub struct Applier {
     record: Option<Record>,
     recorded_at: Option<Instant>,
     reloaded_at: Option<Instant>,
-    /// How often in a row HAProxy had no socket when it was told.
-    absences: u32,
+    /// How often in a row the reload command said that the reader cannot be told yet.
+    put_off: u32,
     smaller_since: Option<Instant>,
     is_keeping: bool,
     metrics: Arc<Metrics>,
@@ -96,7 +102,7 @@ impl Applier {
             record,
             recorded_at: None,
             reloaded_at: None,
-            absences: 0,
+            put_off: 0,
             smaller_since: None,
             is_keeping: true,
             metrics,
@@ -354,7 +360,7 @@ impl Applier {
     }
 
     /// Tells the file's reader: through HAProxy's socket if what it runs with (`running`) is known and that suffices, else
-    /// by the reload command. Comes back with a wait if it is too soon for another reload.
+    /// by the reload command. Comes back with a wait if it is too soon for another reload, or if the command says so.
     fn tell_reader(&mut self, running: Option<&[u8]>) -> Result<Option<Duration>> {
         if let (Some(socket), Some(running)) = (&self.resource.haproxy_socket, running) {
             let new = fs::read_to_string(&self.resource.dest).context("reading what was written")?;
@@ -380,30 +386,24 @@ impl Applier {
                 Reload::Template(command) => template::expand_command(&command, &self.names(&self.resource.dest))?,
             };
             let outcome = run(&command, self.resource.reload_timeout);
+            if matches!(&outcome, Err(ExecError::Failed { status, .. }) if status.code() == Some(EX_TEMPFAIL))
+                && !self.options.is_onetime
+            {
+                let wait = PUT_OFF_FIRST * (1 << self.put_off.min(PUT_OFF_DOUBLED));
+                self.put_off += 1;
+                log::info!("{}: its reader cannot be told yet", self.resource.dest.display());
+                // The file itself is good, and a reader that waits for it must be let in.
+                self.usable();
+                return Ok(Some(wait));
+            }
             let is_done = outcome.is_ok();
             self.count(|counters| if is_done { counters.reloads += 1 } else { counters.failed_reloads += 1 });
             outcome.context("reloading")?;
+            self.put_off = 0;
             self.reloaded_at = Some(Instant::now());
-        }
-        if let Some(wait) = self.starting() {
-            return Ok(Some(wait));
         }
         self.told();
         Ok(None)
-    }
-
-    /// How long to wait before the reader is told once more, if HAProxy has no socket: it may have read the file before this
-    /// change and be about to start, when a service manager ignores a reload. The file can be used meanwhile.
-    fn starting(&mut self) -> Option<Duration> {
-        let is_there = self.resource.haproxy_socket.as_ref()?.try_exists();
-        if self.options.is_onetime || !matches!(is_there, Ok(false)) {
-            self.absences = 0;
-            return None;
-        }
-        let wait = STARTING_FIRST * (1 << self.absences.min(STARTING_DOUBLED));
-        self.absences += 1;
-        self.usable();
-        Some(wait)
     }
 
     fn told(&mut self) {
@@ -438,7 +438,7 @@ impl Applier {
 }
 
 /// Runs a command by the shell; it and all it started are killed after `limit`.
-fn run(command: &str, limit: Duration) -> Result<()> {
+fn run(command: &str, limit: Duration) -> Result<(), ExecError> {
     log::debug!("running {command}");
     let said = Run::new("/bin/sh").arg("-c").arg(command).limit(limit).capture()?;
     for stream in [&said.stdout, &said.stderr] {

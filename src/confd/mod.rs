@@ -67,7 +67,8 @@
 //! puts the new file in the old one's place (synced, folder too) and runs `reload_cmd`. Beyond that:
 //!
 //! - Whatever fails is tried again, ever later up to every 30 s, until it succeeds. What was applied is kept on disk before and
-//!   after, so that a crash or a failed reload leaves the reload owed, not lost.
+//!   after, so that a crash or a failed reload leaves the reload owed, not lost. A `reload_cmd` that ends with status 75 has
+//!   found its reader starting: it is repeated too, without counting as a failure.
 //! - A smaller set of keys counts only once the store has been healthy for `shrink_hold` (5 s), an empty one only if it lasts that
 //!   long; a store that was wiped or restored never empties a file; fewer keys than `min_items` never count. A file that
 //!   is there at the first start, of whatever program, is replaced once the store has been healthy for as long.

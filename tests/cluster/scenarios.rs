@@ -2,6 +2,7 @@
 
 use crate::{
     Scenario, hosts,
+    safety::etcdctl,
     support::{Ran, wait},
     test_cluster::{HEALED_WITHIN, NAME, NODES, TestCluster},
     writer::Writer,
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Scenario> {
         always("a_switchover_stops_writes_for_a_moment", switchover),
         always("a_killed_primary_is_replaced_and_loses_nothing", killed_primary),
         always("a_hung_haproxy_loses_the_virtual_address", hung_haproxy),
+        always("a_member_that_comes_while_haproxy_starts_is_served", member_during_start),
         always("a_dead_pgbouncer_is_avoided_and_restored", dead_pgbouncer),
         always("a_replaced_node_heals_by_itself", replaced_node),
         always("all_nodes_killed_together_come_back_with_their_data", all_killed),
@@ -296,6 +298,42 @@ fn hung_haproxy(cluster: &mut TestCluster) {
     assert!(moved.0 <= cluster.patience(Duration::from_secs(4)), "{:?}", moved.0);
     cluster.wait_healthy();
     assert_ports(cluster);
+}
+
+/// HAProxy has read its file and does not yet count as started, when systemd drops a reload.
+fn member_during_start(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let holder = cluster.vip_holder();
+    let node = NODES.into_iter().find(|node| *node != holder).unwrap();
+    let drop_in = "/run/systemd/system/haproxy.service.d/99-slow.conf";
+    cluster.on(
+        node,
+        &format!(
+            "mkdir -p $(dirname {drop_in}) && printf '[Service]\\nExecStartPost=/bin/sleep 6\\n' >{drop_in} \
+             && systemctl daemon-reload && systemctl stop haproxy && systemctl start --no-block haproxy"
+        ),
+    );
+    let servers = "printf 'show servers state primary\\n' | timeout 5 python3 -c 'import socket, sys\ns = \
+                   socket.socket(socket.AF_UNIX)\ns.connect(\"/run/haproxy/admin.sock\")\n\
+                   s.sendall(sys.stdin.buffer.read())\nprint(s.makefile().read())'";
+    let served = |what: &str, wanted: bool| {
+        wait(what, cluster.patience(Duration::from_secs(40)), || {
+            let seen = cluster.try_on(node, servers);
+            let is_there = seen.stdout.contains(" pg-9 ");
+            if seen.stdout.contains(" pg-1 ") && is_there == wanted { Ok(()) } else { Err(format!("{seen:?}")) }
+        });
+    };
+    served("HAProxy to answer", false);
+    let state = cluster.try_on(node, "systemctl is-active haproxy").stdout;
+    assert_eq!(state.trim(), "activating", "HAProxy was not caught while it starts");
+    let member = etcdctl(cluster, node, &format!("get --print-value-only /service/{NAME}/members/pg-1")).stdout;
+    let put = etcdctl(cluster, node, &format!("put /service/{NAME}/members/pg-9 '{}'", member.trim()));
+    assert_eq!(put.status, Some(0), "{put:?}");
+    served("HAProxy to serve the member that came while it started", true);
+    etcdctl(cluster, node, &format!("del /service/{NAME}/members/pg-9"));
+    served("the member to be gone", false);
+    cluster.on(node, &format!("rm {drop_in} && systemctl daemon-reload"));
+    cluster.wait_healthy();
 }
 
 fn dead_pgbouncer(cluster: &mut TestCluster) {
