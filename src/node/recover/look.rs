@@ -243,18 +243,13 @@ impl<'a> Here<'a> {
             (select coalesce(min_recovery_end_timeline, 0) from pg_control_recovery()), \
             case when pg_is_in_recovery() then greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
             else pg_current_wal_flush_lsn() end, \
-            coalesce(extract(epoch from pg_last_xact_replay_timestamp())::bigint::text, '')";
+            coalesce(extract(epoch from pg_last_xact_replay_timestamp())::bigint::text, 'none')";
         let run = Account::owner_of(folder)?
             .run(self.programs().join("psql"))
             .args(["-XAtq", "-F", " ", "-h", "/var/run/postgresql", "-U", "postgres", "-d", "postgres", "-c", ASK])
             .env("PGCONNECT_TIMEOUT", "5");
         let text = run.limit(2 * ANSWERS_WITHIN).text().context("asking the server of this node")?;
-        let words: Vec<&str> = text.split(' ').collect();
-        let [received, checkpoint, recovery, position, time] = words[..] else { bail!("the server says: {text}") };
-        let number = |word: &str| word.parse::<u32>().with_context(|| format!("the server says: {text}"));
-        let position = parse_position(position).with_context(|| format!("the server says: {text}"))?;
-        let timeline = number(received)?.max(number(checkpoint)?).max(number(recovery)?);
-        Ok((Place { timeline, position }, time.parse().ok()))
+        read_answer(&text)
     }
 
     /// What is known of all nodes, and what this node's etcd has kept.
@@ -515,9 +510,39 @@ fn time(text: &str) -> Option<i64> {
     Some(if zone.starts_with('-') { utc + offset } else { utc - offset })
 }
 
+/// Reads a server's three timelines, its position, and the seconds of its last replayed commit or `none`.
+fn read_answer(text: &str) -> Result<(Place, Option<i64>)> {
+    let read = || -> Option<(Place, Option<i64>)> {
+        let [received, checkpoint, recovery, position, time] = text.split(' ').collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        let timelines = [received, checkpoint, recovery].map(|word| word.parse::<u32>().ok());
+        let timeline = timelines.into_iter().collect::<Option<Vec<u32>>>()?.into_iter().max()?;
+        let commit = match time {
+            "none" => None,
+            seconds => Some(seconds.parse().ok()?),
+        };
+        Some((Place { timeline, position: parse_position(position)? }, commit))
+    };
+    read().with_context(|| format!("the server's answer is not understood: {text}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_server_says_is_understood() {
+        let (end, commit) = read_answer("67 67 0 0/7001C40 none").unwrap();
+        assert_eq!((end.timeline, end.position, commit), (67, Lsn(0x700_1C40), None));
+        let (end, commit) = read_answer("0 1 2 1/0 1795741700").unwrap();
+        assert_eq!((end.timeline, end.position, commit), (2, Lsn(1 << 32), Some(1_795_741_700)));
+        for wrong in
+            ["", "67 67 0 0/7001C40", "67 67 0 0/7001C40 ", "1 x 0 0/0 none", "1 1 0 nowhere none", "1 1 1 0/0 soon"]
+        {
+            assert!(read_answer(wrong).unwrap_err().to_string().contains(wrong), "{wrong}");
+        }
+    }
 
     #[test]
     fn what_patroni_says_is_understood() {
