@@ -5,7 +5,7 @@
 //! one exchange of names, so that there is no moment between. From then on it is the cluster.
 
 use super::{
-    branch::StoppedDatabase,
+    branch::{Branch, StoppedDatabase},
     keys::{Beginning, Contents, Names},
     lineage::{self, Lineage},
     look::{Here, READ_WITHIN},
@@ -249,15 +249,35 @@ pub fn drop_order(here: &Here<'_>, order: RecoveryOrder, why: &str) -> Result<()
         return Err(UserError::usage("the order is carried out: the cluster goes on from this node").into());
     }
     let made = made_in(here, &order);
+    let branch = branched(here, &order)?;
+    let path = here.below(order::DROPPED_PATH);
+    let earlier = RecoveryOrder::load(&path).known()?;
     if Presence::of(&made).known()?.is_some() {
         aside::set_aside(&made, "dropped")?;
     }
-    RecoveryOrder { dropped: Some(why.to_owned()), ..order }.store(&here.below(order::DROPPED_PATH))?;
+    order.dropped_for(why, branch, earlier).store(&path)?;
     order::retire(&here.below(order::KEYS_PATH), None)?;
     order::retire(&here.below(order::PATH), None)
 }
 
 /// Whether the new incarnation is in its place.
+/// The timeline that the database has got by an order, also where the promotion was cut off before it was written down.
+/// Whoever did not know of it would take what others have more for something that a promotion has given up.
+fn branched(here: &Here<'_>, order: &RecoveryOrder) -> Result<Option<Branch>> {
+    let (Some(number), None) = (order.number, &order.branch) else { return Ok(order.branch.clone()) };
+    let unknown = || {
+        UserError::runtime(format!(
+            "whether the database in {} has got timeline {number} by the order is not known: the order stays",
+            here.data().display()
+        ))
+        .hint(
+            "without it, what others have more would not be seen any more. If this node's database is not wanted: \
+             `pgha-node aside make database`, and drop the order again",
+        )
+    };
+    stopped(here).settle(number).with_context(unknown)
+}
+
 fn is_in_place(here: &Here<'_>, order: &RecoveryOrder) -> Result<bool> {
     let Some(ids) = order.ids else { return Ok(false) };
     match EtcdData::look(&here.etcd_data()) {
@@ -279,7 +299,7 @@ fn read(here: &Here<'_>, order: &RecoveryOrder, contents: &Contents) -> Result<(
 }
 
 fn branch(here: &Here<'_>, order: &mut RecoveryOrder, path: &Path) -> Result<()> {
-    let stopped = StoppedDatabase { data: here.data(), programs: here.programs(), sockets: here.below(SOCKETS) };
+    let stopped = stopped(here);
     let number = match order.number {
         Some(number) => number,
         None => {
@@ -295,6 +315,10 @@ fn branch(here: &Here<'_>, order: &mut RecoveryOrder, path: &Path) -> Result<()>
 }
 
 /// The first of the timelines that this database got by orders that were dropped, if it is on such a one.
+fn stopped(here: &Here<'_>) -> StoppedDatabase {
+    StoppedDatabase { data: here.data(), programs: here.programs(), sockets: here.below(SOCKETS) }
+}
+
 fn since(here: &Here<'_>) -> Result<Option<u32>> {
     let Some(dropped) = RecoveryOrder::load(&here.below(order::DROPPED_PATH)).known()? else { return Ok(None) };
     match here.database_as_it_is(READ_WITHIN) {

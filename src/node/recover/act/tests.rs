@@ -276,20 +276,32 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
     check(&site.here_at(&disk), &finish(&site.here_at(&disk), |_| {}), &system, old);
 
     // Until then it can be dropped, and all is as it was, but for a timeline that nobody has written on.
-    for number in [1, 3, 5] {
-        println!("    dropped when {}", cuts[number].0);
-        let disk = of(number, "dropped");
+    for (number, unwritten) in [(1, false), (2, true), (3, false), (3, true), (5, false)] {
+        println!("    dropped when {}{}", cuts[number].0, if unwritten { ", not written down" } else { "" });
+        let disk = of(number, if unwritten { "unwritten" } else { "dropped" });
         let here = site.here_at(&disk);
-        let order = RecoveryOrder::load(&here.below(order::PATH)).known().unwrap().unwrap();
+        let mut order = RecoveryOrder::load(&here.below(order::PATH)).known().unwrap().unwrap();
+        if unwritten {
+            // Cut off between the number and the promotion, or between that and its being written down.
+            let (number, since) = (done.number, done.since);
+            order = RecoveryOrder { phase: Phase::Read, number, since, branch: None, ..order };
+        }
         drop_order(&here, order, "a person dropped it").unwrap();
         assert_eq!(EtcdData::look(&here.etcd_data()), EtcdData::Data(old));
         assert_eq!(order::pending(&here.below(order::PATH)), None);
         let own = |here: &Here<'_>| here.view().0.own().and_then(plan::KnownNode::copy).unwrap().reach.clone();
+        let dropped = RecoveryOrder::load(&here.below(order::DROPPED_PATH)).known().unwrap().unwrap();
+        assert_eq!((dropped.number.is_some(), dropped.branch.is_some()), (number > 2, number > 2));
         let (now, then) = (own(&here), view.own().and_then(plan::KnownNode::copy).unwrap().reach.clone());
         assert_eq!(now, then, "what others have more is more, whatever the order has begun");
         // The next order goes from there.
         let (view, contents) = here.view();
         let plan = plan::plan(&view, true).unwrap();
+        // Also when another order is dropped before it has begun.
+        let (view, contents) = here.view();
+        let plan = plan::plan(&view, true).unwrap();
+        drop_order(&here, super::order(&here, &view, &plan, &contents, true).unwrap(), "again").unwrap();
+        assert_eq!(own(&here), then);
         super::order(&here, &view, &plan, &contents, true).unwrap().store(&here.below(order::PATH)).unwrap();
         let done = finish(&here, |_| {});
         let places = done.branch.as_ref().unwrap().history.0.len();
@@ -315,6 +327,60 @@ fn done_left(order: &RecoveryOrder) -> Place {
 #[test]
 fn one_that_comes_with_more_while_an_order_is_carried_out_is_seen() {
     let Some(site) = Site::new() else { return };
+#[test]
+fn an_order_stays_where_it_is_not_known_whether_the_database_was_promoted() {
+    let Some(site) = Site::new() else { return };
+    let here = site.here();
+    site.database(54408, 10);
+    let order = RecoveryOrder { number: Some(80), phase: Phase::Read, ..site.give(true) };
+    order.store(&here.below(order::PATH)).unwrap();
+    let control = here.data().join("global/pg_control");
+    let whole = fs::read(&control).unwrap();
+    fs::write(&control, "").unwrap();
+    let report = crate::error::report(&drop_order(&here, order.clone(), "why").unwrap_err());
+    for part in ["has got timeline 80 by the order is not known: the order stays", "hint: ", "aside make database"] {
+        assert!(report.contains(part), "`{part}` is not in {report}");
+    }
+    assert_eq!(names(&here.below("/var/lib/pgha")), ["recover.json"]);
+    fs::write(&control, whole).unwrap();
+    drop_order(&here, order, "why").unwrap();
+    assert_eq!(names(&here.below("/var/lib/pgha")), ["recover-dropped.json"]);
+}
+
+#[test]
+fn where_etcds_data_cannot_change_places_nothing_begins() {
+    let Some(site) = Site::new() else { return };
+    let here = site.here();
+    let system = site.database(54409, 10);
+    let old = site.etcd(&[&OLD[..], &[("/service/demo/initialize", &system)]].concat());
+    let order = site.give(true);
+    let (data, real) = (here.etcd_data(), here.below("/var/lib/etcd/real"));
+    fs::rename(&data, &real).unwrap();
+    std::os::unix::fs::symlink(&real, &data).unwrap();
+    let is_told = |refusal: &Refusal| {
+        let text = format!("{refusal} {}", refusal.hint("pg-1"));
+        assert!(text.contains(&format!("{} is a symbolic link", data.display())), "{text}");
+        assert!(text.contains("move what it leads to into its place"), "{text}");
+    };
+    is_told(&plan::plan(&here.view().0, true).unwrap_err());
+    let facts = crate::node::database::Database::look(&here.data());
+    match carry_out(&here, order.clone(), || Ok(()), |_| {}).unwrap() {
+        Outcome::Dropped(refusal) => is_told(&refusal),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(names(&here.below("/var/lib/pgha")), ["recover-dropped.json"]);
+    assert_eq!(names(&here.below("/var/lib/etcd")), ["default", "real"]);
+    assert_eq!(EtcdData::look(&data), EtcdData::Data(old));
+    assert_eq!(crate::node::database::Database::look(&here.data()), facts);
+    // Nor where it has become one since the last look.
+    assert!(place(&here, &order).unwrap_err().to_string().contains("is a symbolic link"));
+    // What has changed places and cannot be set aside is not passed over.
+    fs::rename(&data, made_in(&here, &order)).unwrap();
+    let report = crate::error::report(&set_replaced_aside(&here, &order).unwrap_err());
+    let told = format!("its old data, {}, cannot be set aside", made_in(&here, &order).display());
+    assert!(report.contains(&told) && report.contains("hint: move them away by hand"), "{report}");
+}
+
     let here = site.here();
     let system = site.database(54407, 10);
     site.etcd(&[&OLD[..], &[("/service/demo/initialize", &system)]].concat());
