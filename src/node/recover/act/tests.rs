@@ -530,6 +530,10 @@ fn a_node_that_waits_tells_what_it_has_and_one_that_has_more_is_gone_on_from() {
     let origin = kept(&here).recovered(Names("demo")).unwrap().database.unwrap();
     let Database::Present(copy) = there.database(READ_WITHIN) else { panic!() };
     let standing = returning::standing(&copy.reach, &origin);
+    // A third node has a copy of what this one has.
+    let disks = disks();
+    copy(one.root(), &disks.path().join("third"));
+    let third = one.here_at(&disks.path().join("third"));
     let Some(Place { position, .. }) = done.branch.unwrap().history.0.last().copied() else { panic!() };
     assert_eq!(standing, returning::Standing::Past(Place { timeline: 1, position }));
 
@@ -543,8 +547,23 @@ fn a_node_that_waits_tells_what_it_has_and_one_that_has_more_is_gone_on_from() {
     let remembered = Lineage {
         cluster: "9".into(),
         recovered: Recovered {
+    // Nor does one start that has less: without a primary, it would become it.
+    let why = returning::admit(&third, &client).unwrap().unwrap();
+    for part in ["follows as soon as a primary runs", "pgha-node status, on pg-1", "pgha-node recover"] {
+        assert!(why.contains(part), "`{part}` is not in {why}");
+    }
+    assert_eq!(returning::admit(&here, &client).unwrap(), None, "the one from which the cluster went on starts");
             incarnation: "other".into(),
             ..Recovered::ask(&client, Names("demo")).unwrap().unwrap()
+    assert_eq!(returning::admit(&third, &client).unwrap(), None);
+    assert!(third.data().exists(), "it follows with what it has");
+    // What does not move with the folder would be overwritten by the copy that comes next.
+    let space = there.data().join("pg_tblspc/16384");
+    std::os::unix::fs::symlink("/srv/ts", &space).unwrap();
+    let why = returning::admit(&there, &client).unwrap().unwrap();
+    assert!(why.contains("has data outside that do not move with it") && why.contains("mv /srv/ts "), "{why}");
+    assert!(there.data().exists());
+    fs::remove_file(&space).unwrap();
         },
     };
     remembered.store(&there.below(lineage::PATH)).unwrap();
