@@ -351,6 +351,8 @@ fn place(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
         true => renameat_with(CWD, &made, CWD, &data, RenameFlags::EXCHANGE).with_context(doing)?,
         false => fs::rename(&made, &data).with_context(doing)?,
     }
+    // A link would change places, and what it leads to would not.
+    aside::must_be_movable(&data)?;
     sync_folder(data.parent().unwrap_or(Path::new("/")))?;
     ensure!(is_in_place(here, order)?, "etcd's data in {} are not those of the new incarnation", data.display());
     Ok(())
@@ -359,8 +361,15 @@ fn place(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
 /// Sets etcd's old data aside, which the new incarnation got the place of.
 fn set_replaced_aside(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
     let old = made_in(here, order);
-    if Presence::of(&old).known()?.is_some() {
-        aside::set_aside_as(&old, &here.etcd_data(), "replaced")?;
+    let unseen = || {
+        UserError::runtime(format!(
+            "the new etcd is in its place, and its old data, {}, cannot be set aside: this node waits for that",
+            old.display()
+        ))
+        .hint("move them away by hand, to a place where they are kept; the node goes on by itself then")
+    };
+    if Presence::of(&old).known().with_context(unseen)?.is_some() {
+        aside::set_aside_as(&old, &here.etcd_data(), "replaced").with_context(unseen)?;
     }
     Ok(())
 }

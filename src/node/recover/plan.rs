@@ -30,6 +30,17 @@ pub struct View {
     pub quorum: Option<Vec<String>>,
     /// What this node's etcd has kept.
     pub keys: Keys,
+    /// Why this node's etcd cannot get other data in its place.
+    pub obstacle: Option<Obstacle>,
+}
+
+/// What is in the way, and what can be done about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// What it is, and where.
+    pub what: String,
+    /// The way out.
+    pub way_out: String,
 }
 
 /// What is known of a node.
@@ -214,6 +225,8 @@ pub enum Refusal {
     Running(Vec<Loss>, Vec<Remark>),
     /// This node has less than others, or another database, or that is not known: a person must insist.
     Doubtful(Vec<Loss>, Vec<Remark>),
+    /// This node's etcd cannot get other data in its place.
+    Obstructed(Obstacle),
 }
 
 impl View {
@@ -300,6 +313,9 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
         Database::Unknown { why } => return Err(Refusal::Unreadable(why.clone())),
         Database::Unusable { why } => return Err(Refusal::Unusable(why.clone())),
         Database::Absent => without_database(view)?,
+    if let Some(obstacle) = &view.obstacle {
+        return Err(Refusal::Obstructed(obstacle.clone()));
+    }
         Database::Present(copy) => with_database(view, copy),
     };
     let runs = |name: &str| view.node(name).is_some_and(|node| node.patroni);
@@ -595,6 +611,9 @@ impl fmt::Display for Refusal {
             Refusal::Doubtful(losses, doubts) => {
                 f.write_str("this node may not be the one to go on from:")?;
                 list(f, losses, doubts)
+            Refusal::Obstructed(obstacle) => {
+                write!(f, "a new etcd cannot get the place of this node's old one: {}", obstacle.what)
+            }
             }
         }
     }
@@ -640,6 +659,7 @@ impl Refusal {
         }
     }
 }
+            Refusal::Obstructed(obstacle) => format!("{}; then give the order again", obstacle.way_out),
 
 /// The nodes of which these are.
 fn running(losses: &[Loss], doubts: &[Remark]) -> String {

@@ -2,7 +2,7 @@
 
 use super::{
     order::RecoveryOrder,
-    plan::{Advice, Choice, Database, Etcd, Keys, KnownNode, Loss, Plan, Remark, View, plan},
+    plan::{Advice, Choice, Database, Etcd, Keys, KnownNode, Loss, Obstacle, Plan, Remark, View, plan},
 };
 use crate::clock;
 use serde::Serialize;
@@ -27,7 +27,7 @@ pub struct Report<'a> {
 impl Report<'_> {
     /// As JSON.
     pub fn json(&self) -> serde_json::Value {
-        let View { me, nodes, quorum, keys } = self.view;
+        let View { me, nodes, quorum, keys, obstacle: _ } = self.view;
         let kept = match keys {
             Keys::Absent => json!({"is": "absent"}),
             Keys::Unknown(why) => json!({"is": "unknown", "why": why}),
@@ -96,7 +96,7 @@ fn order_on(node: &str, force: bool) -> String {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let View { me, nodes, keys, .. } = self.view;
+        let View { me, nodes, keys, obstacle, .. } = self.view;
         writeln!(f, "cluster {}, as {me} sees it", self.cluster)?;
         for node in nodes {
             writeln!(f, "\n{}{}", node.name, if node.name == *me { " (this node)" } else { "" })?;
@@ -117,6 +117,9 @@ impl fmt::Display for Report<'_> {
             writeln!(f, "\nThe cluster went on from this node by the order of {}", clock::utc(done.time))?;
         }
         if let Some(RecoveryOrder { time, dropped: Some(why), .. }) = self.dropped {
+        if let Some(Obstacle { what, way_out }) = obstacle {
+            writeln!(f, "\nNot from {me}, as it is: {what}. The way out: {way_out}")?;
+        }
             writeln!(f, "\nThe order of {} to go on from this node was dropped: {why}", clock::utc(*time))?;
         }
         f.write_char('\n')?;
@@ -319,6 +322,7 @@ mod tests {
 
     fn shown(view: &View) -> String {
         Report { cluster: "demo", view, advice: &advise(view), done: None, dropped: None }.to_string()
+            obstacle: None,
     }
 
     fn contains(text: &str, parts: &[&str]) {

@@ -85,7 +85,7 @@ fn view(nodes: Vec<KnownNode>) -> View {
         Etcd::Present { .. } => Keys::Read(Kept { system: Some("7".into()), synchronous: Vec::new(), revision: 9 }),
         _ => Keys::Absent,
     };
-    View { me: "pg-1".into(), nodes, quorum: None, keys }
+    View { me: "pg-1".into(), nodes, quorum: None, keys, obstacle: None }
 }
 
 /// The view of each node on itself that answers, of the same nodes.
@@ -111,6 +111,13 @@ fn each(size: usize, of: &[Has], mut check: impl FnMut(&[Has], View)) -> u64 {
     count
 }
 
+fn link() -> Obstacle {
+    Obstacle {
+        what: "/var/lib/etcd/default is a symbolic link".into(),
+        way_out: "move what it leads to into its place".into(),
+    }
+}
+
 fn check(has: &[Has], view: View) {
     let outcome = plan(&view, false);
     let insisted = plan(&view, true);
@@ -121,6 +128,8 @@ fn check(has: &[Has], view: View) {
         let quorum = View { quorum: Some(vec!["pg-2".into()]), ..view.clone() };
         assert!(matches!(plan(&quorum, force), Err(Refusal::Quorum(_))));
         assert!(matches!(advise(&quorum), Advice::Quorum(_)));
+        let obstructed = View { obstacle: Some(link()), ..view.clone() };
+        assert_eq!(plan(&obstructed, force), Err(Refusal::Obstructed(link())));
         let mut ordered = view.clone();
         if let Some(other) = ordered.nodes.get_mut(1) {
             other.order = Some("ordered".into());
@@ -353,3 +362,4 @@ fn refusals_say_what_is_wrong_and_the_way_out() {
     ];
     insta::assert_snapshot!(texts.join("\n\n"));
 }
+        told(View { obstacle: Some(link()), ..two(A, A) }, true),
