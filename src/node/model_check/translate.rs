@@ -246,6 +246,7 @@ impl Decider {
                     plan::Keys::Read(plan::Kept {
                         system: known.map(system),
                         synchronous: kept.sync.iter().map(name).collect(),
+                        paused: false,
                         revision: data.version.into(),
                     })
                 }

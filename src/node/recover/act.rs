@@ -10,7 +10,7 @@ use super::{
     lineage::{self, Lineage},
     look::{Here, READ_WITHIN},
     order::{self, Phase, RecoveryOrder},
-    plan::{self, Database, Etcd, Plan, Refusal, View},
+    plan::{self, Database, Etcd, Plan, Refusal, Remark, View},
     window,
 };
 use crate::{
@@ -243,15 +243,16 @@ fn advance(order: &mut RecoveryOrder, phase: Phase, path: &Path) -> Result<()> {
 /// Drops an order whose incarnation is not in its place, and remembers why.
 ///
 /// # Errors
-/// When it is in place, or that is not known, or the disk fails.
+/// When it is in place, or that or whether the database has got its timeline is not known, or the disk fails; the order
+/// stays then.
 pub fn drop_order(here: &Here<'_>, order: RecoveryOrder, why: &str) -> Result<()> {
     if is_in_place(here, &order)? {
         return Err(UserError::usage("the order is carried out: the cluster goes on from this node").into());
     }
-    let made = made_in(here, &order);
     let branch = branched(here, &order)?;
     let path = here.below(order::DROPPED_PATH);
     let earlier = RecoveryOrder::load(&path).known()?;
+    let made = made_in(here, &order);
     if Presence::of(&made).known()?.is_some() {
         aside::set_aside(&made, "dropped")?;
     }
@@ -260,7 +261,6 @@ pub fn drop_order(here: &Here<'_>, order: RecoveryOrder, why: &str) -> Result<()
     order::retire(&here.below(order::PATH), None)
 }
 
-/// Whether the new incarnation is in its place.
 /// The timeline that the database has got by an order, also where the promotion was cut off before it was written down.
 /// Whoever did not know of it would take what others have more for something that a promotion has given up.
 fn branched(here: &Here<'_>, order: &RecoveryOrder) -> Result<Option<Branch>> {
@@ -278,6 +278,7 @@ fn branched(here: &Here<'_>, order: &RecoveryOrder) -> Result<Option<Branch>> {
     stopped(here).settle(number).with_context(unknown)
 }
 
+/// Whether the new incarnation is in its place.
 fn is_in_place(here: &Here<'_>, order: &RecoveryOrder) -> Result<bool> {
     let Some(ids) = order.ids else { return Ok(false) };
     match EtcdData::look(&here.etcd_data()) {
@@ -314,11 +315,11 @@ fn branch(here: &Here<'_>, order: &mut RecoveryOrder, path: &Path) -> Result<()>
     Ok(())
 }
 
-/// The first of the timelines that this database got by orders that were dropped, if it is on such a one.
 fn stopped(here: &Here<'_>) -> StoppedDatabase {
     StoppedDatabase { data: here.data(), programs: here.programs(), sockets: here.below(SOCKETS) }
 }
 
+/// The first of the timelines that this database got by orders that were dropped, if it is on such a one.
 fn since(here: &Here<'_>) -> Result<Option<u32>> {
     let Some(dropped) = RecoveryOrder::load(&here.below(order::DROPPED_PATH)).known()? else { return Ok(None) };
     match here.database_as_it_is(READ_WITHIN) {
@@ -338,7 +339,11 @@ fn make(here: &Here<'_>, order: &RecoveryOrder) -> Result<Ids> {
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let old: Contents = serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
     let recovered = order.recovered()?;
-    let entries = Beginning { cluster: &order.cluster, recovered: &recovered }.entries(&old)?;
+    let end = order.branch.as_ref().map(|branch| branch.end.position);
+    let entries = Beginning { cluster: &order.cluster, recovered: &recovered, end }.entries(&old)?;
+    if old.kept(Names(&order.cluster)).paused {
+        log::warning!("{}", Remark::MaintenanceEnds);
+    }
     let url = peer_url(here.me());
     here.private_etcd()?.found(&made, &order.token(), (&order.node, &url), &entries)
 }
@@ -346,13 +351,13 @@ fn make(here: &Here<'_>, order: &RecoveryOrder) -> Result<Ids> {
 /// Puts the new incarnation in its place, in exchange for etcd's old data.
 fn place(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
     let (data, made) = (here.etcd_data(), made_in(here, order));
+    // A link would change places, and what it leads to would not.
+    aside::must_be_movable(&data)?;
     let doing = || format!("putting {} in its place", made.display());
     match Presence::of(&data).known()?.is_some() {
         true => renameat_with(CWD, &made, CWD, &data, RenameFlags::EXCHANGE).with_context(doing)?,
         false => fs::rename(&made, &data).with_context(doing)?,
     }
-    // A link would change places, and what it leads to would not.
-    aside::must_be_movable(&data)?;
     sync_folder(data.parent().unwrap_or(Path::new("/")))?;
     ensure!(is_in_place(here, order)?, "etcd's data in {} are not those of the new incarnation", data.display());
     Ok(())

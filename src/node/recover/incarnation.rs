@@ -297,7 +297,7 @@ mod tests {
             replaces: vec![format!("{:x}", first.cluster)],
             database: None,
         };
-        let entries = Beginning { cluster: "demo", recovered: &recovered }.entries(&contents).unwrap();
+        let entries = Beginning { cluster: "demo", recovered: &recovered, end: None }.entries(&contents).unwrap();
         let second = etcd.found(&new, "feed-2", place, &entries).unwrap();
         assert!(second.cluster != first.cluster && second.member != first.member);
         assert_eq!(etcd.read(&new, &prefixes).unwrap().recovered(names), Some(recovered));

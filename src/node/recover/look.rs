@@ -23,6 +23,7 @@ use crate::{
         scope::{client_url, host_port, peer_url, ports},
     },
     node::{
+        aside,
         begun::{BEGUN_PATH, Begun, What},
         database,
         database::Lsn,

@@ -35,6 +35,7 @@ impl Report<'_> {
                 "is": "read",
                 "system": kept.system,
                 "synchronous": kept.synchronous,
+                "paused": kept.paused,
                 "revision": kept.revision,
             }),
         };
@@ -111,15 +112,18 @@ impl fmt::Display for Report<'_> {
                 if !kept.synchronous.is_empty() {
                     writeln!(f, "All that was acknowledged was on each of: {}", kept.synchronous.join(", "))?;
                 }
+                if kept.paused {
+                    writeln!(f, "Patroni was in maintenance mode")?;
+                }
             }
+        }
+        if let Some(Obstacle { what, way_out }) = obstacle {
+            writeln!(f, "\nNot from {me}, as it is: {what}. The way out: {way_out}")?;
         }
         if let Some(done) = self.done {
             writeln!(f, "\nThe cluster went on from this node by the order of {}", clock::utc(done.time))?;
         }
         if let Some(RecoveryOrder { time, dropped: Some(why), .. }) = self.dropped {
-        if let Some(Obstacle { what, way_out }) = obstacle {
-            writeln!(f, "\nNot from {me}, as it is: {what}. The way out: {way_out}")?;
-        }
             writeln!(f, "\nThe order of {} to go on from this node was dropped: {why}", clock::utc(*time))?;
         }
         f.write_char('\n')?;
@@ -315,14 +319,15 @@ mod tests {
             keys: Keys::Read(Kept {
                 system: Some("7712652082925278041".into()),
                 synchronous: vec!["pg-2".into()],
+                paused: true,
                 revision: 812,
             }),
+            obstacle: None,
         }
     }
 
     fn shown(view: &View) -> String {
         Report { cluster: "demo", view, advice: &advise(view), done: None, dropped: None }.to_string()
-            obstacle: None,
     }
 
     fn contains(text: &str, parts: &[&str]) {
@@ -361,6 +366,7 @@ mod tests {
                 "with its database up to 0/3000148 on timeline 1.",
                 "the keys of the old one are kept",
                 "Note: replication was synchronous",
+                "Note: Patroni was in maintenance mode (`pause`), in which it starts no server: that mode ends",
                 "Nothing is known of pg-2 (no answer).",
             ],
         );

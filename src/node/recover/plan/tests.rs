@@ -82,7 +82,7 @@ impl Has {
 
 fn view(nodes: Vec<KnownNode>) -> View {
     let keys = match nodes[0].etcd {
-        Etcd::Present { .. } => Keys::Read(Kept { system: Some("7".into()), synchronous: Vec::new(), revision: 9 }),
+        Etcd::Present { .. } => Keys::Read(Kept { system: Some("7".into()), revision: 9, ..Kept::default() }),
         _ => Keys::Absent,
     };
     View { me: "pg-1".into(), nodes, quorum: None, keys, obstacle: None }
@@ -299,6 +299,7 @@ fn synchronous_nodes_and_lost_keys_are_told() {
             system: Some("7".into()),
             synchronous: names.iter().map(|name| (*name).to_owned()).collect(),
             revision: 9,
+            ..Kept::default()
         })
     };
     let base = view(vec![B.node(1, true), Silent.node(2, true), A.node(3, true)]);
@@ -313,6 +314,17 @@ fn synchronous_nodes_and_lost_keys_are_told() {
     assert!(matches!(plan(&unread, false), Err(Refusal::Doubtful(..))));
     let plan = plan(&unread, true).unwrap();
     assert!(!plan.keys && plan.remarks.contains(&Remark::KeysUnread("bad log".into())));
+}
+
+#[test]
+fn that_maintenance_mode_ends_is_told_and_needs_no_insisting() {
+    let of = |paused: bool| {
+        let keys = Keys::Read(Kept { system: Some("7".into()), paused, ..Kept::default() });
+        plan(&View { keys, ..view(vec![B.node(1, true), A.node(2, true)]) }, false).unwrap()
+    };
+    assert_eq!(of(false).remarks, []);
+    assert_eq!(of(true).remarks, [Remark::MaintenanceEnds]);
+    assert_eq!((of(true).beyond(&[]), of(true).doubtful()), (None, Vec::new()));
 }
 
 #[test]
@@ -359,7 +371,7 @@ fn refusals_say_what_is_wrong_and_the_way_out() {
         told(view(vec![C.node(1, false), Strange.node(2, true)]), false),
         told(two(C, Unknown), false),
         told(two(Nothing, A), false),
+        told(View { obstacle: Some(link()), ..two(A, A) }, true),
     ];
     insta::assert_snapshot!(texts.join("\n\n"));
 }
-        told(View { obstacle: Some(link()), ..two(A, A) }, true),
