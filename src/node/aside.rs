@@ -9,8 +9,8 @@
 //! hidden files too. So a mount point is refused, with the way that works: the volume is mounted one level higher, where the
 //! image's own folders lie.
 //!
-//! Tablespaces do not move with the data folder: `pg_tblspc` leads to them, and a copy of the database has them at the same
-//! places. So a database with tablespaces elsewhere is not set aside for a copy until a person has seen to them.
+//! Tablespaces do not move with the data folder: `pg_tblspc` leads to them, and a copy of the database has them at the
+//! same places. So a database with tablespaces elsewhere is not set aside for a copy until a person has seen to them.
 
 use super::database::Database;
 use crate::{
@@ -100,8 +100,8 @@ pub fn set_aside_as(folder: &Path, was: &Path, why: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Refuses what could not be renamed: a symbolic link, what is not a folder, and a mount point. What is not there is nothing
-/// to rename.
+/// Refuses what could not be renamed: a symbolic link, what is not a folder, and a mount point. What is not there is
+/// nothing to rename.
 ///
 /// # Errors
 /// What it is and what can be done about it; also when that is not known.
@@ -153,9 +153,9 @@ impl fmt::Display for Elsewhere {
         let first = names.first().map_or("", String::as_str);
         write!(
             f,
-            "{} is not set aside, as it has data outside that do not move with it and that the next copy would overwrite: \
-             the tablespace{} {}. Rename {} by hand, such as `mv {first} {first}.kept`, and then: pgha-node aside make \
-             database",
+            "{} is not set aside, as it has data outside that do not move with it and that the next copy would \
+             overwrite: the tablespace{} {}. Rename {} by hand, such as `mv {first} {first}.kept`, and then: \
+             pgha-node aside make database",
             data.display(),
             if names.len() == 1 { "" } else { "s" },
             names.join(", "),
@@ -184,8 +184,8 @@ pub fn elsewhere(data: &Path) -> Result<Option<Elsewhere>> {
     Ok((!tablespaces.is_empty()).then(|| Elsewhere { data: data.to_owned(), tablespaces }))
 }
 
-/// Those of the links' `targets` in the `pg_tblspc` of `data` that do not lie in `data`, whether they are there or not: a
-/// volume may not be mounted.
+/// Those of the links' `targets` in the `pg_tblspc` of `data` that do not lie in `data`, whether they are there or not:
+/// a volume may not be mounted.
 fn outside(data: &Path, targets: &[PathBuf]) -> Vec<PathBuf> {
     let folder = data.join("pg_tblspc");
     let mut all: Vec<PathBuf> = targets.iter().map(|target| plain(&folder.join(target))).collect();

@@ -131,8 +131,8 @@ impl StoppedDatabase {
         Ok(Branch { end: wal.end(&facts, READ_WITHIN)?.at, history })
     }
 
-    /// The timeline from `number` on that the database has got, if it has, by a promotion that may have been cut off; its
-    /// server does not run afterwards. If it has not, what was prepared for the promotion is withdrawn.
+    /// The timeline from `number` on that the database has got, if it has, by a promotion that may have been cut off;
+    /// its server does not run afterwards. If it has not, what was prepared for the promotion is withdrawn.
     ///
     /// # Errors
     /// When that is not known; nothing is changed then.
@@ -153,8 +153,8 @@ impl StoppedDatabase {
         Ok(None)
     }
 
-    /// Removes the history files that `skip` has made for timelines above `last` and below `number`: a replica would wait
-    /// for a primary that is on the newest of them.
+    /// Removes the history files that `skip` has made for timelines above `last` and below `number`: a replica would
+    /// wait for a primary that is on the newest of them.
     fn withdraw(&self, last: u32, number: u32) -> Result<()> {
         for timeline in last + 1..number {
             let path = self.history_file(timeline);

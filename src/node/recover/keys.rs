@@ -2,12 +2,12 @@
 //!
 //! What hangs on a lease says who was there: the leader, the members, Patroni's requests. None of it is true any more. Who
 //! was synchronous and how far the last primary had come protects commits that were acknowledged, as long as the database
-//! may come from any node; when a person has said from which it comes, it would keep that node from becoming the primary. So
-//! it is said anew, of that node: how far its database has come, and which timelines it has left. A copy that has less does
-//! not become the primary then, by Patroni's `maximum_lag_on_failover` and `check_timeline`.
+//! may come from any node; when a person has said from which it comes, it would keep that node from becoming the
+//! primary. So it is said anew, of that node: how far its database has come, and which timelines it has left. A copy
+//! that has less does not become the primary then, by Patroni's `maximum_lag_on_failover` and `check_timeline`.
 //!
-//! In maintenance mode (`pause`), Patroni starts no server and gives up the leader's key of one that does not run: a cluster
-//! that begins in it never gets a primary.
+//! In maintenance mode (`pause`), Patroni starts no server and gives up the leader's key of one that does not run: a
+//! cluster that begins in it never gets a primary.
 
 use super::{
     plan::Kept,

@@ -130,9 +130,9 @@ impl RecoveryOrder {
         is_its.then(|| Reach { system: own.system.clone(), end: *end, exact: true, history })
     }
 
-    /// The order as it is kept when it is dropped because of `why`, where `made` is the timeline that the database got by
-    /// it, if it got one. Without one, what an order before it (`earlier`), which was dropped too, says of the database's
-    /// timelines is still true.
+    /// The order as it is kept when it is dropped because of `why`, where `made` is the timeline that the database got
+    /// by it, if it got one. Without one, what an order before it (`earlier`), which was dropped too, says of the
+    /// database's timelines is still true.
     pub fn dropped_for(self, why: &str, made: Option<Branch>, earlier: Option<RecoveryOrder>) -> RecoveryOrder {
         let (number, since, branch) = match made {
             Some(branch) => (self.number, self.since, Some(branch)),

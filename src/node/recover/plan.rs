@@ -575,8 +575,8 @@ impl fmt::Display for Remark {
                 "this node has no database: etcd alone goes on, and the database must come from a node that has it",
             ),
             Remark::MaintenanceEnds => f.write_str(
-                "Patroni was in maintenance mode (`pause`), in which it starts no server: that mode ends, and Patroni takes \
-                 care of the servers again",
+                "Patroni was in maintenance mode (`pause`), in which it starts no server: that mode ends, and Patroni \
+                 takes care of the servers again",
             ),
             Remark::OtherDatabase { own, kept } => write!(
                 f,

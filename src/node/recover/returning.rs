@@ -5,8 +5,9 @@
 //! what it has more would be overwritten. So it is set aside before Patroni starts, and the node gets a copy. Once a copy
 //! has the timeline of the recovery in its history, it is the cluster's own, and Patroni does with it as with any other.
 //!
-//! Until then, no copy starts before a primary runs that has that timeline: Patroni would let one that has less become the
-//! primary where the server of the chosen node does not come up, and the data that a person has chosen would be given up.
+//! Until then, no copy starts before a primary runs that has that timeline: Patroni would let one that has less become
+//! the primary where the server of the chosen node does not come up, and the data that a person has chosen would be
+//! given up.
 
 use super::{
     keys::{Names, Origin, Recovered},
@@ -143,9 +144,9 @@ pub fn admit(here: &Here<'_>, etcd: &Client) -> Result<Option<String>> {
 /// Why a copy that ends at `end` does not start, and the way out where the node with more never comes up again.
 fn waits_behind(node: &str, end: &Place, why: &str) -> String {
     format!(
-        "the cluster went on from {node}, which has more than this node (up to {end}): this node follows as soon as a primary \
-         runs ({why}). See why none does: pgha-node status, on {node}. If {node} has lost its database for good: \
-         `systemctl stop pgha-node etcd` on all other nodes, and then here: pgha-node recover"
+        "the cluster went on from {node}, which has more than this node (up to {end}): this node follows as soon as a \
+         primary runs ({why}). See why none does: pgha-node status, on {node}. If {node} has lost its database for \
+         good: `systemctl stop pgha-node etcd` on all other nodes, and then here: pgha-node recover"
     )
 }
 
