@@ -8,6 +8,9 @@
 //! place when the power fails. Nor would PostgreSQL take such a folder afterwards: it refuses one with anything in it,
 //! hidden files too. So a mount point is refused, with the way that works: the volume is mounted one level higher, where the
 //! image's own folders lie.
+//!
+//! Tablespaces do not move with the data folder: `pg_tblspc` leads to them, and a copy of the database has them at the
+//! same places. So a database with tablespaces elsewhere is not set aside for a copy until a person has seen to them.
 
 use super::database::Database;
 use crate::{
@@ -19,13 +22,13 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use rustix::{
-    fs::{CWD, RenameFlags, renameat_with},
+    fs::{AtFlags, CWD, RenameFlags, StatxAttributes, StatxFlags, renameat_with, statx},
     io::Errno,
 };
 use std::{
-    fs,
+    fmt, fs,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -95,6 +98,145 @@ pub fn set_aside_as(folder: &Path, was: &Path, why: &str) -> Result<PathBuf> {
     let size = measure(&path, COUNTED);
     log::warning!("set {} aside ({why}, {size}): it is {} now", was.display(), path.display());
     Ok(path)
+}
+
+/// Refuses what could not be renamed: a symbolic link, what is not a folder, and a mount point. What is not there is
+/// nothing to rename.
+///
+/// # Errors
+/// What it is and what can be done about it; also when that is not known.
+pub fn must_be_movable(folder: &Path) -> Result<(), UserError> {
+    let unknown = |error: &dyn fmt::Display| {
+        UserError::runtime(format!("whether {} can be renamed is not known: {error}", folder.display()))
+            .hint("a volume may not be mounted, or a disk may be damaged")
+    };
+    match fs::symlink_metadata(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(unknown(&error)),
+        Ok(found) if found.is_symlink() => Err(UserError::runtime(format!(
+            "{} is a symbolic link, and what it leads to cannot change places with anything",
+            folder.display()
+        ))
+        .hint(format!("move what it leads to into its place, or make {} the link instead", above(folder).display()))),
+        Ok(found) if !found.is_dir() => {
+            Err(UserError::runtime(format!("{} is not a folder", folder.display())).hint("move it away by hand"))
+        }
+        Ok(_) if is_mount_point(folder).map_err(|error| unknown(&error))? => Err(mount_point(folder)),
+        Ok(_) => Ok(()),
+    }
+}
+
+fn is_mount_point(folder: &Path) -> rustix::io::Result<bool> {
+    let look = |path| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS);
+    let found = look(folder)?;
+    if found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    }
+    // A kernel before 5.8 does not tell.
+    let outside = look(above(folder))?;
+    Ok((found.stx_dev_major, found.stx_dev_minor) != (outside.stx_dev_major, outside.stx_dev_minor))
+}
+
+/// Tablespaces of a database that do not lie in its folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// The folder of the database.
+    pub data: PathBuf,
+    /// Where they are; at least one.
+    pub tablespaces: Vec<PathBuf>,
+}
+
+impl fmt::Display for Elsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Elsewhere { data, tablespaces } = self;
+        let names: Vec<String> = tablespaces.iter().map(|path| path.display().to_string()).collect();
+        let first = names.first().map_or("", String::as_str);
+        write!(
+            f,
+            "{} is not set aside, as it has data outside that do not move with it and that the next copy would \
+             overwrite: the tablespace{} {}. Rename {} by hand, such as `mv {first} {first}.kept`, and then: \
+             pgha-node aside make database",
+            data.display(),
+            if names.len() == 1 { "" } else { "s" },
+            names.join(", "),
+            if names.len() == 1 { "it" } else { "each" },
+        )
+    }
+}
+
+impl std::error::Error for Elsewhere {}
+
+/// The tablespaces of the database in `data` that do not lie in it; `None` if there are none.
+///
+/// # Errors
+/// When that is not known.
+pub fn elsewhere(data: &Path) -> Result<Option<Elsewhere>> {
+    let folder = data.join("pg_tblspc");
+    let doing = || format!("looking for tablespaces in {}", folder.display());
+    let mut targets = Vec::new();
+    for name in entries(&folder)? {
+        let path = folder.join(name);
+        if fs::symlink_metadata(&path).with_context(doing)?.is_symlink() {
+            targets.push(fs::read_link(&path).with_context(doing)?);
+        }
+    }
+    let tablespaces = outside(data, &targets);
+    Ok((!tablespaces.is_empty()).then(|| Elsewhere { data: data.to_owned(), tablespaces }))
+}
+
+/// Those of the links' `targets` in the `pg_tblspc` of `data` that do not lie in `data`, whether they are there or not:
+/// a volume may not be mounted.
+fn outside(data: &Path, targets: &[PathBuf]) -> Vec<PathBuf> {
+    let folder = data.join("pg_tblspc");
+    let mut all: Vec<PathBuf> = targets.iter().map(|target| plain(&folder.join(target))).collect();
+    all.retain(|target| !target.starts_with(plain(data)));
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// The path without `.` and `..`.
+fn plain(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut plain, component| {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                plain.pop();
+            }
+            other => plain.push(other),
+        }
+        plain
+    })
+}
+
+/// Sets the database in `folder` aside, so that a copy gets its place.
+///
+/// # Errors
+/// [`Elsewhere`] when it has tablespaces elsewhere, and as [`set_aside`].
+pub fn set_database_aside(folder: &Path, why: &str) -> Result<PathBuf> {
+    match elsewhere(folder)? {
+        Some(elsewhere) => Err(elsewhere.into()),
+        None => set_aside(folder, why),
+    }
+}
+
+/// The same by a person's order, who has renamed the tablespaces before.
+///
+/// # Errors
+/// [`Elsewhere`] when there is still something where they were, and as [`set_aside`].
+pub fn set_database_aside_by_hand(folder: &Path) -> Result<PathBuf> {
+    if let Some(Elsewhere { data, tablespaces }) = elsewhere(folder)? {
+        let mut left = Vec::new();
+        for path in tablespaces {
+            if Presence::of_folder(&path).known()?.is_some() {
+                left.push(path);
+            }
+        }
+        if !left.is_empty() {
+            return Err(Elsewhere { data, tablespaces: left }.into());
+        }
+    }
+    set_aside(folder, "by-hand")
 }
 
 /// Renames `folder` to `wanted`, or to `wanted` with a number where that is taken.
@@ -382,6 +524,79 @@ mod tests {
         let error = rename_free(Path::new("/proc"), "/proc.aside-20261127T010909Z-x").unwrap_err();
         let report = crate::error::report(&error);
         assert!(report.contains("mount point") && report.contains("hint: mount the volume at /"), "{report}");
+    }
+
+    #[test]
+    fn what_cannot_be_renamed_is_seen_before() {
+        let root = root();
+        let (link, file) = (root.path().join("link"), root.path().join("file"));
+        assert!(must_be_movable(&root.path().join("none")).is_ok());
+        assert!(must_be_movable(&root.path().join("var/lib/etcd")).is_ok());
+        for target in ["var", "nowhere"] {
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            let error = must_be_movable(&link).unwrap_err();
+            assert!(error.message.contains(&format!("{} is a symbolic link", link.display())), "{error}");
+            assert!(error.hint.unwrap().contains("into its place"));
+            fs::remove_file(&link).unwrap();
+        }
+        fs::write(&file, "").unwrap();
+        assert!(must_be_movable(&file).unwrap_err().message.contains("is not a folder"));
+        assert!(must_be_movable(&file.join("in")).is_err(), "that is not known");
+        let device = |path: &str| fs::metadata(path).unwrap().dev();
+        if !crate::testing::require("mounts", device("/") != device("/proc"), "/proc is not a mount point") {
+            return;
+        }
+        let error = must_be_movable(Path::new("/proc")).unwrap_err();
+        assert!(error.message.contains("/proc is a mount point"), "{error}");
+        assert!(error.hint.unwrap().contains("mount the volume at /"));
+    }
+
+    #[test]
+    fn tablespaces_elsewhere_are_those_that_do_not_move_with_the_folder() {
+        let main = Path::new("/var/lib/postgresql/17/main");
+        let targets = |targets: &[&str]| {
+            outside(main, &targets.iter().map(PathBuf::from).collect::<Vec<_>>())
+                .into_iter()
+                .map(|path| path.display().to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(targets(&[]), Vec::<String>::new());
+        assert_eq!(targets(&["/var/lib/postgresql/17/main/own", "../own"]), Vec::<String>::new());
+        assert_eq!(targets(&["/srv/b", "/srv/a", "/srv/b"]), ["/srv/a", "/srv/b"]);
+        // Beside it, or out of it by a way through it.
+        assert_eq!(targets(&["/var/lib/postgresql/17/main2"]), ["/var/lib/postgresql/17/main2"]);
+        assert_eq!(targets(&["../../ts"]), ["/var/lib/postgresql/17/ts"]);
+        assert_eq!(targets(&["/var/lib/postgresql/17/main/../ts"]), ["/var/lib/postgresql/17/ts"]);
+    }
+
+    #[test]
+    fn a_database_with_tablespaces_elsewhere_is_not_set_aside_until_a_person_has_seen_to_them() {
+        let root = root();
+        let (main, space) = (root.path().join("var/lib/postgresql/17/main"), root.path().join("srv/ts"));
+        samples::database(&main, 77);
+        // One in its place is a folder, not a link.
+        fs::create_dir_all(main.join("pg_tblspc/16383")).unwrap();
+        assert_eq!(elsewhere(&main).unwrap(), None);
+        fs::create_dir_all(space.join("PG_17_202406281")).unwrap();
+        std::os::unix::fs::symlink(&space, main.join("pg_tblspc/16384")).unwrap();
+        let told = set_database_aside(&main, "diverged").unwrap_err().to_string();
+        for part in [format!("mv {0} {0}.kept", space.display()), "pgha-node aside make database".to_owned()] {
+            assert!(told.contains(&part), "`{part}` is not in {told}");
+        }
+        assert_eq!(set_database_aside_by_hand(&main).unwrap_err().to_string(), told);
+        assert!(matches!(Database::look(&main), Database::Present(_)));
+
+        // Where the link leads to nothing, its volume may not be mounted: only a person knows.
+        fs::rename(&space, space.with_extension("kept")).unwrap();
+        assert!(set_database_aside(&main, "diverged").unwrap_err().is::<Elsewhere>());
+        set_database_aside_by_hand(&main).unwrap();
+        assert_eq!(Database::look(&main), Database::Absent);
+        assert!(space.with_extension("kept").join("PG_17_202406281").exists());
+
+        // A folder that cannot be read is not one without tablespaces.
+        samples::database(&main, 77);
+        fs::write(main.join("pg_tblspc"), "").unwrap();
+        assert!(set_database_aside(&main, "diverged").is_err());
     }
 
     #[test]

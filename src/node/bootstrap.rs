@@ -92,9 +92,14 @@ impl Gate<'_> {
                     Step::Refuse(what, way_out) => return Err(Closed::Refused(UserError::usage(what).hint(way_out))),
                     step => match self.act(&view, step) {
                         Ok(()) => continue,
-                        Err(error) => match error.downcast::<first::StoreError>() {
-                            Ok(error) => format!("etcd does not record which node makes the first database: {error}"),
-                            Err(error) => return Err(Closed::Failed(error)),
+                        Err(error) => match error.downcast_ref::<aside::Elsewhere>() {
+                            Some(elsewhere) => elsewhere.to_string(),
+                            None => match error.downcast::<first::StoreError>() {
+                                Ok(error) => {
+                                    format!("etcd does not record which node makes the first database: {error}")
+                                }
+                                Err(error) => return Err(Closed::Failed(error)),
+                            },
                         },
                     },
                 },
@@ -144,7 +149,7 @@ impl Gate<'_> {
             Step::SetAsideThenLookAgain(why) => {
                 let folder = self.folder();
                 database::stop_server(&folder)?;
-                aside::set_aside(&folder, why)?;
+                aside::set_database_aside(&folder, why)?;
                 begun::forget(&self.mark())?;
             }
             Step::Start(_) | Step::Wait(_) | Step::Refuse(..) => {}

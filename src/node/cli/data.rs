@@ -114,7 +114,12 @@ fn make(root: &Path, what: &str) -> Result<()> {
             known.without_etcd().store(&state)?;
         }
     }
-    let path = aside::set_aside(&root.join(folder.strip_prefix("/").unwrap_or(&folder)), "by-hand")?;
+    let below = root.join(folder.strip_prefix("/").unwrap_or(&folder));
+    let path = if folder == Path::new(ETCD_DATA) {
+        aside::set_aside(&below, "by-hand")?
+    } else {
+        aside::set_database_aside_by_hand(&below)?
+    };
     forget(&folder)?;
     said(&format!("set aside: it is {} now", path.display()))
 }

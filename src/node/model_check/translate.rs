@@ -236,6 +236,7 @@ impl Decider {
             me: name(me),
             nodes: nodes.collect(),
             quorum: quorum.map(|inc| nodes_of(&world.incs[inc as usize].members).iter().map(name).collect()),
+            obstacle: None,
             keys: match own.data() {
                 None => plan::Keys::Absent,
                 Some(_) if own.etcd_unread => plan::Keys::Unknown(unread()),
@@ -245,6 +246,7 @@ impl Decider {
                     plan::Keys::Read(plan::Kept {
                         system: known.map(system),
                         synchronous: kept.sync.iter().map(name).collect(),
+                        paused: false,
                         revision: data.version.into(),
                     })
                 }

@@ -5,12 +5,12 @@
 //! one exchange of names, so that there is no moment between. From then on it is the cluster.
 
 use super::{
-    branch::StoppedDatabase,
+    branch::{Branch, StoppedDatabase},
     keys::{Beginning, Contents, Names},
     lineage::{self, Lineage},
     look::{Here, READ_WITHIN},
     order::{self, Phase, RecoveryOrder},
-    plan::{self, Database, Etcd, Plan, Refusal, View},
+    plan::{self, Database, Etcd, Plan, Refusal, Remark, View},
     window,
 };
 use crate::{
@@ -243,18 +243,39 @@ fn advance(order: &mut RecoveryOrder, phase: Phase, path: &Path) -> Result<()> {
 /// Drops an order whose incarnation is not in its place, and remembers why.
 ///
 /// # Errors
-/// When it is in place, or that is not known, or the disk fails.
+/// When it is in place, or that or whether the database has got its timeline is not known, or the disk fails; the order
+/// stays then.
 pub fn drop_order(here: &Here<'_>, order: RecoveryOrder, why: &str) -> Result<()> {
     if is_in_place(here, &order)? {
         return Err(UserError::usage("the order is carried out: the cluster goes on from this node").into());
     }
+    let branch = branched(here, &order)?;
+    let path = here.below(order::DROPPED_PATH);
+    let earlier = RecoveryOrder::load(&path).known()?;
     let made = made_in(here, &order);
     if Presence::of(&made).known()?.is_some() {
         aside::set_aside(&made, "dropped")?;
     }
-    RecoveryOrder { dropped: Some(why.to_owned()), ..order }.store(&here.below(order::DROPPED_PATH))?;
+    order.dropped_for(why, branch, earlier).store(&path)?;
     order::retire(&here.below(order::KEYS_PATH), None)?;
     order::retire(&here.below(order::PATH), None)
+}
+
+/// The timeline that the database has got by an order, also where the promotion was cut off before it was written down.
+/// Whoever did not know of it would take what others have more for something that a promotion has given up.
+fn branched(here: &Here<'_>, order: &RecoveryOrder) -> Result<Option<Branch>> {
+    let (Some(number), None) = (order.number, &order.branch) else { return Ok(order.branch.clone()) };
+    let unknown = || {
+        UserError::runtime(format!(
+            "whether the database in {} has got timeline {number} by the order is not known: the order stays",
+            here.data().display()
+        ))
+        .hint(
+            "without it, what others have more would not be seen any more. If this node's database is not wanted: \
+             `pgha-node aside make database`, and drop the order again",
+        )
+    };
+    stopped(here).settle(number).with_context(unknown)
 }
 
 /// Whether the new incarnation is in its place.
@@ -279,7 +300,7 @@ fn read(here: &Here<'_>, order: &RecoveryOrder, contents: &Contents) -> Result<(
 }
 
 fn branch(here: &Here<'_>, order: &mut RecoveryOrder, path: &Path) -> Result<()> {
-    let stopped = StoppedDatabase { data: here.data(), programs: here.programs(), sockets: here.below(SOCKETS) };
+    let stopped = stopped(here);
     let number = match order.number {
         Some(number) => number,
         None => {
@@ -292,6 +313,10 @@ fn branch(here: &Here<'_>, order: &mut RecoveryOrder, path: &Path) -> Result<()>
     };
     order.branch = Some(stopped.branch(number)?);
     Ok(())
+}
+
+fn stopped(here: &Here<'_>) -> StoppedDatabase {
+    StoppedDatabase { data: here.data(), programs: here.programs(), sockets: here.below(SOCKETS) }
 }
 
 /// The first of the timelines that this database got by orders that were dropped, if it is on such a one.
@@ -314,7 +339,11 @@ fn make(here: &Here<'_>, order: &RecoveryOrder) -> Result<Ids> {
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let old: Contents = serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
     let recovered = order.recovered()?;
-    let entries = Beginning { cluster: &order.cluster, recovered: &recovered }.entries(&old)?;
+    let end = order.branch.as_ref().map(|branch| branch.end.position);
+    let entries = Beginning { cluster: &order.cluster, recovered: &recovered, end }.entries(&old)?;
+    if old.kept(Names(&order.cluster)).paused {
+        log::warning!("{}", Remark::MaintenanceEnds);
+    }
     let url = peer_url(here.me());
     here.private_etcd()?.found(&made, &order.token(), (&order.node, &url), &entries)
 }
@@ -322,6 +351,8 @@ fn make(here: &Here<'_>, order: &RecoveryOrder) -> Result<Ids> {
 /// Puts the new incarnation in its place, in exchange for etcd's old data.
 fn place(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
     let (data, made) = (here.etcd_data(), made_in(here, order));
+    // A link would change places, and what it leads to would not.
+    aside::must_be_movable(&data)?;
     let doing = || format!("putting {} in its place", made.display());
     match Presence::of(&data).known()?.is_some() {
         true => renameat_with(CWD, &made, CWD, &data, RenameFlags::EXCHANGE).with_context(doing)?,
@@ -335,8 +366,15 @@ fn place(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
 /// Sets etcd's old data aside, which the new incarnation got the place of.
 fn set_replaced_aside(here: &Here<'_>, order: &RecoveryOrder) -> Result<()> {
     let old = made_in(here, order);
-    if Presence::of(&old).known()?.is_some() {
-        aside::set_aside_as(&old, &here.etcd_data(), "replaced")?;
+    let unseen = || {
+        UserError::runtime(format!(
+            "the new etcd is in its place, and its old data, {}, cannot be set aside: this node waits for that",
+            old.display()
+        ))
+        .hint("move them away by hand, to a place where they are kept; the node goes on by itself then")
+    };
+    if Presence::of(&old).known().with_context(unseen)?.is_some() {
+        aside::set_aside_as(&old, &here.etcd_data(), "replaced").with_context(unseen)?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::{
     log,
     node::database::{self, Database, Facts, ServerState},
 };
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 use std::{
     fs,
@@ -129,6 +129,41 @@ impl StoppedDatabase {
         // Now it is known where the old timeline was left.
         self.skip(&history, facts.timeline)?;
         Ok(Branch { end: wal.end(&facts, READ_WITHIN)?.at, history })
+    }
+
+    /// The timeline from `number` on that the database has got, if it has, by a promotion that may have been cut off;
+    /// its server does not run afterwards. If it has not, what was prepared for the promotion is withdrawn.
+    ///
+    /// # Errors
+    /// When that is not known; nothing is changed then.
+    pub fn settle(&self, number: u32) -> Result<Option<Branch>> {
+        database::stop_server(&self.data)?;
+        let facts = match Database::look(&self.data) {
+            Database::Present(facts) => facts,
+            Database::Absent => return Ok(None),
+            other => bail!("the database in {}: {}", self.data.display(), other.words()),
+        };
+        let waldump = self.programs.join("pg_waldump");
+        let end = Wal { folder: self.wal(), pg_waldump: &waldump }.end(&facts, READ_WITHIN)?;
+        ensure!(end.exact, "not all of the WAL in {} has been looked through", self.wal().display());
+        if end.at.timeline >= number {
+            return Ok(Some(Branch { end: end.at, history: end.history }));
+        }
+        self.withdraw(end.at.timeline, number)?;
+        Ok(None)
+    }
+
+    /// Removes the history files that `skip` has made for timelines above `last` and below `number`: a replica would
+    /// wait for a primary that is on the newest of them.
+    fn withdraw(&self, last: u32, number: u32) -> Result<()> {
+        for timeline in last + 1..number {
+            let path = self.history_file(timeline);
+            let text = Presence::of_text(&path, 1 << 20).known()?;
+            if text.is_some_and(|text| text.contains(SKIPPED)) {
+                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            }
+        }
+        sync_folder(&self.wal())
     }
 
     /// Makes the history files of the timelines between the last in `history` and `number`, where there is none of another

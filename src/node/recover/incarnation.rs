@@ -86,7 +86,9 @@ impl Etcd {
             .with_context(|| format!("writing in the folder {}", above.display()))?;
         self.account.own(copy.path())?;
         let inside = copy.path().join("data");
-        crate::exec::Run::new("cp").args(["--archive", "--reflink=auto"]).arg(data).arg(&inside).capture()?;
+        // A link would lead etcd to the data themselves.
+        let copying = ["--archive", "--dereference", "--reflink=auto"];
+        crate::exec::Run::new("cp").args(copying).arg(data).arg(&inside).capture()?;
         let alone = ["--force-new-cluster".to_owned()];
         let private = self.start(&inside, &alone).context("starting etcd on a copy of its data")?;
         let contents = private.contents(prefixes).context("reading what etcd has kept")?;
@@ -295,10 +297,30 @@ mod tests {
             replaces: vec![format!("{:x}", first.cluster)],
             database: None,
         };
-        let entries = Beginning { cluster: "demo", recovered: &recovered }.entries(&contents).unwrap();
+        let entries = Beginning { cluster: "demo", recovered: &recovered, end: None }.entries(&contents).unwrap();
         let second = etcd.found(&new, "feed-2", place, &entries).unwrap();
         assert!(second.cluster != first.cluster && second.member != first.member);
         assert_eq!(etcd.read(&new, &prefixes).unwrap().recovered(names), Some(recovered));
+    }
+
+    #[test]
+    fn data_behind_links_stay_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let Some(etcd) = etcd(folder.path()) else { return };
+        let [data, real, log, before] = ["etcd/default", "real", "log", "before"].map(|name| folder.path().join(name));
+        fs::create_dir(folder.path().join("etcd")).unwrap();
+        etcd.account.own(&folder.path().join("etcd")).unwrap();
+        etcd.found(&real, "feed-1", ("pg-1", "https://10.0.0.11:2380"), &some_keys()).unwrap();
+        fs::rename(real.join("member/wal"), &log).unwrap();
+        std::os::unix::fs::symlink(&log, real.join("member/wal")).unwrap();
+        std::os::unix::fs::symlink(&real, &data).unwrap();
+        let run = |program: &str, arguments: &[&str], from: &Path| {
+            crate::exec::Run::new(program).args(arguments).arg(from).arg(&before).capture()
+        };
+        run("cp", &["--archive", "--dereference"], &real).unwrap();
+        let contents = etcd.read(&data, &[Names("demo").patroni()]).unwrap();
+        assert_eq!(contents.entries.len(), 3);
+        run("diff", &["--recursive", "--brief"], &real).unwrap();
     }
 
     #[test]

@@ -2,7 +2,12 @@
 //!
 //! What hangs on a lease says who was there: the leader, the members, Patroni's requests. None of it is true any more. Who
 //! was synchronous and how far the last primary had come protects commits that were acknowledged, as long as the database
-//! may come from any node; when a person has said from which it comes, it would keep that node from becoming the primary.
+//! may come from any node; when a person has said from which it comes, it would keep that node from becoming the
+//! primary. So it is said anew, of that node: how far its database has come, and which timelines it has left. A copy
+//! that has less does not become the primary then, by Patroni's `maximum_lag_on_failover` and `check_timeline`.
+//!
+//! In maintenance mode (`pause`), Patroni starts no server and gives up the leader's key of one that does not run: a
+//! cluster that begins in it never gets a primary.
 
 use super::{
     plan::Kept,
@@ -11,6 +16,7 @@ use super::{
 use crate::{
     etcd::{Client, KeyValue},
     log,
+    node::database::Lsn,
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -119,6 +125,18 @@ impl Names<'_> {
         format!("{}initialize", self.patroni())
     }
 
+    fn config(&self) -> String {
+        format!("{}config", self.patroni())
+    }
+
+    fn status(&self) -> String {
+        format!("{}status", self.patroni())
+    }
+
+    fn history(&self) -> String {
+        format!("{}history", self.patroni())
+    }
+
     fn sync(&self) -> String {
         format!("{}sync", self.patroni())
     }
@@ -175,12 +193,13 @@ impl Contents {
                 standbys.split(',').filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect::<Vec<_>>();
             sync.leader.into_iter().chain(standbys).collect()
         });
-        Kept { system: self.system(names), synchronous, revision: self.revision }
+        let paused = self.get(&names.config()).is_some_and(|config| without_pause(config).is_some());
+        Kept { system: self.system(names), synchronous, paused, revision: self.revision }
     }
 
     /// The history of the timeline `of`, as Patroni has written it down.
     pub fn history(&self, names: Names<'_>, of: u32) -> Option<History> {
-        history(self.get(&format!("{}history", names.patroni()))?, of)
+        history(self.get(&names.history())?, of)
     }
 }
 
@@ -192,7 +211,7 @@ fn history(text: &str, of: u32) -> Option<History> {
         let timeline = u32::try_from(line.first()?.as_u64()?).ok()?;
         let position = match line.get(1)? {
             serde_json::Value::String(text) => parse_position(text)?,
-            number => crate::node::database::Lsn(number.as_u64()?),
+            number => Lsn(number.as_u64()?),
         };
         if timeline < of {
             places.push(Place { timeline, position });
@@ -202,6 +221,24 @@ fn history(text: &str, of: u32) -> Option<History> {
     (places.last()?.timeline + 1 == of).then_some(History(places))
 }
 
+/// Patroni's configuration `config` without maintenance mode; `None` if it is not in that mode, or cannot be read.
+fn without_pause(config: &str) -> Option<String> {
+    let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(config).ok()?;
+    let is_off = |value: &serde_json::Value| matches!(value, serde_json::Value::Null | serde_json::Value::Bool(false));
+    let paused = config.remove("pause").is_some_and(|value| !is_off(&value));
+    paused.then(|| serde_json::to_string(&config).ok()).flatten()
+}
+
+/// Patroni's key `history` of a database with this history. The lines of `old` that are true of it have more in them.
+fn written_history(history: &History, old: Option<&str>) -> serde_json::Value {
+    let known: Vec<serde_json::Value> = old.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let line = |Place { timeline, position }: &Place| {
+        let is_its = |line: &&serde_json::Value| line[0] == *timeline && line[1] == position.0;
+        known.iter().find(is_its).cloned().unwrap_or_else(|| json!([timeline, position.0, "pgha-node recover"]))
+    };
+    history.0.iter().map(line).collect()
+}
+
 /// What begins with a new incarnation.
 #[derive(Debug, Clone, Copy)]
 pub struct Beginning<'a> {
@@ -209,6 +246,8 @@ pub struct Beginning<'a> {
     pub cluster: &'a str,
     /// The recovery.
     pub recovered: &'a Recovered,
+    /// Where the WAL of its database ends.
+    pub end: Option<Lsn>,
 }
 
 impl Beginning<'_> {
@@ -217,7 +256,7 @@ impl Beginning<'_> {
     /// # Errors
     /// When they cannot be written as JSON.
     pub fn entries(&self, old: &Contents) -> Result<Vec<Entry>> {
-        let Beginning { cluster, recovered } = *self;
+        let Beginning { cluster, recovered, end } = *self;
         let names = Names(cluster);
         let node = &recovered.node;
         let dropped = |key: &str| match key.strip_prefix(&names.patroni()) {
@@ -225,17 +264,28 @@ impl Beginning<'_> {
             Some(name) if name.starts_with("members/") => true,
             // How far the last primary had come, and who was synchronous then.
             Some(name) if name.starts_with("optime/") => recovered.database.is_some(),
-            Some("status" | "failsafe" | "sync" | "initialize") => recovered.database.is_some(),
+            Some("status" | "failsafe" | "history" | "sync" | "initialize") => recovered.database.is_some(),
             Some(_) => false,
             None => key == names.recovered() || (key == names.first()),
         };
         let kept = old.entries.iter().filter(|entry| !entry.leased && !dropped(&entry.key));
         let mut entries: Vec<Entry> = kept.cloned().collect();
+        for entry in entries.iter_mut().filter(|entry| entry.key == names.config()) {
+            if let Some(config) = without_pause(&entry.value) {
+                entry.value = config;
+            }
+        }
         let json = |value| serde_json::to_string(&value).context("writing the keys of the cluster");
         if let Some(origin) = &recovered.database {
             entries.push(Entry::new(names.initialize(), &origin.system));
             // Nobody else is synchronous with what it has.
             entries.push(Entry::new(names.sync(), json(json!({"leader": node, "sync_standby": null, "quorum": 0}))?));
+            // One that has less does not lead in its stead. Slots are made again by what they are for.
+            if let Some(Lsn(end)) = end {
+                entries.push(Entry::new(names.status(), json(json!({"optime": end, "slots": null}))?));
+            }
+            let history = written_history(&origin.history, old.get(&names.history()));
+            entries.push(Entry::new(names.history(), json(history)?));
             // Before any other node sees the new incarnation, this one holds the leader's key. Its Patroni takes it up.
             entries.push(Entry { leased: true, ..Entry::new(names.leader(), node) });
         }
@@ -250,7 +300,7 @@ impl Beginning<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::{database::Lsn, first::First};
+    use crate::node::first::First;
 
     const OLD: &[(&str, &str, bool)] = &[
         ("/pgha/demo/document", r#"{"generation": 4}"#, false),
@@ -291,9 +341,13 @@ mod tests {
         }
     }
 
+    fn beginning(recovered: &Recovered) -> Beginning<'_> {
+        Beginning { cluster: "demo", recovered, end: recovered.database.as_ref().map(|_| Lsn(0x9140)) }
+    }
+
     fn keys(old: &Contents, database: bool) -> Vec<String> {
         let recovered = recovered(database);
-        let entries = Beginning { cluster: "demo", recovered: &recovered }.entries(old).unwrap();
+        let entries = beginning(&recovered).entries(old).unwrap();
         let name = |entry: &Entry| format!("{}{}", entry.key, if entry.leased { " (lease)" } else { "" });
         entries.iter().map(name).collect()
     }
@@ -310,6 +364,7 @@ mod tests {
                 "/service/demo/history",
                 "/service/demo/initialize",
                 "/service/demo/leader (lease)",
+                "/service/demo/status",
                 "/service/demo/sync",
             ]
         );
@@ -332,20 +387,64 @@ mod tests {
             [
                 "/pgha/demo/first",
                 "/pgha/demo/recovered",
+                "/service/demo/history",
                 "/service/demo/initialize",
                 "/service/demo/leader (lease)",
+                "/service/demo/status",
                 "/service/demo/sync",
             ]
         );
         let recovered = recovered(true);
-        let entries = Beginning { cluster: "demo", recovered: &recovered }.entries(&old()).unwrap();
+        let entries = beginning(&recovered).entries(&old()).unwrap();
         let sync = entries.iter().find(|entry| entry.key.ends_with("/sync")).unwrap();
         assert_eq!(sync.value, r#"{"leader":"pg-1","sync_standby":null,"quorum":0}"#);
     }
 
     #[test]
+    fn who_has_less_than_the_chosen_node_does_not_lead_by_what_patroni_checks() {
+        let value = |old: &Contents, database: bool, key: &str| {
+            let entries = beginning(&recovered(database)).entries(old).unwrap();
+            let found = entries.into_iter().find(|entry| entry.key == format!("/service/demo/{key}"));
+            serde_json::from_str::<serde_json::Value>(&found.unwrap().value).unwrap()
+        };
+        // Patroni compares a copy's position with `optime`, and its timeline with that after the last of `history`.
+        for old in [old(), Contents::default()] {
+            assert_eq!(value(&old, true, "status"), json!({"optime": 0x9140, "slots": null}));
+            assert_eq!(value(&old, true, "history"), json!([[3, 0x9000, "pgha-node recover"]]));
+        }
+        let history = History(vec![
+            Place { timeline: 1, position: Lsn(83_886_232) },
+            Place { timeline: 2, position: Lsn(167_772_313) },
+        ]);
+        let old_history = old();
+        let written = written_history(&history, old_history.get("/service/demo/history"));
+        let known = json!([1, 83_886_232, "no recovery target specified", "2026", "pg-1"]);
+        assert_eq!(written, json!([known, [2, 167_772_313, "pgha-node recover"]]));
+        // Without a database, what is known of the last primary still holds.
+        assert_eq!(value(&old(), false, "status"), json!({"optime": 9}));
+        assert_eq!(value(&old(), false, "history")[1], json!([2, 167_772_312, "x"]));
+    }
+
+    #[test]
+    fn maintenance_mode_ends() {
+        let config = |text: &str, database: bool| {
+            let mut old = old();
+            old.entries.iter_mut().find(|entry| entry.key.ends_with("/config")).unwrap().value = text.to_owned();
+            let entries = beginning(&recovered(database)).entries(&old).unwrap();
+            let config = entries.into_iter().find(|entry| entry.key.ends_with("/config")).unwrap().value;
+            (config, old.kept(Names("demo")).paused)
+        };
+        for database in [true, false] {
+            assert_eq!(config(r#"{"ttl": 30, "pause": true}"#, database), (r#"{"ttl":30}"#.into(), true));
+            for same in [r#"{"ttl": 30}"#, r#"{"ttl": 30, "pause": false}"#, r#"{"pause": null}"#, "{", "[]"] {
+                assert_eq!(config(same, database), (same.to_owned(), false));
+            }
+        }
+    }
+
+    #[test]
     fn the_gate_before_patroni_understands_the_key() {
-        let entries = Beginning { cluster: "demo", recovered: &recovered(true) }.entries(&old()).unwrap();
+        let entries = beginning(&recovered(true)).entries(&old()).unwrap();
         let first = entries.iter().find(|entry| entry.key == "/pgha/demo/first").unwrap();
         let read: First = serde_json::from_str(&first.value).unwrap();
         assert_eq!(read, First { node: "pg-1".into(), system: Some("77".into()) });
@@ -360,6 +459,7 @@ mod tests {
             Kept {
                 system: Some("77".into()),
                 synchronous: vec!["pg-2".into(), "pg-3".into(), "pg-1".into()],
+                paused: false,
                 revision: 9
             }
         );

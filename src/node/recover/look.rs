@@ -10,7 +10,7 @@ use super::{
     keys::{Contents, Entry, Names},
     lineage::{self, Lineage},
     order::{self, RecoveryOrder},
-    plan::{Copy, Database, Etcd, Keys, KnownNode, View},
+    plan::{Copy, Database, Etcd, Keys, KnownNode, Obstacle, View},
     timeline::{History, Place, Reach, parse_position},
     wal::Wal,
 };
@@ -23,6 +23,7 @@ use crate::{
         scope::{client_url, host_port, peer_url, ports},
     },
     node::{
+        aside,
         begun::{BEGUN_PATH, Begun, What},
         database,
         database::Lsn,
@@ -281,7 +282,13 @@ impl<'a> Here<'a> {
                 copy.reach.history = contents.history(names, copy.reach.end.timeline);
             }
         }
-        (View { me: self.me().name.clone(), nodes, quorum, keys }, contents)
+        (View { me: self.me().name.clone(), nodes, quorum, keys, obstacle: self.obstacle() }, contents)
+    }
+
+    /// Why etcd's data here cannot change places with others.
+    fn obstacle(&self) -> Option<Obstacle> {
+        let error = aside::must_be_movable(&self.etcd_data()).err()?;
+        Some(Obstacle { way_out: error.hint.unwrap_or_default(), what: error.message })
     }
 
     /// What this node's etcd has kept; `None` if it has no data.

@@ -130,6 +130,17 @@ impl RecoveryOrder {
         is_its.then(|| Reach { system: own.system.clone(), end: *end, exact: true, history })
     }
 
+    /// The order as it is kept when it is dropped because of `why`, where `made` is the timeline that the database got
+    /// by it, if it got one. Without one, what an order before it (`earlier`), which was dropped too, says of the
+    /// database's timelines is still true.
+    pub fn dropped_for(self, why: &str, made: Option<Branch>, earlier: Option<RecoveryOrder>) -> RecoveryOrder {
+        let (number, since, branch) = match made {
+            Some(branch) => (self.number, self.since, Some(branch)),
+            None => earlier.map_or((None, None, None), |earlier| (earlier.number, earlier.since, earlier.branch)),
+        };
+        RecoveryOrder { number, since, branch, dropped: Some(why.to_owned()), ..self }
+    }
+
     /// What is written in etcd about the recovery.
     ///
     /// # Errors
@@ -264,7 +275,21 @@ mod tests {
             ..order()
         };
         let twice = reach(place(130, 0x6800), &[place(1, 0x2000), place(2, 0x5000), place(66, 0x6000)]);
-        assert_eq!(again.before(&twice), Some(before));
+        assert_eq!(again.before(&twice), Some(before.clone()));
+        // It was dropped after the promotion and before that was written down: what is found then is.
+        let end = place(66, 0x7000);
+        let found = Branch { end, history: History(vec![place(1, 0x2000), place(2, 0x5000)]) };
+        let told = RecoveryOrder { branch: None, ..order() }.dropped_for("why", Some(found), None);
+        assert_eq!(told.before(&written), Some(before.clone()));
+        assert_eq!((told.number, told.dropped.as_deref()), (Some(66), Some("why")));
+        // It was not promoted: whatever timeline it has later is its own.
+        let never = RecoveryOrder { branch: None, ..order() }.dropped_for("why", None, None);
+        assert_eq!((never.number, never.since, &never.branch, never.before(&written)), (None, None, &None, None));
+        // One that is dropped before it has begun hides nothing of what one before it did.
+        let second = RecoveryOrder { number: Some(130), branch: None, ..order() };
+        let second = second.dropped_for("again", None, Some(told));
+        assert_eq!(second.before(&written), Some(before.clone()));
+        assert_eq!(second.dropped.as_deref(), Some("again"));
         // A database of one timeline.
         let only = RecoveryOrder { number: Some(65), since: None, branch: None, ..order() };
         assert_eq!(only.before(&reach(place(65, 0x30), &[place(1, 0x20)])).unwrap(), reach(place(1, 0x20), &[]));

@@ -30,6 +30,17 @@ pub struct View {
     pub quorum: Option<Vec<String>>,
     /// What this node's etcd has kept.
     pub keys: Keys,
+    /// Why this node's etcd cannot get other data in its place.
+    pub obstacle: Option<Obstacle>,
+}
+
+/// What is in the way, and what can be done about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// What it is, and where.
+    pub what: String,
+    /// The way out.
+    pub way_out: String,
 }
 
 /// What is known of a node.
@@ -121,6 +132,8 @@ pub struct Kept {
     pub system: Option<String>,
     /// The nodes of which each has all that was acknowledged in synchronous mode: the leader first. Empty if it was off.
     pub synchronous: Vec<String>,
+    /// Whether Patroni was in maintenance mode, in which it starts no server.
+    pub paused: bool,
     /// etcd's revision.
     pub revision: u64,
 }
@@ -168,6 +181,8 @@ pub enum Remark {
     KeysUnread(String),
     /// The database must come from elsewhere.
     NoDatabase,
+    /// Patroni's maintenance mode ends.
+    MaintenanceEnds,
     /// The database of this node is another than the one that etcd names.
     OtherDatabase {
         /// This node's.
@@ -210,6 +225,8 @@ pub enum Refusal {
     NeverBegun,
     /// Another node's server runs as a primary.
     Primary(String),
+    /// This node's etcd cannot get other data in its place.
+    Obstructed(Obstacle),
     /// Patroni runs on these nodes and would overwrite what they have, or may have, more than this one.
     Running(Vec<Loss>, Vec<Remark>),
     /// This node has less than others, or another database, or that is not known: a person must insist.
@@ -296,6 +313,9 @@ pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
     if let Some(node) = view.others(&view.me).find(|node| node.primary) {
         return Err(Refusal::Primary(node.name.clone()));
     }
+    if let Some(obstacle) = &view.obstacle {
+        return Err(Refusal::Obstructed(obstacle.clone()));
+    }
     let (losses, doubts) = match &own.database {
         Database::Unknown { why } => return Err(Refusal::Unreadable(why.clone())),
         Database::Unusable { why } => return Err(Refusal::Unusable(why.clone())),
@@ -366,6 +386,7 @@ impl Remark {
             | Remark::KeysElsewhere(_)
             | Remark::KeysUnread(_)
             | Remark::NoDatabase
+            | Remark::MaintenanceEnds
             | Remark::OtherDatabase { .. } => None,
         }
     }
@@ -410,7 +431,10 @@ fn remarks_on(view: &View, own: &KnownNode) -> Vec<Remark> {
         remarks.push(Remark::NoDatabase);
     }
     match &view.keys {
-        Keys::Read(Kept { synchronous, .. }) => {
+        Keys::Read(Kept { synchronous, paused, .. }) => {
+            if *paused {
+                remarks.push(Remark::MaintenanceEnds);
+            }
             let missing = own.copy().is_some_and(|copy| !has_acknowledged(view, copy, synchronous));
             if missing && !synchronous.is_empty() && !synchronous.contains(&own.name) {
                 remarks.push(Remark::NotSynchronous(synchronous.clone()));
@@ -550,6 +574,10 @@ impl fmt::Display for Remark {
             Remark::NoDatabase => f.write_str(
                 "this node has no database: etcd alone goes on, and the database must come from a node that has it",
             ),
+            Remark::MaintenanceEnds => f.write_str(
+                "Patroni was in maintenance mode (`pause`), in which it starts no server: that mode ends, and Patroni \
+                 takes care of the servers again",
+            ),
             Remark::OtherDatabase { own, kept } => write!(
                 f,
                 "this node's database has the system identifier {own}, and etcd's data here name {kept} as the cluster's"
@@ -583,6 +611,9 @@ impl fmt::Display for Refusal {
                 f.write_str("this node has no database, and its etcd's data say that the cluster never had one")
             }
             Refusal::Primary(node) => write!(f, "the database of {node} runs as a primary and takes writes"),
+            Refusal::Obstructed(obstacle) => {
+                write!(f, "a new etcd cannot get the place of this node's old one: {}", obstacle.what)
+            }
             Refusal::Running(losses, doubts) => {
                 write!(
                     f,
@@ -628,6 +659,7 @@ impl Refusal {
                 "go on from {node}: pgha-node recover --from-this-node, there. Or, if its data are not wanted: systemctl stop \
                  pgha-node patroni, there"
             ),
+            Refusal::Obstructed(obstacle) => format!("{}; then give the order again", obstacle.way_out),
             Refusal::Running(losses, doubts) => format!(
                 "go on from a node that has it (pgha-node recover), or, to see exactly what it is and have it set aside \
                  there: systemctl stop patroni && systemctl restart pgha-node, on {}",

@@ -4,6 +4,10 @@
 //! follows, as any replica does. One that has gone past it has what the cluster has given up, and Patroni would rewind it:
 //! what it has more would be overwritten. So it is set aside before Patroni starts, and the node gets a copy. Once a copy
 //! has the timeline of the recovery in its history, it is the cluster's own, and Patroni does with it as with any other.
+//!
+//! Until then, no copy starts before a primary runs that has that timeline: Patroni would let one that has less become
+//! the primary where the server of the chosen node does not come up, and the data that a person has chosen would be
+//! given up.
 
 use super::{
     keys::{Names, Origin, Recovered},
@@ -30,8 +34,10 @@ const COUNTED: u64 = 1_000_000;
 /// How a database stands to the recovery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
-    /// It is a copy of the cluster's since then, or has nothing that the cluster has not.
+    /// It is a copy of the cluster's since then, or of another database.
     Belongs,
+    /// It has nothing that the cluster has not, and ends where the recovery began or before.
+    Behind,
     /// It has more, from this place on.
     Past(Place),
     /// It is not known, and why.
@@ -48,7 +54,8 @@ pub fn standing(own: &Reach, origin: &Origin) -> Standing {
     let end = Place { timeline: origin.timeline, position: left.position };
     let branch = Reach { system: origin.system.clone(), end, exact: true, history: Some(origin.history.clone()) };
     match relation(own, &branch) {
-        Relation::Same | Relation::Behind | Relation::Strange => Standing::Belongs,
+        Relation::Strange => Standing::Belongs,
+        Relation::Same | Relation::Behind => Standing::Behind,
         Relation::Ahead => Standing::Past(end),
         Relation::Parted(parting) => Standing::Past(parting.at),
         Relation::Unknown(why) => Standing::Unknown(why),
@@ -109,6 +116,7 @@ pub fn admit(here: &Here<'_>, etcd: &Client) -> Result<Option<String>> {
     };
     let at = match standing(&own, origin) {
         Standing::Belongs => return Ok(None),
+        Standing::Behind => return Ok(no_primary(etcd, names, origin).map(|why| waits_behind(node, &own.end, &why))),
         Standing::Unknown(why) => {
             return Ok(Some(format!("whether this node's database may follow is not known: {why}")));
         }
@@ -123,9 +131,23 @@ pub fn admit(here: &Here<'_>, etcd: &Client) -> Result<Option<String>> {
             "{more}, and there may be no room for another copy beside it: make room, such as by `pgha-node aside remove`"
         )));
     }
+    match aside::elsewhere(&folder) {
+        Ok(None) => {}
+        Ok(Some(elsewhere)) => return Ok(Some(format!("{more}, and {elsewhere}"))),
+        Err(error) => return Ok(Some(format!("{more}, and whether it has tablespaces is not known: {error:#}"))),
+    }
     log::warning!("{more}: it is set aside");
-    aside::set_aside(&folder, "before-recovery")?;
+    aside::set_database_aside(&folder, "before-recovery")?;
     Ok(None)
+}
+
+/// Why a copy that ends at `end` does not start, and the way out where the node with more never comes up again.
+fn waits_behind(node: &str, end: &Place, why: &str) -> String {
+    format!(
+        "the cluster went on from {node}, which has more than this node (up to {end}): this node follows as soon as a \
+         primary runs ({why}). See why none does: pgha-node status, on {node}. If {node} has lost its database for \
+         good: `systemctl stop pgha-node etcd` on all other nodes, and then here: pgha-node recover"
+    )
 }
 
 /// Why it is not known that a primary runs that has the data with which the cluster went on; `None` if one does.
@@ -204,9 +226,10 @@ mod tests {
         let origin = Origin { system: "7".into(), timeline: 67, history: history(&[(1, 20), (2, 50)]) };
         let past = |timeline, position| Standing::Past(Place { timeline, position: Lsn(position) });
         let cases = [
-            // Behind, on any of its timelines.
-            (reach(1, 20, &[]), Standing::Belongs),
-            (reach(2, 50, &[(1, 20)]), Standing::Belongs),
+            // Behind, on any of its timelines; and as far as it was.
+            (reach(1, 20, &[]), Standing::Behind),
+            (reach(2, 49, &[(1, 20)]), Standing::Behind),
+            (reach(2, 50, &[(1, 20)]), Standing::Behind),
             // Past it.
             (reach(2, 51, &[(1, 20)]), past(2, 50)),
             (reach(1, 21, &[]), past(1, 20)),

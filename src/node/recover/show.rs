@@ -2,7 +2,7 @@
 
 use super::{
     order::RecoveryOrder,
-    plan::{Advice, Choice, Database, Etcd, Keys, KnownNode, Loss, Plan, Remark, View, plan},
+    plan::{Advice, Choice, Database, Etcd, Keys, KnownNode, Loss, Obstacle, Plan, Remark, View, plan},
 };
 use crate::clock;
 use serde::Serialize;
@@ -27,7 +27,7 @@ pub struct Report<'a> {
 impl Report<'_> {
     /// As JSON.
     pub fn json(&self) -> serde_json::Value {
-        let View { me, nodes, quorum, keys } = self.view;
+        let View { me, nodes, quorum, keys, obstacle: _ } = self.view;
         let kept = match keys {
             Keys::Absent => json!({"is": "absent"}),
             Keys::Unknown(why) => json!({"is": "unknown", "why": why}),
@@ -35,6 +35,7 @@ impl Report<'_> {
                 "is": "read",
                 "system": kept.system,
                 "synchronous": kept.synchronous,
+                "paused": kept.paused,
                 "revision": kept.revision,
             }),
         };
@@ -96,7 +97,7 @@ fn order_on(node: &str, force: bool) -> String {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let View { me, nodes, keys, .. } = self.view;
+        let View { me, nodes, keys, obstacle, .. } = self.view;
         writeln!(f, "cluster {}, as {me} sees it", self.cluster)?;
         for node in nodes {
             writeln!(f, "\n{}{}", node.name, if node.name == *me { " (this node)" } else { "" })?;
@@ -111,7 +112,13 @@ impl fmt::Display for Report<'_> {
                 if !kept.synchronous.is_empty() {
                     writeln!(f, "All that was acknowledged was on each of: {}", kept.synchronous.join(", "))?;
                 }
+                if kept.paused {
+                    writeln!(f, "Patroni was in maintenance mode")?;
+                }
             }
+        }
+        if let Some(Obstacle { what, way_out }) = obstacle {
+            writeln!(f, "\nNot from {me}, as it is: {what}. The way out: {way_out}")?;
         }
         if let Some(done) = self.done {
             writeln!(f, "\nThe cluster went on from this node by the order of {}", clock::utc(done.time))?;
@@ -312,8 +319,10 @@ mod tests {
             keys: Keys::Read(Kept {
                 system: Some("7712652082925278041".into()),
                 synchronous: vec!["pg-2".into()],
+                paused: true,
                 revision: 812,
             }),
+            obstacle: None,
         }
     }
 
@@ -357,6 +366,7 @@ mod tests {
                 "with its database up to 0/3000148 on timeline 1.",
                 "the keys of the old one are kept",
                 "Note: replication was synchronous",
+                "Note: Patroni was in maintenance mode (`pause`), in which it starts no server: that mode ends",
                 "Nothing is known of pg-2 (no answer).",
             ],
         );

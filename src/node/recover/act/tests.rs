@@ -170,6 +170,8 @@ fn check(here: &Here<'_>, order: &RecoveryOrder, system: &str, old: Ids) {
     assert_eq!(value(&contents, "/service/demo/leader"), Some("pg-1"));
     assert_eq!(value(&contents, "/service/demo/config"), Some(r#"{"ttl":42}"#));
     assert_eq!(value(&contents, "/service/demo/members/pg-2"), None);
+    let end = order.branch.as_ref().unwrap().end.position.0;
+    assert_eq!(value(&contents, "/service/demo/status"), Some(format!(r#"{{"optime":{end},"slots":null}}"#).as_str()));
     assert!(value(&contents, "/service/demo/sync").unwrap().contains(r#""sync_standby":null"#));
     let recovered = contents.recovered(Names("demo")).unwrap();
     assert_eq!(recovered.replaces, [format!("{:x}", old.cluster)]);
@@ -208,7 +210,7 @@ fn cut_at(here: &Here<'_>, what: &str) {
 
 const OLD: [(&str, &str); 5] = [
     ("/pgha/demo/document", r#"{"generation":3}"#),
-    ("/service/demo/config", r#"{"ttl":42}"#),
+    ("/service/demo/config", r#"{"ttl":42,"pause":true}"#),
     ("/service/demo/history", r#"[[1,83886232,"no recovery target specified"]]"#),
     ("/service/demo/members/pg-2", "{}"),
     ("/service/demo/sync", r#"{"leader":"pg-2","sync_standby":"pg-3","quorum":0}"#),
@@ -228,6 +230,7 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
     let plan = plan::plan(&view, true).unwrap();
     assert!(plan.keys && plan.losses.is_empty(), "{plan:?}");
     assert!(plan.remarks.contains(&Remark::NotSynchronous(vec!["pg-2".into(), "pg-3".into()])), "{plan:?}");
+    assert!(plan.remarks.contains(&Remark::MaintenanceEnds), "{plan:?}");
     let before = EtcdData::look(&here.etcd_data());
     assert_eq!(before, EtcdData::Data(old), "looking changes nothing");
 
@@ -276,17 +279,29 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
     check(&site.here_at(&disk), &finish(&site.here_at(&disk), |_| {}), &system, old);
 
     // Until then it can be dropped, and all is as it was, but for a timeline that nobody has written on.
-    for number in [1, 3, 5] {
-        println!("    dropped when {}", cuts[number].0);
-        let disk = of(number, "dropped");
+    for (number, unwritten) in [(1, false), (2, true), (3, false), (3, true), (5, false)] {
+        println!("    dropped when {}{}", cuts[number].0, if unwritten { ", not written down" } else { "" });
+        let disk = of(number, if unwritten { "unwritten" } else { "dropped" });
         let here = site.here_at(&disk);
-        let order = RecoveryOrder::load(&here.below(order::PATH)).known().unwrap().unwrap();
+        let mut order = RecoveryOrder::load(&here.below(order::PATH)).known().unwrap().unwrap();
+        if unwritten {
+            // Cut off between the number and the promotion, or between that and its being written down.
+            let (number, since) = (done.number, done.since);
+            order = RecoveryOrder { phase: Phase::Read, number, since, branch: None, ..order };
+        }
         drop_order(&here, order, "a person dropped it").unwrap();
+        let dropped = RecoveryOrder::load(&here.below(order::DROPPED_PATH)).known().unwrap().unwrap();
+        assert_eq!((dropped.number.is_some(), dropped.branch.is_some()), (number > 2, number > 2));
         assert_eq!(EtcdData::look(&here.etcd_data()), EtcdData::Data(old));
         assert_eq!(order::pending(&here.below(order::PATH)), None);
         let own = |here: &Here<'_>| here.view().0.own().and_then(plan::KnownNode::copy).unwrap().reach.clone();
         let (now, then) = (own(&here), view.own().and_then(plan::KnownNode::copy).unwrap().reach.clone());
         assert_eq!(now, then, "what others have more is more, whatever the order has begun");
+        // Also when another order is dropped before it has begun.
+        let (view, contents) = here.view();
+        let plan = plan::plan(&view, true).unwrap();
+        drop_order(&here, super::order(&here, &view, &plan, &contents, true).unwrap(), "again").unwrap();
+        assert_eq!(own(&here), then);
         // The next order goes from there.
         let (view, contents) = here.view();
         let plan = plan::plan(&view, true).unwrap();
@@ -310,6 +325,60 @@ fn an_order_is_carried_out_and_a_power_cut_anywhere_ends_well() {
 /// Where the database left the timeline that it had in the cluster.
 fn done_left(order: &RecoveryOrder) -> Place {
     order.branch.as_ref().unwrap().history.0[0]
+}
+
+#[test]
+fn an_order_stays_where_it_is_not_known_whether_the_database_was_promoted() {
+    let Some(site) = Site::new() else { return };
+    let here = site.here();
+    site.database(54408, 10);
+    let order = RecoveryOrder { number: Some(80), phase: Phase::Read, ..site.give(true) };
+    order.store(&here.below(order::PATH)).unwrap();
+    let control = here.data().join("global/pg_control");
+    let whole = fs::read(&control).unwrap();
+    fs::write(&control, "").unwrap();
+    let report = crate::error::report(&drop_order(&here, order.clone(), "why").unwrap_err());
+    for part in ["has got timeline 80 by the order is not known: the order stays", "hint: ", "aside make database"] {
+        assert!(report.contains(part), "`{part}` is not in {report}");
+    }
+    assert_eq!(names(&here.below("/var/lib/pgha")), ["recover.json"]);
+    fs::write(&control, whole).unwrap();
+    drop_order(&here, order, "why").unwrap();
+    assert_eq!(names(&here.below("/var/lib/pgha")), ["recover-dropped.json"]);
+}
+
+#[test]
+fn where_etcds_data_cannot_change_places_nothing_begins() {
+    let Some(site) = Site::new() else { return };
+    let here = site.here();
+    let system = site.database(54409, 10);
+    let old = site.etcd(&[&OLD[..], &[("/service/demo/initialize", &system)]].concat());
+    let order = site.give(true);
+    let (data, real) = (here.etcd_data(), here.below("/var/lib/etcd/real"));
+    fs::rename(&data, &real).unwrap();
+    std::os::unix::fs::symlink(&real, &data).unwrap();
+    let is_told = |refusal: &Refusal| {
+        let text = format!("{refusal} {}", refusal.hint("pg-1"));
+        assert!(text.contains(&format!("{} is a symbolic link", data.display())), "{text}");
+        assert!(text.contains("move what it leads to into its place"), "{text}");
+    };
+    is_told(&plan::plan(&here.view().0, true).unwrap_err());
+    let facts = crate::node::database::Database::look(&here.data());
+    match carry_out(&here, order.clone(), || Ok(()), |_| {}).unwrap() {
+        Outcome::Dropped(refusal) => is_told(&refusal),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(names(&here.below("/var/lib/pgha")), ["recover-dropped.json"]);
+    assert_eq!(names(&here.below("/var/lib/etcd")), ["default", "real"]);
+    assert_eq!(EtcdData::look(&data), EtcdData::Data(old));
+    assert_eq!(crate::node::database::Database::look(&here.data()), facts);
+    // Nor where it has become one since the last look.
+    assert!(place(&here, &order).unwrap_err().to_string().contains("is a symbolic link"));
+    // What has changed places and cannot be set aside is not passed over.
+    fs::rename(&data, made_in(&here, &order)).unwrap();
+    let report = crate::error::report(&set_replaced_aside(&here, &order).unwrap_err());
+    let told = format!("its old data, {}, cannot be set aside", made_in(&here, &order).display());
+    assert!(report.contains(&told) && report.contains("hint: move them away by hand"), "{report}");
 }
 
 #[test]
@@ -354,8 +423,10 @@ fn all_of_etcd_is_lost_and_no_other_database_can_be_made() {
         [
             "/pgha/demo/first",
             "/pgha/demo/recovered",
+            "/service/demo/history",
             "/service/demo/initialize",
             "/service/demo/leader",
+            "/service/demo/status",
             "/service/demo/sync"
         ]
     );
@@ -380,6 +451,7 @@ fn without_a_database_etcd_goes_on_and_protects_what_was_acknowledged() {
     let contents = kept(&here);
     assert_eq!(value(&contents, "/service/demo/leader"), None);
     assert_eq!(value(&contents, "/service/demo/sync"), Some(OLD[4].1));
+    assert_eq!(value(&contents, "/service/demo/config"), Some(r#"{"ttl":42}"#));
     assert_eq!(contents.system(Names("demo")).as_deref(), Some("77"));
 }
 
@@ -458,6 +530,10 @@ fn a_node_that_waits_tells_what_it_has_and_one_that_has_more_is_gone_on_from() {
     assert!(choices[1].node == "pg-2" && choices[1].losses.is_empty(), "{choices:?}");
     let Err(Refusal::Doubtful(losses, _)) = plan::plan(&view, false) else { panic!("{view:?}") };
     assert_eq!(losses[0].node, "pg-2");
+    // A third node has a copy of what this one has.
+    let disks = disks();
+    copy(one.root(), &disks.path().join("third"));
+    let third = one.here_at(&disks.path().join("third"));
     // Insisting gives it up; there it is set aside when it comes.
     one.give(true);
     let done = finish(&here, |_| {});
@@ -471,8 +547,23 @@ fn a_node_that_waits_tells_what_it_has_and_one_that_has_more_is_gone_on_from() {
     let (etcd, client) = serve(&here, 24_991);
     let why = returning::admit(&there, &client).unwrap().unwrap();
     assert!(why.contains("is kept in its place until a primary runs"), "{why}");
+    // Nor does one start that has less: without a primary, it would become it.
+    let why = returning::admit(&third, &client).unwrap().unwrap();
+    for part in ["follows as soon as a primary runs", "pgha-node status, on pg-1", "pgha-node recover"] {
+        assert!(why.contains(part), "`{part}` is not in {why}");
+    }
+    assert_eq!(returning::admit(&here, &client).unwrap(), None, "the one from which the cluster went on starts");
     let member = format!(r#"{{"state":"running","role":"primary","timeline":{}}}"#, origin.timeline + 1);
     client.put(&Names("demo").member("pg-1"), member, 0).unwrap();
+    assert_eq!(returning::admit(&third, &client).unwrap(), None);
+    assert!(third.data().exists(), "it follows with what it has");
+    // What does not move with the folder would be overwritten by the copy that comes next.
+    let space = there.data().join("pg_tblspc/16384");
+    std::os::unix::fs::symlink("/srv/ts", &space).unwrap();
+    let why = returning::admit(&there, &client).unwrap().unwrap();
+    assert!(why.contains("has data outside that do not move with it") && why.contains("mv /srv/ts "), "{why}");
+    assert!(there.data().exists());
+    fs::remove_file(&space).unwrap();
     // It was part of the cluster once, by what it remembers: one that does not know of that is not followed.
     let remembered = Lineage {
         cluster: "9".into(),

@@ -110,6 +110,7 @@ fn a_promotion_that_was_cut_off_is_finished() {
     server.kill();
     let stopped = lab.stopped("a");
     let number = stopped.number(1, 1).unwrap();
+    assert_eq!(stopped.settle(number).unwrap(), None);
     // Cut off when half of the files are there.
     let found = end(&lab, "a");
     stopped.skip(&History(vec![found.at]), number / 2).unwrap();
@@ -118,8 +119,11 @@ fn a_promotion_that_was_cut_off_is_finished() {
     stopped.ask_for_promotion().unwrap();
     let branch = stopped.branch(number).unwrap();
     assert_eq!(branch.end.timeline, number);
+    assert_eq!(stopped.settle(number).unwrap(), Some(branch.clone()));
     let server = lab.start("a", 54341);
     server.kill();
+    let cut = stopped.settle(number).unwrap().unwrap();
+    assert_eq!((cut.end, &cut.history), (end(&lab, "a").at, &branch.history));
     assert_ne!(stopped.facts().unwrap().state, ServerState::ShutDown);
     let again = stopped.branch(number).unwrap();
     assert_eq!((again.end.timeline, &again.history), (number, &branch.history));
@@ -129,6 +133,35 @@ fn a_promotion_that_was_cut_off_is_finished() {
     fs::write(other.history_file(number), format!("1\t{}\tpromoted\n", found.at.position)).unwrap();
     lab.account.own(&other.history_file(number)).unwrap();
     assert_eq!(other.branch(number).unwrap().end.timeline, number + 1);
+}
+
+#[test]
+fn a_replica_follows_again_after_a_promotion_that_was_prepared_and_withdrawn() {
+    let Some(lab) = Lab::new() else { return };
+    lab.initdb("a");
+    let primary = lab.start("a", 54361);
+    primary.sql("create table t (i int)");
+    primary.stop();
+    lab.copy("a", "b");
+    lab.follow("b", 54361);
+    let primary = lab.start("a", 54361);
+    let replica = lab.start("b", 54362);
+    fill_more(&primary, 10);
+    replica.wait("select count(*) from t", "10");
+    replica.stop();
+    let stopped = lab.stopped("b");
+    let number = stopped.number(1, 0).unwrap();
+    let found = end(&lab, "b");
+    stopped.skip(&History(vec![found.at]), number).unwrap();
+    stopped.ask_for_promotion().unwrap();
+    assert_eq!(stopped.settle(number).unwrap(), None);
+    assert!(!names(&stopped.wal()).iter().any(|name| name.ends_with(".history")));
+    // As Patroni does it.
+    fs::rename(stopped.data.join("recovery.signal"), stopped.data.join("standby.signal")).unwrap();
+    fill_more(&primary, 10);
+    let replica = lab.start("b", 54362);
+    replica.wait("select count(*) from t", "20");
+    assert_eq!(end(&lab, "b").at.timeline, 1);
 }
 
 #[test]
@@ -149,6 +182,10 @@ fn a_database_that_does_not_come_up_says_why() {
     }
     let error = crate::error::report(&stopped.branch(90).unwrap_err());
     assert!(error.contains("does not have the last checkpoint"), "{error}");
+    // Then it is not known whether it was promoted; where there is no database, it was not.
+    assert!(stopped.settle(90).is_err());
+    fs::rename(&stopped.data, lab.data("away")).unwrap();
+    assert_eq!(stopped.settle(90).unwrap(), None);
 }
 
 #[test]

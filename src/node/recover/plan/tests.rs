@@ -82,10 +82,10 @@ impl Has {
 
 fn view(nodes: Vec<KnownNode>) -> View {
     let keys = match nodes[0].etcd {
-        Etcd::Present { .. } => Keys::Read(Kept { system: Some("7".into()), synchronous: Vec::new(), revision: 9 }),
+        Etcd::Present { .. } => Keys::Read(Kept { system: Some("7".into()), revision: 9, ..Kept::default() }),
         _ => Keys::Absent,
     };
-    View { me: "pg-1".into(), nodes, quorum: None, keys }
+    View { me: "pg-1".into(), nodes, quorum: None, keys, obstacle: None }
 }
 
 /// The view of each node on itself that answers, of the same nodes.
@@ -111,6 +111,13 @@ fn each(size: usize, of: &[Has], mut check: impl FnMut(&[Has], View)) -> u64 {
     count
 }
 
+fn link() -> Obstacle {
+    Obstacle {
+        what: "/var/lib/etcd/default is a symbolic link".into(),
+        way_out: "move what it leads to into its place".into(),
+    }
+}
+
 fn check(has: &[Has], view: View) {
     let outcome = plan(&view, false);
     let insisted = plan(&view, true);
@@ -121,6 +128,8 @@ fn check(has: &[Has], view: View) {
         let quorum = View { quorum: Some(vec!["pg-2".into()]), ..view.clone() };
         assert!(matches!(plan(&quorum, force), Err(Refusal::Quorum(_))));
         assert!(matches!(advise(&quorum), Advice::Quorum(_)));
+        let obstructed = View { obstacle: Some(link()), ..view.clone() };
+        assert_eq!(plan(&obstructed, force), Err(Refusal::Obstructed(link())));
         let mut ordered = view.clone();
         if let Some(other) = ordered.nodes.get_mut(1) {
             other.order = Some("ordered".into());
@@ -290,6 +299,7 @@ fn synchronous_nodes_and_lost_keys_are_told() {
             system: Some("7".into()),
             synchronous: names.iter().map(|name| (*name).to_owned()).collect(),
             revision: 9,
+            ..Kept::default()
         })
     };
     let base = view(vec![B.node(1, true), Silent.node(2, true), A.node(3, true)]);
@@ -304,6 +314,17 @@ fn synchronous_nodes_and_lost_keys_are_told() {
     assert!(matches!(plan(&unread, false), Err(Refusal::Doubtful(..))));
     let plan = plan(&unread, true).unwrap();
     assert!(!plan.keys && plan.remarks.contains(&Remark::KeysUnread("bad log".into())));
+}
+
+#[test]
+fn that_maintenance_mode_ends_is_told_and_needs_no_insisting() {
+    let of = |paused: bool| {
+        let keys = Keys::Read(Kept { system: Some("7".into()), paused, ..Kept::default() });
+        plan(&View { keys, ..view(vec![B.node(1, true), A.node(2, true)]) }, false).unwrap()
+    };
+    assert_eq!(of(false).remarks, []);
+    assert_eq!(of(true).remarks, [Remark::MaintenanceEnds]);
+    assert_eq!((of(true).beyond(&[]), of(true).doubtful()), (None, Vec::new()));
 }
 
 #[test]
@@ -350,6 +371,7 @@ fn refusals_say_what_is_wrong_and_the_way_out() {
         told(view(vec![C.node(1, false), Strange.node(2, true)]), false),
         told(two(C, Unknown), false),
         told(two(Nothing, A), false),
+        told(View { obstacle: Some(link()), ..two(A, A) }, true),
     ];
     insta::assert_snapshot!(texts.join("\n\n"));
 }
