@@ -486,15 +486,23 @@ fn primary(world: &World, cluster: &Cluster) -> Result<(Primary, Extent), String
     let doubt = |error: anyhow::Error| format!("{name}, the primary, does not answer: {error:#}");
     let answer = world.query(At::Other(member.address), &question(&world.me().name)).map_err(doubt)?;
     let refuses = world.identify(At::OtherReplication(member.address)).err().map(|error| format!("{error:#}"));
-    read(&name, &world.me().name, &answer, refuses)
+    let members: Vec<&str> = world.node.spec.members.iter().map(|member| member.name.as_str()).collect();
+    read(&name, &world.me().name, &members, &answer, refuses)
 }
 
 /// Reads what the primary `name` answers to the member `me`'s [`question`]; also how large its data are. `refuses` is why a
-/// replication connection to it fails.
+/// replication connection to it fails. Of those that stream, the document's `members` have a copy, whom Patroni has connect
+/// by their names; others receive WAL alone, or some tables.
 ///
 /// # Errors
 /// When the answer is not that of a primary; what it is then.
-pub fn read(name: &str, me: &str, answer: &str, refuses: Option<String>) -> Result<(Primary, Extent), String> {
+pub fn read(
+    name: &str,
+    me: &str,
+    members: &[&str],
+    answer: &str,
+    refuses: Option<String>,
+) -> Result<(Primary, Extent), String> {
     let not_understood = || format!("what {name} says of its WAL is not understood");
     let asked: Asked = serde_json::from_str(answer).map_err(|error| format!("{}: {error}", not_understood()))?;
     let extent = Extent { size: asked.size, segment: asked.segment };
@@ -514,7 +522,11 @@ pub fn read(name: &str, me: &str, answer: &str, refuses: Option<String>) -> Resu
             Some("lost") => Slot::Lost,
             Some(_) => Slot::Good,
         },
-        others: asked.streaming.iter().filter(|streaming| *streaming != me).count(),
+        others: members
+            .iter()
+            .filter(|member| **member != me && **member != name)
+            .filter(|member| asked.streaming.iter().any(|streaming| streaming == *member))
+            .count(),
         refuses,
     };
     Ok((primary, extent))
@@ -770,18 +782,32 @@ mod tests {
     #[test]
     fn the_primarys_answer_is_read() {
         let answer = r#"{"system" : "7712652082925278041", "recovery" : false, "timeline" : 3, "position" : "1/3000148",
-            "slot" : "lost", "streaming" : ["pg-3", "pg-2"], "size" : 31222784, "oldest" : "00000001000000FE",
+            "slot" : "lost", "streaming" : ["pg-3", "pg-2", "pg-3"], "size" : 31222784, "oldest" : "00000001000000FE",
             "segment" : 16777216, "history" : "1\t0/5000000\tno recovery target specified\n\n2\t1/20000A0\tx\n"}"#;
-        let (primary, extent) = read("pg-1", "pg-2", answer, None).unwrap();
+        let members = ["pg-1", "pg-2", "pg-3"];
+        let read = |answer: &str| read("pg-1", "pg-2", &members, answer, None);
+        let (primary, extent) = read(answer).unwrap();
         assert_eq!(primary.history, [(1, Lsn(0x500_0000)), (2, Lsn(0x1_0200_00a0))]);
         assert_eq!((primary.oldest, primary.slot, primary.others), (Lsn(0x1_fe00_0000), Slot::Lost, 1));
         assert_eq!(extent, Extent { size: 31222784, segment: 16 << 20 });
         let empty = r#"{"system": "7", "recovery": true, "timeline": null, "position": null, "slot": null,
             "streaming": [], "size": 1, "oldest": null, "segment": 16777216, "history": null}"#;
-        assert_eq!(read("pg-1", "pg-2", empty, None), Err("pg-1 is about to become the primary".to_owned()));
+        assert_eq!(read(empty), Err("pg-1 is about to become the primary".to_owned()));
         for odd in [&empty.replace("true", "false"), "", "{}"] {
-            assert!(read("pg-1", "pg-2", odd, None).unwrap_err().contains("is not understood"), "{odd}");
+            assert!(read(odd).unwrap_err().contains("is not understood"), "{odd}");
         }
+    }
+
+    #[test]
+    fn only_the_other_members_have_another_copy() {
+        let others = |streaming: &[&str]| {
+            let answer = serde_json::json!({"system": "7", "recovery": false, "timeline": 1, "position": "0/3000148",
+                "slot": null, "streaming": streaming, "size": 1, "oldest": "0000000000000001", "segment": 16777216,
+                "history": null});
+            read("pg-1", "pg-2", &["pg-1", "pg-2", "pg-3", "pg-4"], &answer.to_string(), None).unwrap().0.others
+        };
+        assert_eq!(others(&["pg-3", "pg-4"]), 2);
+        assert_eq!(others(&["pg-2", "pg_receivewal", "pg_basebackup", "a_subscription", "pg-9", "pg-1", ""]), 0);
     }
 
     #[test]
