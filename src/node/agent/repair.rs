@@ -98,7 +98,7 @@ impl Concern for Repair {
         if world.postgresql.is_none() {
             return Ok(Vec::new());
         }
-        let record = Record::load(Path::new(RECORD_PATH)).known()?;
+        let record = Record::current(Path::new(RECORD_PATH))?;
         if let Some(record) = record.filter(|record| record.phase == Phase::Begun) {
             return resume(world, &record);
         }
@@ -185,7 +185,7 @@ impl Repair {
         let reached = own.as_ref().ok().map(|own| own.position.0).max(recovers.map(|start| start.0));
         let still = self.still(server.position().max(reached).unwrap_or_default(), now);
         let exact = own.as_ref().is_ok_and(|own| own.exact);
-        let last = Record::load(Path::new(RECORD_PATH)).known()?;
+        let last = Record::load(Path::new(RECORD_PATH)).known()?.map(|record| record.until(super::unix_now()));
         Ok(View {
             absent: self.absent.map(|since| now.duration_since(since)).unwrap_or_default(),
             still,
@@ -263,6 +263,22 @@ impl Record {
             Ok(record) => Presence::Present(record),
             Err(error) => Presence::Unknown(Doubt::new(format!("reading {}: {error}", path.display()))),
         })
+    }
+
+    /// The record at `path`. After the clock was set back, a time that is yet to come is written down as this moment, so that
+    /// nothing waits until the clock has caught up.
+    fn current(path: &Path) -> Result<Option<Record>> {
+        let Some(record) = Record::load(path).known()? else { return Ok(None) };
+        let dated = record.clone().until(super::unix_now());
+        if dated != record {
+            dated.store(path)?;
+        }
+        Ok(Some(dated))
+    }
+
+    /// The record with a time no later than `now`.
+    fn until(self, now: u64) -> Record {
+        Record { time: self.time.min(now), ..self }
     }
 
     fn store(&self, path: &Path) -> Result<()> {
@@ -808,6 +824,29 @@ mod tests {
         };
         assert_eq!(others(&["pg-3", "pg-4"]), 2);
         assert_eq!(others(&["pg-2", "pg_receivewal", "pg_basebackup", "a_subscription", "pg-9", "pg-1", ""]), 0);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_stop_repairs_until_it_has_caught_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("repair.json");
+        let now = super::super::unix_now();
+        let record = Record {
+            phase: Phase::Done,
+            time: now + 86_400,
+            why: Why::WalGone,
+            way: Way::Aside,
+            from: "pg-1".into(),
+            aside: None,
+            error: None,
+        };
+        assert_eq!(record.clone().until(now).time, now);
+        assert_eq!(Record { time: now - 5, ..record.clone() }.until(now).time, now - 5);
+        record.store(&path).unwrap();
+        let written = Record::current(&path).unwrap().unwrap();
+        assert!((now..now + 60).contains(&written.time), "{}", written.time);
+        // It is on the disk, so that the hour passes.
+        assert_eq!(Record::load(&path), Presence::Present(written));
     }
 
     #[test]
