@@ -99,8 +99,8 @@ impl Concern for Repair {
             return Ok(Vec::new());
         }
         let record = Record::current(Path::new(RECORD_PATH))?;
-        if let Some(record) = record.filter(|record| record.phase == Phase::Begun) {
-            return resume(world, &record);
+        if record.is_some_and(|record| record.phase == Phase::Begun) {
+            return resume(world);
         }
         let server = match world.server() {
             Ok(server) => server,
@@ -158,15 +158,32 @@ impl Repair {
                 drop_lost_slot(world, &view)?;
             }
             Step::Restart => {
-                ensure_leads(world, &view)?;
+                let (_held, _) = hold(world, "agent", &view, || self.look(world, None))?;
                 self.restarted = true;
                 log::warning!("this replica does not move: its server is restarted");
                 units::restart(PATRONI_UNIT)?;
             }
-            Step::Repair(why, way) => repair(world, &view, why, way)?,
+            Step::Repair(why, way) => repair(world, &view, why, way, || self.look(world, None))?,
             Step::Nothing | Step::Tell(_) => {}
         }
         Ok(vec![Attention::serious("repair/apart", told)])
+    }
+
+    /// Everything that decides, seen now. With an order, Patroni may be down: the others know the cluster, and etcd who leads.
+    fn look(&mut self, world: &World, order: Option<CloneOrder>) -> Result<View> {
+        let stopped = || super::patroni::Server {
+            role: "replica".to_owned(),
+            state: "stopped".to_owned(),
+            ..super::patroni::Server::default()
+        };
+        let server = match world.server() {
+            Ok(server) => server,
+            Err(_) if order.is_some() => stopped(),
+            Err(error) => return Err(error),
+        };
+        let processes = Processes::look()?;
+        let place = place(&server, &processes);
+        self.gather(world, Seen { server: &server, processes, place }, Instant::now(), order)
     }
 
     /// Everything that decides; the primary is asked.
@@ -303,7 +320,12 @@ impl Record {
 }
 
 /// What a repair that was cut off has stopped is started again, whatever it had come to: `init` finds out.
-fn resume(world: &World, record: &Record) -> Result<Vec<Attention>> {
+fn resume(world: &World) -> Result<Vec<Attention>> {
+    // Nobody has cut off what still has the lock.
+    let _held = lock::hold_now("agent")?;
+    world.ensure_not_ordered()?;
+    let record = Record::current(Path::new(RECORD_PATH))?;
+    let Some(record) = record.filter(|record| record.phase == Phase::Begun) else { return Ok(Vec::new()) };
     // After a boot it is at work anyway.
     if world.settled() {
         units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
@@ -633,15 +655,39 @@ fn drop_lost_slot(world: &World, view: &View) -> Result<()> {
     Ok(())
 }
 
+/// Takes the node's lock for what was decided from `view`, and looks `again`: the first look may be a minute old, and only
+/// from now on does nobody else change this node.
+///
+/// # Errors
+/// When somebody else is at work on this node, or the second look leads to something else.
+fn hold(world: &World, verb: &str, view: &View, again: impl FnOnce() -> Result<View>) -> Result<(lock::Held, View)> {
+    let held = lock::hold_now(verb)?;
+    world.ensure_not_ordered()?;
+    let now = again()?;
+    verify_same(view, &now)?;
+    ensure_leads(world, &now)?;
+    Ok((held, now))
+}
+
+/// Whether two looks lead to the same step, with the same primary.
+fn verify_same(before: &View, now: &View) -> Result<(), UserError> {
+    let primary =
+        |view: &View| view.primary.as_ref().ok().map(|primary| (primary.name.clone(), primary.system.clone()));
+    if next(before) == next(now) && primary(before) == primary(now) {
+        return Ok(());
+    }
+    Err(UserError::runtime("this node or the primary has changed since it was decided what to do: nothing is done")
+        .hint("see `pgha-node status`, and try again"))
+}
+
 /// Clones this node again. What fails is not tried again for an hour.
-fn repair(world: &World, view: &View, why: Why, way: Way) -> Result<()> {
-    let primary = view.primary.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+fn repair(world: &World, view: &View, why: Why, way: Way, again: impl FnOnce() -> Result<View>) -> Result<()> {
     match Turns::of(world, "repair").take()? {
         turn::Turn::Ours(_) => {}
         turn::Turn::Free | turn::Turn::Taken(_) => bail!("another node is repaired first"),
     }
-    let _held = lock::hold_now("reclone")?;
-    ensure_leads(world, view)?;
+    let (held, view) = hold(world, "reclone", view, again)?;
+    let primary = view.primary.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
     let path = Path::new(RECORD_PATH);
     let mut record = Record {
         phase: Phase::Begun,
@@ -655,8 +701,8 @@ fn repair(world: &World, view: &View, why: Why, way: Way) -> Result<()> {
     record.store(path)?;
     log::warning!("this replica is cloned again from {}: {why}", primary.name);
     let done = match way {
-        Way::Aside => set_aside(world, view, &mut record),
-        Way::InPlace => replace(world, view),
+        Way::Aside => set_aside(world, &view, &mut record),
+        Way::InPlace => replace(world, &view),
     };
     match &done {
         Ok(()) => record.phase = Phase::Cloning,
@@ -667,7 +713,7 @@ fn repair(world: &World, view: &View, why: Why, way: Way) -> Result<()> {
         // The turn ends by itself if etcd does not answer.
         let _ = Turns::of(world, "repair").give_back();
     }
-    drop(_held);
+    drop(held);
     units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
     done.context("cloning this replica again")
 }
@@ -726,6 +772,7 @@ fn replace(world: &World, view: &View) -> Result<()> {
 #[derive(Debug)]
 pub struct Plan {
     world: World,
+    order: CloneOrder,
     view: View,
     why: Why,
     way: Way,
@@ -741,19 +788,10 @@ impl Plan {
         if world.postgresql.is_none() {
             return Err(UserError::usage("the image of this node has no PostgreSQL").into());
         }
-        // Where Patroni does not run, the others know the cluster, and etcd who leads.
-        let stopped = || super::patroni::Server {
-            role: "replica".to_owned(),
-            state: "stopped".to_owned(),
-            ..super::patroni::Server::default()
-        };
-        let server = world.server().unwrap_or_else(|_| stopped());
-        let processes = Processes::look()?;
-        let place = place(&server, &processes);
-        let seen = Seen { server: &server, processes, place };
-        let view = Repair::default().gather(&world, seen, Instant::now(), Some(order))?;
+        world.ensure_not_ordered()?;
+        let view = Repair::default().look(&world, Some(order))?;
         match next(&view) {
-            Step::Repair(why, way) => Ok(Plan { world, view, why, way }),
+            Step::Repair(why, way) => Ok(Plan { world, order, view, why, way }),
             Step::Tell(why) => Err(UserError::usage(format!("this node is not cloned again: {why}")).into()),
             Step::Nothing | Step::DropSlot | Step::Restart => bail!("nothing is to be done"),
         }
@@ -787,7 +825,8 @@ impl Plan {
     /// # Errors
     /// When it cannot be begun.
     pub fn carry_out(&self) -> Result<()> {
-        repair(&self.world, &self.view, self.why, self.way)
+        let again = || Repair::default().look(&self.world, Some(self.order));
+        repair(&self.world, &self.view, self.why, self.way, again)
     }
 }
 
@@ -824,6 +863,60 @@ mod tests {
         };
         assert_eq!(others(&["pg-3", "pg-4"]), 2);
         assert_eq!(others(&["pg-2", "pg_receivewal", "pg_basebackup", "a_subscription", "pg-9", "pg-1", ""]), 0);
+    }
+
+    #[test]
+    fn what_is_done_must_be_decided_twice() {
+        let primary = |name: &str| decide::Primary {
+            name: name.to_owned(),
+            system: "7".into(),
+            timeline: 3,
+            position: Lsn(0x9000),
+            history: Vec::new(),
+            oldest: Lsn(0x4000),
+            slot: Slot::Good,
+            others: 1,
+            refuses: None,
+        };
+        let hour = Duration::from_secs(3600);
+        let view = View {
+            server: Server::Apart("running".into()),
+            absent: hour,
+            still: hour,
+            paused: false,
+            primary: Ok(primary("pg-1")),
+            own: Ok(Own { system: "7".into(), timeline: 3, position: Lsn(0x3000), history: Some(vec![]), exact: true }),
+            waits: None,
+            rewind_failed: false,
+            restarted: false,
+            dropped: false,
+            room: Ok(()),
+            turn: Turn::Ours,
+            last: None,
+            order: None,
+        };
+        assert_eq!(next(&view), Step::Repair(Why::WalGone, Way::Aside));
+        let again = |change: fn(&mut View)| {
+            let mut now = view.clone();
+            change(&mut now);
+            verify_same(&view, &now)
+        };
+        assert!(again(|_| {}).is_ok());
+        assert!(again(|view| view.still += Duration::from_secs(60)).is_ok());
+        let changes: [fn(&mut View); 7] = [
+            |view| view.server = Server::Streaming,
+            |view| view.server = Server::Primary,
+            |view| view.still = Duration::ZERO,
+            |view| view.paused = true,
+            |view| view.primary = Err("there is no running primary".into()),
+            |view| view.room = Err("no room".into()),
+            |view| view.rewind_failed = true,
+        ];
+        for change in changes {
+            assert!(again(change).unwrap_err().to_string().contains("nothing is done"));
+        }
+        let other = View { primary: Ok(primary("pg-3")), ..view.clone() };
+        assert!(verify_same(&view, &other).is_err(), "another primary");
     }
 
     #[test]
