@@ -25,7 +25,7 @@ use crate::{
     log,
     node::{
         aside,
-        begun::{self, BEGUN_PATH, Begun, What},
+        begun::{self, BEGUN_PATH, Begun, Replaced, What},
         database::{self, Database, Lsn},
         lock,
         state::POSTGRESQL_DATA,
@@ -62,6 +62,9 @@ const BUSY: [&str; 6] = [
 ];
 /// What Patroni writes when `pg_rewind` has failed although the primary is well.
 const REWIND_FAILED: &str = "Failed to rewind from healthy primary";
+/// How long a server must run with data that were to be replaced before they are whole after all: Patroni stops it
+/// first.
+const KEPT_AFTER: Duration = Duration::from_secs(60);
 /// How long a replica may stand still after its clone.
 const CLONED_WITHIN: Duration = Duration::from_secs(600);
 /// The longest timeline history file that is read, in bytes.
@@ -83,6 +86,8 @@ pub struct Repair {
     moved: Option<(u64, Instant)>,
     restarted: bool,
     dropped: bool,
+    /// The mark of data that were to be replaced and with which a server runs, and since when that is seen.
+    kept: Option<(Begun, Instant)>,
 }
 
 impl Concern for Repair {
@@ -102,6 +107,7 @@ impl Concern for Repair {
         if record.is_some_and(|record| record.phase == Phase::Begun) {
             return resume(world);
         }
+        let kept = self.kept.take();
         let server = match world.server() {
             Ok(server) => server,
             // Before the node is up, nobody can expect an answer.
@@ -109,7 +115,8 @@ impl Concern for Repair {
             Err(error) => return Err(error),
         };
         if server.leads() || server.streams() {
-            *self = Repair::default();
+            *self = Repair { kept, ..Repair::default() };
+            self.keep(world, now)?;
             return finish(world);
         }
         self.look_closer(world, &server, now)
@@ -169,7 +176,8 @@ impl Repair {
         Ok(vec![Attention::serious("repair/apart", told)])
     }
 
-    /// Everything that decides, seen now. With an order, Patroni may be down: the others know the cluster, and etcd who leads.
+    /// Everything that decides, seen now. With an order, Patroni may be down: the others know the cluster, and etcd who
+    /// leads.
     fn look(&mut self, world: &World, order: Option<CloneOrder>) -> Result<View> {
         let stopped = || super::patroni::Server {
             role: "replica".to_owned(),
@@ -222,6 +230,40 @@ impl Repair {
             last: last.map(|record| Duration::from_secs(super::unix_now().saturating_sub(record.time))),
             order,
         })
+    }
+
+    /// Takes the mark from data that were to be replaced and never were: Patroni stops the server before it removes
+    /// anything, and is not started with half of them.
+    fn keep(&mut self, world: &World, now: Instant) -> Result<()> {
+        let path = Path::new(BEGUN_PATH);
+        let mark = || -> Result<Option<Begun>> {
+            let Some(begun) = Begun::load(path).known()?.filter(|begun| begun.replaces.is_some()) else {
+                return Ok(None);
+            };
+            let here = Replaced::of(&folder(world)?)?;
+            Ok((here.pg_version.is_some() && begun.replaces == Some(here)).then_some(begun))
+        };
+        let Some(begun) = mark()? else { return Ok(()) };
+        if self.kept_for(&begun, now) < KEPT_AFTER {
+            return Ok(());
+        }
+        let _held = lock::hold_now("agent")?;
+        if mark()? == Some(begun) {
+            log::warning!("Patroni has not replaced this node's database: it counts as whole again");
+            begun::forget(path)?;
+        }
+        Ok(())
+    }
+
+    /// For how long a server has run with the data of this mark.
+    fn kept_for(&mut self, mark: &Begun, now: Instant) -> Duration {
+        match &self.kept {
+            Some((known, since)) if known == mark => now.duration_since(*since),
+            _ => {
+                self.kept = Some((mark.clone(), now));
+                Duration::ZERO
+            }
+        }
     }
 
     /// For how long the replica has not come further.
@@ -282,8 +324,8 @@ impl Record {
         })
     }
 
-    /// The record at `path`. After the clock was set back, a time that is yet to come is written down as this moment, so that
-    /// nothing waits until the clock has caught up.
+    /// The record at `path`. After the clock was set back, a time that is yet to come is written down as this moment,
+    /// so that nothing waits until the clock has caught up.
     fn current(path: &Path) -> Result<Option<Record>> {
         let Some(record) = Record::load(path).known()? else { return Ok(None) };
         let dated = record.clone().until(super::unix_now());
@@ -342,6 +384,12 @@ fn finish(world: &World) -> Result<Vec<Attention>> {
     let path = Path::new(RECORD_PATH);
     let Some(record) = Record::load(path).known()? else { return Ok(Vec::new()) };
     if record.phase == Phase::Cloning {
+        // A moment ago Patroni was asked to replace the data, and these may be the old ones.
+        if let Some(begun) = Begun::load(Path::new(BEGUN_PATH)).known()?
+            && begun.may_be_half_gone(world.postgresql.unwrap_or_default(), &folder(world)?)
+        {
+            return Ok(Vec::new());
+        }
         Turns::of(world, "repair").give_back()?;
         Record { phase: Phase::Done, ..record.clone() }.store(path)?;
         let kept = record.aside.map(|path| format!("; its earlier data are in {}", path.display())).unwrap_or_default();
@@ -528,9 +576,9 @@ fn primary(world: &World, cluster: &Cluster) -> Result<(Primary, Extent), String
     read(&name, &world.me().name, &members, &answer, refuses)
 }
 
-/// Reads what the primary `name` answers to the member `me`'s [`question`]; also how large its data are. `refuses` is why a
-/// replication connection to it fails. Of those that stream, the document's `members` have a copy, whom Patroni has connect
-/// by their names; others receive WAL alone, or some tables.
+/// Reads what the primary `name` answers to the member `me`'s [`question`]; also how large its data are. `refuses` is
+/// why a replication connection to it fails. Of those that stream, the document's `members` have a copy, whom Patroni
+/// has connect by their names; others receive WAL alone, or some tables.
 ///
 /// # Errors
 /// When the answer is not that of a primary; what it is then.
@@ -655,8 +703,8 @@ fn drop_lost_slot(world: &World, view: &View) -> Result<()> {
     Ok(())
 }
 
-/// Takes the node's lock for what was decided from `view`, and looks `again`: the first look may be a minute old, and only
-/// from now on does nobody else change this node.
+/// Takes the node's lock for what was decided from `view`, and looks `again`: the first look may be a minute old, and
+/// only from now on does nobody else change this node.
 ///
 /// # Errors
 /// When somebody else is at work on this node, or the second look leads to something else.
@@ -664,6 +712,8 @@ fn hold(world: &World, verb: &str, view: &View, again: impl FnOnce() -> Result<V
     let held = lock::hold_now(verb)?;
     world.ensure_not_ordered()?;
     let now = again()?;
+    // Both looks and what follows may each take minutes.
+    super::tell_systemd(&[sd_notify::NotifyState::Watchdog]);
     verify_same(view, &now)?;
     ensure_leads(world, &now)?;
     Ok((held, now))
@@ -752,20 +802,21 @@ fn set_aside(world: &World, view: &View, record: &mut Record) -> Result<()> {
     Ok(())
 }
 
-/// Lets Patroni replace the data. The mark tells the next boot that half a database in their place is a clone cut off.
+/// Lets Patroni replace the data. The mark tells the next boot that half a database in their place is a clone cut off,
+/// and that what is there may be half of the data that Patroni was removing.
 fn replace(world: &World, view: &View) -> Result<()> {
     let version = world.postgresql.context("the image has no PostgreSQL")?;
+    // Nothing is marked for a Patroni that cannot be asked.
+    world.server()?;
     if view.primary.as_ref().is_ok_and(|primary| primary.slot == Slot::Lost) {
         drop_lost_slot(world, view)?;
     }
     let revision = world.etcd.status(world.etcd.endpoint())?.header.revision;
     let time = super::unix_now() as i64;
-    Begun { what: What::Clone, version, revision, time }.store(Path::new(BEGUN_PATH))?;
-    let asked = world.tell_patroni("reinitialize", &serde_json::json!({"force": true})).map(drop);
-    if asked.is_err() {
-        begun::forget(Path::new(BEGUN_PATH))?;
-    }
-    asked
+    let replaces = Some(Replaced::of(&folder(world)?)?);
+    Begun { what: What::Clone, version, revision, time, replaces }.store(Path::new(BEGUN_PATH))?;
+    // Whatever it answers, it may have begun, so that the mark stays. [`Repair::keep`] removes it if it has not.
+    world.tell_patroni("reinitialize", &serde_json::json!({"force": true})).map(drop)
 }
 
 /// What a person's order would do.
@@ -940,6 +991,18 @@ mod tests {
         assert!((now..now + 60).contains(&written.time), "{}", written.time);
         // It is on the disk, so that the hour passes.
         assert_eq!(Record::load(&path), Presence::Present(written));
+    }
+
+    #[test]
+    fn a_mark_is_kept_as_long_as_patroni_may_be_about_to_begin() {
+        let mut repair = Repair::default();
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mark = |time| Begun { what: What::Clone, version: 17, revision: 9, time, replaces: None };
+        assert_eq!(repair.kept_for(&mark(1), after(0)), Duration::ZERO);
+        assert_eq!(repair.kept_for(&mark(1), after(60)), Duration::from_secs(60));
+        assert_eq!(repair.kept_for(&mark(2), after(75)), Duration::ZERO, "it was asked again");
+        assert_eq!(repair.kept_for(&mark(2), after(90)), Duration::from_secs(15));
     }
 
     #[test]
