@@ -7,7 +7,13 @@
 use crate::files::{Doubt, NewFile, Presence, sync_folder};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 /// Where the mark is.
 pub const BEGUN_PATH: &str = "/var/lib/pgha/begun.json";
@@ -36,9 +42,75 @@ pub struct Begun {
     pub revision: u64,
     /// When, in seconds since 1970.
     pub time: i64,
+    /// The database in whose place a copy is made, where Patroni removes that one first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<Replaced>,
 }
 
+/// A database that is to be replaced, by its file `PG_VERSION`: as long as that is there, so may be half of the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replaced {
+    /// The file; nothing if the database had none.
+    pub pg_version: Option<FileId>,
+}
+
+/// One file, as no other is: another that is made later may get its number, but not its time too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileId {
+    /// Its inode's number.
+    pub inode: u64,
+    /// When it was made, in seconds since 1970; where the file system does not say so, when its inode changed last.
+    pub seconds: i64,
+    /// The rest of that time.
+    pub nanoseconds: i64,
+}
+
+impl FileId {
+    /// Of the file at `path`.
+    pub fn of(path: &Path) -> Presence<FileId> {
+        Presence::of(path).map(|found| {
+            // A change of its owner does not make it another file.
+            let made = found.created().ok().and_then(|time: SystemTime| time.duration_since(UNIX_EPOCH).ok());
+            let (seconds, nanoseconds) = match made {
+                Some(made) => (made.as_secs() as i64, i64::from(made.subsec_nanos())),
+                None => (found.ctime(), found.ctime_nsec()),
+            };
+            FileId { inode: found.ino(), seconds, nanoseconds }
+        })
+    }
+}
+
+impl Replaced {
+    /// The database in `folder`.
+    ///
+    /// # Errors
+    /// When it is not known which it is.
+    pub fn of(folder: &Path) -> Result<Replaced> {
+        Ok(Replaced { pg_version: FileId::of(&folder.join("PG_VERSION")).known()? })
+    }
+
+    /// Whether what is in `folder` may be what is left of it.
+    fn may_be_in(self, folder: &Path) -> bool {
+        match FileId::of(&folder.join("PG_VERSION")) {
+            Presence::Present(found) => self.pg_version == Some(found),
+            // Each file of it may be the first that goes.
+            Presence::Absent | Presence::Unknown(_) => true,
+        }
+    }
+}
+
+/// What a person is told of a database that may be half gone.
+pub const HALF_GONE: &str = "a copy was to replace it and was cut off, so that half of it may be gone";
+
 impl Begun {
+    /// Whether what is in `folder`, where data of PostgreSQL `version` lie, may be half of what the copy that was begun
+    /// replaces.
+    pub fn may_be_half_gone(&self, version: u32, folder: &Path) -> bool {
+        self.version == version && self.replaces.is_some_and(|replaced| replaced.may_be_in(folder))
+    }
+
     /// The mark at `path`.
     pub fn load(path: &Path) -> Presence<Begun> {
         Presence::of_text(path, LONGEST).and_then(|text| match serde_json::from_str(&text) {
@@ -76,14 +148,16 @@ pub fn forget(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::database::samples;
 
     #[test]
     fn a_mark_is_read_back_and_half_a_mark_is_unknown() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("begun.json");
         assert_eq!(Begun::load(&path), Presence::Absent);
-        let begun = Begun { what: What::Clone, version: 17, revision: 9, time: 1_795_741_749 };
+        let begun = Begun { what: What::Clone, version: 17, revision: 9, time: 1_795_741_749, replaces: None };
         begun.store(&path).unwrap();
+        assert!(!fs::read_to_string(&path).unwrap().contains("replaces"), "as earlier versions write it");
         assert_eq!(Begun::load(&path), Presence::Present(begun));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
         fs::write(&path, r#"{"what": "clone""#).unwrap();
@@ -91,5 +165,33 @@ mod tests {
         forget(&path).unwrap();
         forget(&path).unwrap();
         assert_eq!(Begun::load(&path), Presence::Absent);
+    }
+
+    #[test]
+    fn what_a_copy_replaces_is_told_from_the_copy_by_one_file() {
+        let root = tempfile::tempdir().unwrap();
+        let (main, path) = (root.path().join("main"), root.path().join("begun.json"));
+        samples::database(&main, 7);
+        let replaces = Some(Replaced::of(&main).unwrap());
+        Begun { what: What::Clone, version: 17, revision: 9, time: 0, replaces }.store(&path).unwrap();
+        let half = |version| Begun::load(&path).known().unwrap().unwrap().may_be_half_gone(version, &main);
+        assert!(half(17) && !half(16), "Patroni may not have begun, or may have removed half");
+        fs::set_permissions(main.join("PG_VERSION"), fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(half(17), "it is the same file still");
+        fs::remove_file(main.join("PG_VERSION")).unwrap();
+        assert!(half(17), "it was the first that went");
+        std::os::unix::fs::symlink("PG_VERSION", main.join("PG_VERSION")).unwrap();
+        assert!(half(17), "a doubt");
+        fs::remove_dir_all(&main).unwrap();
+        // Longer than a clock of the kernel's that files are marked by rests.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        samples::database(&main, 7);
+        assert!(!half(17), "the copy has a file of its own");
+        // A database without that file.
+        fs::remove_file(main.join("PG_VERSION")).unwrap();
+        let replaced = Replaced::of(&main).unwrap();
+        assert!(replaced.may_be_in(&main));
+        fs::write(main.join("PG_VERSION"), "17\n").unwrap();
+        assert!(!replaced.may_be_in(&main));
     }
 }

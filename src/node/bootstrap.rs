@@ -11,7 +11,7 @@ use super::{
     first::{self, Completion, Step, Store, View},
     state::POSTGRESQL_DATA,
 };
-use crate::{error::UserError, etcd::Client, log};
+use crate::{error::UserError, etcd::Client, files::Presence, log};
 use anyhow::Result;
 use std::{
     path::{Path, PathBuf},
@@ -119,10 +119,18 @@ impl Gate<'_> {
         let database = database::of_version(self.version, Database::look(&folder));
         let begun = Begun::load(&self.mark());
         // Only what was cut off is ever copied again.
-        let started = begun.is_present() && database::may_have_started(&folder);
-        let room = if begun.is_present() && database != Database::Absent { has_room(&folder) } else { true };
+        let is_copy = matches!(&database, Database::Present(facts) if facts.unstarted_copy);
+        let in_doubt = database != Database::Absent && (begun.is_present() || is_copy);
+        let started = in_doubt && database::may_have_started(&folder);
+        let room = !in_doubt || has_room(&folder);
+        let led = in_doubt && self.store().has_leader()?;
+        let half_gone = self.is_half_gone(&begun);
         let (me, forms, version) = (self.me.to_owned(), self.forms, self.version);
-        Ok(View { me, forms, version, keys, database, begun, started, room })
+        Ok(View { me, forms, version, keys, database, begun, started, half_gone, led, room })
+    }
+
+    fn is_half_gone(&self, begun: &Presence<Begun>) -> bool {
+        matches!(begun, Presence::Present(begun) if begun.may_be_half_gone(self.version, &self.folder()))
     }
 
     fn act(&self, view: &View, step: Step) -> Result<()> {
@@ -160,7 +168,7 @@ impl Gate<'_> {
     fn write_down(&self, what: Option<What>, revision: u64) -> Result<()> {
         let Some(what) = what else { return Ok(()) };
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
-        Begun { what, version: self.version, revision, time }.store(&self.mark())
+        Begun { what, version: self.version, revision, time, replaces: None }.store(&self.mark())
     }
 
     /// Whether the node has a whole database now, while Patroni runs: `None` if it has, and what was begun is done then;
@@ -173,8 +181,13 @@ impl Gate<'_> {
             Ok(keys) => keys,
             Err(error) => return Ok(Some(format!("etcd does not say which node makes the first database: {error}"))),
         };
+        let begun = Begun::load(&self.mark());
+        if let Presence::Unknown(doubt) = &begun {
+            return Ok(Some(format!("it is not known what this node has begun: {doubt}")));
+        }
+        let half_gone = self.is_half_gone(&begun);
         let database = database::of_version(self.version, Database::look(&self.folder()));
-        match first::completion(&keys, &database) {
+        match first::completion(&keys, &database, half_gone) {
             Completion::Wait(why) => return Ok(Some(why)),
             Completion::Pin(system) if !self.store().pin(&keys, self.me, &system).unwrap_or(false) => {
                 return Ok(Some("recording in etcd which database is the cluster's".to_owned()));

@@ -1,10 +1,20 @@
-//! Health checks for other programs: whether HAProxy answers, whether Patroni is healthy.
+//! Checks for other programs: whether HAProxy answers, whether Patroni is healthy, whether it may start its server.
 
-use super::{agent::patroni::Server, peers::TlsCredentials, state::State};
+use super::{
+    agent::patroni::Server,
+    begun::{BEGUN_PATH, Begun, HALF_GONE},
+    database::Database,
+    peers::TlsCredentials,
+    state::{POSTGRESQL_DATA, State},
+    this_node,
+};
 use crate::{
     error::UserError,
     files::{NewFile, read_text},
-    model::scope::{host_port, ports},
+    model::{
+        MANIFEST_PATH, Manifest,
+        scope::{host_port, ports},
+    },
 };
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -113,6 +123,32 @@ pub fn patroni(state: &State) -> Result<()> {
     if server.is_ready() { Ok(()) } else { Err(UserError::runtime(server.words()).into()) }
 }
 
+/// Whether Patroni may start its server with this node's database. systemd starts a Patroni again that has ended, also
+/// while it was removing a database.
+///
+/// # Errors
+/// When half of the database may be gone, or that is not known.
+pub fn database() -> Result<()> {
+    let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
+        .with_context(|| format!("reading {MANIFEST_PATH}"))?;
+    match this_node::postgresql_version(&manifest)? {
+        Some(version) => verify_whole(version, Path::new(BEGUN_PATH), Path::new(POSTGRESQL_DATA)),
+        None => Ok(()),
+    }
+}
+
+fn verify_whole(version: u32, mark: &Path, data: &Path) -> Result<()> {
+    let folder = data.join(version.to_string()).join("main");
+    match Begun::load(mark).known()? {
+        Some(begun) if begun.may_be_half_gone(version, &folder) && Database::look(&folder) != Database::Absent => {
+            Err(UserError::runtime(format!("the database in {} is not started: {HALF_GONE}", folder.display()))
+                .hint("systemctl restart pgha-node, which has it copied again; see `pgha-node status`")
+                .into())
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +163,30 @@ mod tests {
         assert_eq!(missing_files(root.path(), root.path()).unwrap(), [""; 0]);
         fs::write(root.path().join("two.toml"), "[template]\n").unwrap();
         assert!(missing_files(root.path(), root.path()).is_err());
+    }
+
+    #[test]
+    fn half_of_a_database_is_not_started() {
+        use crate::node::{
+            begun::{Replaced, What},
+            database::samples,
+        };
+        let root = tempfile::tempdir().unwrap();
+        let (mark, main) = (root.path().join("begun.json"), root.path().join("17/main"));
+        let check = || verify_whole(17, &mark, root.path());
+        samples::database(&main, 7);
+        assert!(check().is_ok(), "nothing was begun");
+        let begun = |replaces| Begun { what: What::Clone, version: 17, revision: 9, time: 0, replaces };
+        begun(None).store(&mark).unwrap();
+        assert!(check().is_ok(), "a copy");
+        begun(Some(Replaced::of(&main).unwrap())).store(&mark).unwrap();
+        let error = crate::error::report(&check().unwrap_err());
+        assert!(error.contains("17/main is not started") && error.contains("restart pgha-node"), "{error}");
+        assert!(verify_whole(18, &mark, root.path()).is_ok(), "another version's");
+        fs::remove_dir_all(&main).unwrap();
+        assert!(check().is_ok(), "all of it is gone: Patroni copies");
+        fs::write(&mark, "{").unwrap();
+        assert!(check().is_err(), "a doubt");
     }
 
     #[test]

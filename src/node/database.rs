@@ -26,6 +26,8 @@ use std::{
 const CHECKSUMS: [(u32, usize); 3] = [(1300, 288), (1700, 288), (1800, 292)];
 /// The size of `pg_control`, whatever its layout.
 const CONTROL_SIZE: u64 = 8192;
+/// More than a copy's label has.
+const LABEL_SIZE: u64 = 64 * 1024;
 /// More than a server's lock file has.
 const LOCK_SIZE: u64 = 64 * 1024;
 /// How often a file is read whose checksum is wrong: a running server may be writing it just then.
@@ -254,9 +256,22 @@ fn read(folder: &Path) -> Database {
 
 /// Whether a server may have started with a copy in `folder`: it renames the copy's `backup_label` when it has taken it up.
 /// The label is the first file of a copy and the control file the last, so one without both is not whole yet.
+///
+/// `pg_rewind` writes a label too, into data with which a server has run, and a copy of a copy has the renamed label of
+/// the first: so a label is read. One that says nothing was cut off when it was written.
 pub fn may_have_started(folder: &Path) -> bool {
     let is_there = |name: &str| Presence::of(&folder.join(name));
-    let (label, used) = (is_there("backup_label"), is_there("backup_label.old"));
+    let label = Presence::of_text(&folder.join("backup_label"), LABEL_SIZE);
+    let method = |text: &String| {
+        let method = text.lines().find_map(|line| line.strip_prefix("BACKUP METHOD: "));
+        method.map(|method| method.trim_end().to_owned())
+    };
+    if let Presence::Present(text) = &label
+        && let Some(method) = method(text)
+    {
+        return method != "streamed";
+    }
+    let used = is_there("backup_label.old");
     !used.is_absent() || !(label.is_present() || (label.is_absent() && is_there("global/pg_control").is_absent()))
 }
 
@@ -467,6 +482,15 @@ mod tests {
         fs::remove_file(main.join("backup_label.old")).unwrap();
         fs::write(main.join("global/pg_control"), "").unwrap();
         assert!(may_have_started(&main), "nothing says that it has not");
+        // A primary that initdb has made, rewound after it was down: cut off before its server has started again.
+        fs::write(main.join("backup_label"), "CHECKPOINT LOCATION: 0/2000028\nBACKUP METHOD: pg_rewind\n").unwrap();
+        assert!(may_have_started(&main), "it was rewound");
+        fs::write(main.join("backup_label"), "CHECKPOINT LOCATION: 0/2000028\nBACKUP METHOD: streamed\n").unwrap();
+        assert!(!may_have_started(&main));
+        fs::write(main.join("backup_label.old"), "").unwrap();
+        assert!(!may_have_started(&main), "a copy of a copy");
+        fs::remove_file(main.join("backup_label")).unwrap();
+        fs::remove_file(main.join("backup_label.old")).unwrap();
         // A loop of symbolic links fails as a damaged inode does, for root too.
         std::os::unix::fs::symlink("backup_label", main.join("backup_label")).unwrap();
         assert!(may_have_started(&main), "a doubt");

@@ -106,6 +106,10 @@ pub struct View {
     pub begun: Presence<Begun>,
     /// Whether a server may have started with what is there, if it is a copy ([`super::database::may_have_started`]).
     pub started: bool,
+    /// Whether what is there may be half of what the copy that was begun replaces ([`Begun::may_be_half_gone`]).
+    pub half_gone: bool,
+    /// Whether the cluster has a leader: it has the data then, whatever is here.
+    pub led: bool,
     /// Whether the disk is known to have room for one more copy that is as large as what is there.
     pub room: bool,
 }
@@ -205,8 +209,11 @@ pub fn keeps(keys: &Keys, database: &Database) -> Result<String, UserError> {
     }
 }
 
-/// What is missing on a node where Patroni runs, which has `database`.
-pub fn completion(keys: &Keys, database: &Database) -> Completion {
+/// What is missing on a node where Patroni runs, which has `database`; `half_gone` as in [`View`].
+pub fn completion(keys: &Keys, database: &Database, half_gone: bool) -> Completion {
+    if half_gone && *database != Database::Absent {
+        return Completion::Wait("the copy that replaces this node's database has not begun to arrive".to_owned());
+    }
     let system = match keys.system() {
         System::Known(system) => system,
         System::Unknown => {
@@ -236,9 +243,10 @@ fn unknown(doubt: &Doubt) -> Step {
 
 /// What to do about half of a database that this node began itself.
 fn unfinished(view: &View, begun: Option<&Begun>) -> Option<Step> {
-    let begun = begun.filter(|begun| begun.version == view.version)?;
+    let Some(begun) = begun.filter(|begun| begun.version == view.version) else { return unmarked_copy(view) };
     let is_whole = match (&view.database, begun.what) {
         (Database::Absent | Database::Unknown(_), _) => return None,
+        (_, What::Clone) if view.half_gone => return Some(half_gone(view)),
         // It took writes, or may have, and was damaged then.
         (Database::Damaged(_), What::Bootstrap) => may_be_told(view),
         (Database::Damaged(_), What::Clone) => view.started,
@@ -257,6 +265,53 @@ fn unfinished(view: &View, begun: Option<&Begun>) -> Option<Step> {
         What::Clone => Some(Step::SetAsideThenLookAgain("unfinished-clone")),
         What::Bootstrap => Some(Step::SetAsideThenLookAgain("unfinished")),
     }
+}
+
+/// What to do about a database of which half may be gone, because a copy was to replace it. Its server has run, so that
+/// it may be whole, and may have what no other copy has: it stays in its place until the cluster has its data
+/// elsewhere.
+fn half_gone(view: &View) -> Step {
+    let what = "a copy was to replace this node's database and was cut off, so that half of it may be gone";
+    if !view.led {
+        Step::Wait(format!(
+            "{what}: it is not started, and the node waits for a primary to copy from. If no other node has the data, \
+             and a person has found it whole: `pgha-node aside make database`, then `pgha-node aside restore`, with \
+             which it counts as whole"
+        ))
+    } else if !view.room {
+        Step::Wait(format!(
+            "{what}, and there may be no room for a copy beside it: make room, such as by `pgha-node aside make \
+             database` and `pgha-node aside remove`"
+        ))
+    } else {
+        Step::SetAsideThenLookAgain("half-replaced")
+    }
+}
+
+/// What to do about a copy with which no server has started, which this node has not begun itself: `patronictl reinit`
+/// makes one. It is not on the disk as a whole for certain before a server starts with it, so that it must not become
+/// the primary. A database that was put there before the cluster had one is something else: it is the first.
+fn unmarked_copy(view: &View) -> Option<Step> {
+    let own = match &view.database {
+        Database::Present(facts) if facts.unstarted_copy && !view.started => &facts.system,
+        _ => return None,
+    };
+    if view.keys.system() != System::Known(own) || view.keys.initialize.as_ref().is_none_or(|key| key.value != *own) {
+        return None;
+    }
+    let what = "this node's database is a copy with which no server has started yet, so that it may not be whole";
+    Some(if !view.led {
+        Step::Wait(format!(
+            "{what}: it is not started, and the node waits for a primary to copy from. If a person has put it there to \
+             start the cluster with it: run a server on it once (`pg_ctl start`, then `stop`)"
+        ))
+    } else if !view.room {
+        Step::Wait(format!(
+            "{what}, and there may be no room for another beside it: make room, such as by `pgha-node aside remove`"
+        ))
+    } else {
+        Step::SetAsideThenLookAgain("unfinished-clone")
+    })
 }
 
 /// Whether the first database is this node's to make.

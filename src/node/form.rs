@@ -467,12 +467,12 @@ impl Forming {
 
     /// Whether this node's etcd, which runs, has no quorum while another cluster's answers: that one went on from another
     /// node by a person's order.
-    fn is_left_behind(&mut self) -> Result<bool> {
+    fn is_left_behind(&self) -> Result<bool> {
         let own = self.credentials.etcd(vec![client_url(self.desk.me())]);
         if own.and_then(|client| client.cluster()).is_ok() {
             return Ok(false);
         }
-        let view = self.look(false)?;
+        let view = self.survey()?;
         let is_another = matches!(
             (&view.own.etcd, &view.cluster),
             (EtcdData::Data(ids), Some(other)) if ids.cluster != other.id
@@ -571,6 +571,15 @@ fn words(step: &Step) -> String {
         Step::Abandon(..) | Step::Forget(_) => "the cluster was begun and can never have a quorum: it is formed again".to_owned(),
         Step::Start(_) | Step::Resume | Step::Wait { .. } => String::new(),
     }
+}
+
+/// Whether the etcd of `node`, this machine, has no quorum while another cluster's answers which it may follow: that
+/// one went on from another node by a person's order.
+///
+/// # Errors
+/// When its own disks or certificates cannot be read.
+pub fn is_left_behind(node: &Node) -> Result<bool> {
+    Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?.is_left_behind()
 }
 
 /// How this node's etcd starts. The other nodes are answered until this is dropped, which must be before etcd starts.
@@ -720,7 +729,7 @@ fn takes_clients(me: &Member) -> bool {
 /// # Errors
 /// When a disk fails.
 pub fn settle(node: &Node, reporter: &mut Reporter) -> Result<bool> {
-    let mut forming = Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?;
+    let forming = Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?;
     let promises = forming.desk.promises()?;
     let me = forming.desk.me().clone();
     let (deadline, mut doubted) = (Instant::now() + LATECOMERS, Instant::now());

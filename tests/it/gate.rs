@@ -6,7 +6,7 @@ use pgha_image::{
     files::Presence,
     node::{
         aside,
-        begun::{Begun, What},
+        begun::{Begun, Replaced, What},
         bootstrap::{Closed, Gate},
         database::Database,
         first::{self, Keys, Store, System},
@@ -171,6 +171,33 @@ fn one_node_makes_the_first_database_and_the_others_copy_it() {
     assert_eq!(nodes.missing(other), None);
     assert_eq!((nodes.admit(other, true), nodes.mark(other)), (Outcome::Admitted, None));
     assert!(matches!(Database::look(&nodes.main(other)), Database::Present(_)));
+}
+
+#[test]
+fn a_copy_that_replaces_a_database_is_made_again_where_a_primary_runs() {
+    let Some(nodes) = Nodes::new(1) else { return };
+    nodes.client.put(INITIALIZE, SYSTEM, 0).unwrap();
+    nodes.client.put("/pgha/demo/first", format!(r#"{{"node": "pg-2", "system": "{SYSTEM}"}}"#), 0).unwrap();
+    nodes.write_database(0, true);
+    fs::create_dir_all(nodes.main(0).join("base/5")).unwrap();
+    let replaces = Some(Replaced::of(&nodes.main(0)).unwrap());
+    let begun = Begun { what: What::Clone, version: 17, revision: 9, time: 0, replaces };
+    begun.store(&nodes.root(0).join("var/lib/pgha/begun.json")).unwrap();
+    // Patroni was removing it when the power failed; what is left looks like a whole database.
+    fs::remove_dir_all(nodes.main(0).join("base")).unwrap();
+    assert!(matches!(Database::look(&nodes.main(0)), Database::Present(_)));
+    let Outcome::Waits(why) = nodes.admit(0, false) else { panic!("does not wait") };
+    assert!(why.contains("half of it may be gone") && nodes.asides(0).is_empty(), "{why}");
+    assert!(nodes.missing(0).is_some());
+    nodes.client.put("/service/demo/leader", "pg-2", 0).unwrap();
+    assert_eq!(nodes.admit(0, false), Outcome::Admitted);
+    assert_eq!((nodes.asides(0), nodes.mark(0)), (vec!["half-replaced".to_owned()], Some(What::Clone)));
+    nodes.write_database(0, true);
+    assert_eq!((nodes.missing(0), nodes.mark(0)), (None, None));
+    // A person's `patronictl reinit`, which was cut off at its end.
+    fs::write(nodes.main(0).join("backup_label"), "BACKUP METHOD: streamed\n").unwrap();
+    assert_eq!(nodes.admit(0, false), Outcome::Admitted);
+    assert!(nodes.asides(0).contains(&"unfinished-clone".to_owned()) && nodes.mark(0).is_some());
 }
 
 #[test]

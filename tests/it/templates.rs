@@ -170,7 +170,7 @@ fn a_node_that_was_let_in_to_copy_makes_no_database() {
         output.status.success()
     };
     assert!(makes(), "without a mark it is as ever");
-    let begun = |what| Begun { what, version: 17, revision: 9, time: 0 }.store(&mark).unwrap();
+    let begun = |what| Begun { what, version: 17, revision: 9, time: 0, replaces: None }.store(&mark).unwrap();
     begun(What::Bootstrap);
     assert!(makes());
     begun(What::Clone);

@@ -13,7 +13,7 @@ use crate::{
     etcd::{EtcdError, Member},
     log,
     model::scope::{client_url, peer_url},
-    node::{etcd_data::EtcdData, join::is_named, lock, state::ETCD_DATA, units},
+    node::{etcd_data::EtcdData, form, join::is_named, lock, state::ETCD_DATA, units},
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -24,6 +24,11 @@ use std::{
 
 /// How often the members are looked at.
 const INTERVAL: Duration = Duration::from_secs(15);
+/// The same while etcd is away: Patroni, which asks the others' etcd too, must not come first to a cluster that went on
+/// without this node.
+const AWAY_INTERVAL: Duration = Duration::from_secs(3);
+/// How long the others must not list this node before it counts as removed.
+const UNLISTED: Duration = Duration::from_secs(15);
 /// How long a member that no document names must not have answered before it is removed.
 const SILENCE: Duration = Duration::from_secs(300);
 /// As [`SILENCE`], for a member that was added and has never told where its clients reach it: it may be on its way.
@@ -34,6 +39,7 @@ const LATE: Duration = Duration::from_secs(60);
 const AWAY: Duration = Duration::from_secs(60);
 /// How long after a node was made to run `init` again it is not made to do so once more.
 const AGAIN: Duration = Duration::from_secs(60);
+const PATRONI_UNIT: &str = "patroni.service";
 const ETCD_UNIT: &str = "etcd.service";
 const NODE_UNIT: &str = "pgha-node.service";
 
@@ -44,8 +50,8 @@ pub struct Members {
     silent: BTreeMap<u64, Instant>,
     looked: Option<Instant>,
     away: Option<Instant>,
-    /// The last look found that this node is not a member.
-    removed: bool,
+    /// Since when the others do not list this node.
+    removed: Option<Instant>,
     restarted: Option<Instant>,
 }
 
@@ -55,7 +61,7 @@ impl Concern for Members {
     }
 
     fn interval(&self) -> Duration {
-        INTERVAL
+        if self.away.is_some() { AWAY_INTERVAL } else { INTERVAL }
     }
 
     fn tick(&mut self, world: &World, now: Instant) -> Result<Vec<Attention>> {
@@ -65,7 +71,7 @@ impl Concern for Members {
         }
         match world.etcd.members() {
             Ok(listed) => {
-                (self.away, self.removed) = (None, false);
+                (self.away, self.removed) = (None, None);
                 self.look_after(world, &listed, now)
             }
             Err(error) => {
@@ -83,7 +89,9 @@ impl Members {
         let (place, record) = document::count(world, listed)?;
         self.listen(world, listed, now);
         let view = MembersView { place, listed: listed.iter().map(|member| self.seen(world, member, now)).collect() };
-        let mut told: Vec<Attention> = out_of_date(place, &record).into_iter().collect();
+        let left_out: Vec<String> =
+            view.listed.iter().filter(|seen| !seen.named).map(|seen| seen.name.clone()).collect();
+        let mut told: Vec<Attention> = out_of_date(place, &record, &left_out).into_iter().collect();
         if let Some(id) = ripe(&view)
             && view.is_safe(&self.answering(world, listed))
         {
@@ -145,29 +153,43 @@ impl Members {
         error: &EtcdError,
         away: Duration,
     ) -> Result<Vec<Attention>> {
-        let others = ask_others(world);
-        let own = EtcdData::look(Path::new(ETCD_DATA));
+        let (others, own) = (ask_others(world), EtcdData::look(Path::new(ETCD_DATA)));
+        let seen = |others: &Option<(u64, Vec<Member>)>, own: &EtcdData| -> Result<(Option<bool>, bool)> {
+            let Some((cluster, listed)) = others else { return Ok((None, false)) };
+            let left_behind = is_other(*cluster, own) && form::is_left_behind(&world.node)?;
+            Ok((is_listed(*cluster, listed, &peer_url(world.me()), own), left_behind))
+        };
+        let (listed, left_behind) = seen(&others, &own)?;
+        self.removed = (listed == Some(false)).then(|| self.removed.unwrap_or(now));
         let outside = Outside {
-            listed: others
-                .as_ref()
-                .and_then(|(cluster, listed)| is_listed(*cluster, listed, &peer_url(world.me()), &own)),
-            twice: self.removed,
+            listed,
+            left_behind,
+            unlisted: self.removed.map(|since| now.duration_since(since)).unwrap_or_default(),
             lately: self.restarted.is_some_and(|at| now.duration_since(at) < AGAIN),
         };
-        self.removed = outside.listed == Some(false);
-        if outside.comes_back() {
-            log::warning!("the others have removed this node from etcd: it joins again");
-            // One that was away when it was removed does not know of it, and waits for a leader; `init` does not ask what runs.
-            {
-                let _held = lock::hold_now("agent")?;
+        if let Some(why) = outside.comes_back() {
+            let held = lock::hold_now("agent")?;
+            world.ensure_not_ordered()?;
+            // Until the lock was ours, others may have changed this node, and etcd may be back.
+            let again = seen(&ask_others(world), &EtcdData::look(Path::new(ETCD_DATA)))?;
+            if world.settled() && world.etcd.members().is_err() && again == (listed, left_behind) {
+                log::warning!("{}", why.words());
+                if why == ComesBack::LeftBehind {
+                    units::stop(PATRONI_UNIT)?;
+                }
+                // One that was away when it was removed does not know of it, and waits for a leader; `init` does not
+                // ask what runs.
                 units::stop(ETCD_UNIT)?;
+                drop(held);
+                units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
+                self.restarted = Some(now);
             }
-            units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
-            self.restarted = Some(now);
         }
-        if outside.listed == Some(false) {
-            let text = "the others have removed this node from etcd: it joins again";
-            return Ok(vec![Attention::serious("members/removed", text)]);
+        if listed == Some(false) {
+            return Ok(vec![Attention::serious("members/removed", ComesBack::Removed.words())]);
+        }
+        if left_behind {
+            return Ok(vec![Attention::serious("members/left-behind", ComesBack::LeftBehind.words())]);
         }
         if away < AWAY {
             return Ok(Vec::new());
@@ -193,18 +215,22 @@ fn ask_others(world: &World) -> Option<(u64, Vec<Member>)> {
     world.credentials.etcd(others).and_then(|client| client.cluster()).ok()
 }
 
-/// What is told of a document that is not the newest.
-fn out_of_date(place: Place, record: &Record) -> Option<Attention> {
+/// What is told of a document that is not the newest; `left_out` are the members of etcd that it does not name.
+fn out_of_date(place: Place, record: &Record, left_out: &[String]) -> Option<Attention> {
     let names = record.members.join(", ");
+    let newest = match record.generation {
+        0 => "no document is known that names all".to_owned(),
+        generation => format!("the newest so far is generation {generation} (members {names})"),
+    };
     let text = match place {
         Place::Current => return None,
         Place::Older { generation, newest } => format!(
             "this node's document is generation {generation}, the newest is {newest} (members {names}): give it that document"
         ),
         Place::Unknown => format!(
-            "this node's document is not one that the cluster has seen, and leaves members of etcd out: if it is the newest, \
-             `pgha-node init --changed`; the newest so far is generation {} (members {names})",
-            record.generation
+            "this node's document is not one that the cluster has seen, and does not name {}, members of etcd: if it is \
+             right, `pgha-node init --changed`; {newest}",
+            left_out.join(", ")
         ),
     };
     Some(Attention::notice("members/older-document", text))
@@ -273,16 +299,45 @@ fn leaving(seen: &SeenMember) -> Option<Attention> {
 struct Outside {
     /// Whether a quorum of the others lists this node; nothing if none answers, or it is not this node's cluster.
     listed: Option<bool>,
-    /// Whether it was not listed at the look before either.
-    twice: bool,
+    /// For how long it has not been listed.
+    unlisted: Duration,
+    /// Whether the others are another cluster of etcd, which this node may follow.
+    left_behind: bool,
     /// Whether `init` was begun again a moment ago.
     lately: bool,
 }
 
+/// Why a node must run `init` again to become a member again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ComesBack {
+    /// The others have removed it.
+    Removed,
+    /// The cluster went on without it.
+    LeftBehind,
+}
+
+impl ComesBack {
+    fn words(self) -> &'static str {
+        match self {
+            ComesBack::Removed => "the others have removed this node from etcd: it joins again",
+            ComesBack::LeftBehind => {
+                "the cluster went on in another etcd than this node's, which has no quorum: Patroni is stopped, and \
+                 the node joins the cluster"
+            }
+        }
+    }
+}
+
 impl Outside {
-    /// Whether the node must run `init` again to become a member again.
-    fn comes_back(self) -> bool {
-        self.listed == Some(false) && self.twice && !self.lately
+    /// Whether the node must run `init` again to become a member again, and why. `init` decides about the database of a
+    /// node that was left behind before Patroni rewinds it; so that one does not look twice first.
+    fn comes_back(self) -> Option<ComesBack> {
+        match self {
+            Outside { lately: true, .. } => None,
+            Outside { left_behind: true, .. } => Some(ComesBack::LeftBehind),
+            Outside { listed: Some(false), unlisted, .. } if unlisted >= UNLISTED => Some(ComesBack::Removed),
+            _ => None,
+        }
     }
 }
 
@@ -368,14 +423,24 @@ mod tests {
     #[test]
     fn a_node_comes_back_only_when_it_is_known_to_be_removed() {
         for listed in [None, Some(true), Some(false)] {
-            for twice in [true, false] {
+            for unlisted in [0, 14, 15].map(Duration::from_secs) {
                 for lately in [true, false] {
-                    let outside = Outside { listed, twice, lately };
-                    let expected = listed == Some(false) && twice && !lately;
-                    assert_eq!(outside.comes_back(), expected, "{outside:?}");
+                    let outside = Outside { listed, unlisted, left_behind: false, lately };
+                    let removed = listed == Some(false) && unlisted >= UNLISTED && !lately;
+                    assert_eq!(outside.comes_back(), removed.then_some(ComesBack::Removed), "{outside:?}");
+                    let behind = Outside { left_behind: true, ..outside };
+                    assert_eq!(behind.comes_back(), (!lately).then_some(ComesBack::LeftBehind), "{outside:?}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_node_whose_etcd_is_away_looks_often() {
+        let mut members = Members::default();
+        assert_eq!(members.interval(), INTERVAL);
+        members.away = Some(Instant::now());
+        assert!(members.interval() < Duration::from_secs(5), "Patroni looks every ten seconds");
     }
 
     #[test]

@@ -21,10 +21,12 @@ pub mod turn;
 use super::{
     peers::TlsCredentials,
     progress::{self, PROGRESS_PATH},
+    recover::order,
     this_node::{self, postgresql_version},
     units,
 };
 use crate::{
+    error::UserError,
     etcd::Client,
     files::read_text,
     model::{
@@ -89,9 +91,26 @@ impl World {
         format!("/pgha/{}/{name}", self.node.spec.cluster)
     }
 
+    /// Fails while a person's order to go on from this node is there, or may be: its data are what the person was
+    /// shown, until the order is carried out or dropped.
+    ///
+    /// # Errors
+    /// A request for later: how far the order is.
+    pub fn ensure_not_ordered(&self) -> Result<(), UserError> {
+        not_ordered(Path::new(order::PATH))
+    }
+
     /// Whether `pgha-node init` has brought this node up and is not at work: only then is the agent free to act.
     pub fn settled(&self) -> bool {
         progress::load(Path::new(PROGRESS_PATH)).phase == Phase::Ready
+    }
+}
+
+fn not_ordered(path: &Path) -> Result<(), UserError> {
+    match order::pending(path) {
+        None => Ok(()),
+        Some(how) => Err(UserError::runtime(format!("an order to go on from this node is not carried out yet: {how}"))
+            .hint("pgha-node recover shows how it stands; pgha-node recover --cancel drops it")),
     }
 }
 
@@ -135,6 +154,10 @@ pub fn run() -> Result<Infallible> {
             if now < *due {
                 continue;
             }
+            *due = now + concern.interval();
+            if world.ensure_not_ordered().is_err() {
+                continue;
+            }
             let found = concern.tick(&world, now);
             say(board.take(concern.name(), found, unix_now()));
             *due = Instant::now() + concern.interval();
@@ -171,4 +194,19 @@ pub fn launch(spec: &ClusterSpec) -> Result<()> {
         units::run_again(UNIT)?
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_done_while_there_is_an_order_or_may_be_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recover.json");
+        assert!(not_ordered(&path).is_ok());
+        std::fs::write(&path, "{").unwrap();
+        let error = not_ordered(&path).unwrap_err();
+        assert!(error.hint.is_some_and(|hint| hint.contains("recover --cancel")), "{}", error.message);
+    }
 }

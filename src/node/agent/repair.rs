@@ -25,7 +25,7 @@ use crate::{
     log,
     node::{
         aside,
-        begun::{self, BEGUN_PATH, Begun, What},
+        begun::{self, BEGUN_PATH, Begun, Replaced, What},
         database::{self, Database, Lsn},
         lock,
         state::POSTGRESQL_DATA,
@@ -62,6 +62,9 @@ const BUSY: [&str; 6] = [
 ];
 /// What Patroni writes when `pg_rewind` has failed although the primary is well.
 const REWIND_FAILED: &str = "Failed to rewind from healthy primary";
+/// How long a server must run with data that were to be replaced before they are whole after all: Patroni stops it
+/// first.
+const KEPT_AFTER: Duration = Duration::from_secs(60);
 /// How long a replica may stand still after its clone.
 const CLONED_WITHIN: Duration = Duration::from_secs(600);
 /// The longest timeline history file that is read, in bytes.
@@ -83,6 +86,8 @@ pub struct Repair {
     moved: Option<(u64, Instant)>,
     restarted: bool,
     dropped: bool,
+    /// The mark of data that were to be replaced and with which a server runs, and since when that is seen.
+    kept: Option<(Begun, Instant)>,
 }
 
 impl Concern for Repair {
@@ -98,10 +103,11 @@ impl Concern for Repair {
         if world.postgresql.is_none() {
             return Ok(Vec::new());
         }
-        let record = Record::load(Path::new(RECORD_PATH)).known()?;
-        if let Some(record) = record.filter(|record| record.phase == Phase::Begun) {
-            return resume(world, &record);
+        let record = Record::current(Path::new(RECORD_PATH))?;
+        if record.is_some_and(|record| record.phase == Phase::Begun) {
+            return resume(world);
         }
+        let kept = self.kept.take();
         let server = match world.server() {
             Ok(server) => server,
             // Before the node is up, nobody can expect an answer.
@@ -109,7 +115,8 @@ impl Concern for Repair {
             Err(error) => return Err(error),
         };
         if server.leads() || server.streams() {
-            *self = Repair::default();
+            *self = Repair { kept, ..Repair::default() };
+            self.keep(world, now)?;
             return finish(world);
         }
         self.look_closer(world, &server, now)
@@ -158,15 +165,33 @@ impl Repair {
                 drop_lost_slot(world, &view)?;
             }
             Step::Restart => {
-                ensure_leads(world, &view)?;
+                let (_held, _) = hold(world, "agent", &view, || self.look(world, None))?;
                 self.restarted = true;
                 log::warning!("this replica does not move: its server is restarted");
                 units::restart(PATRONI_UNIT)?;
             }
-            Step::Repair(why, way) => repair(world, &view, why, way)?,
+            Step::Repair(why, way) => repair(world, &view, why, way, || self.look(world, None))?,
             Step::Nothing | Step::Tell(_) => {}
         }
         Ok(vec![Attention::serious("repair/apart", told)])
+    }
+
+    /// Everything that decides, seen now. With an order, Patroni may be down: the others know the cluster, and etcd who
+    /// leads.
+    fn look(&mut self, world: &World, order: Option<CloneOrder>) -> Result<View> {
+        let stopped = || super::patroni::Server {
+            role: "replica".to_owned(),
+            state: "stopped".to_owned(),
+            ..super::patroni::Server::default()
+        };
+        let server = match world.server() {
+            Ok(server) => server,
+            Err(_) if order.is_some() => stopped(),
+            Err(error) => return Err(error),
+        };
+        let processes = Processes::look()?;
+        let place = place(&server, &processes);
+        self.gather(world, Seen { server: &server, processes, place }, Instant::now(), order)
     }
 
     /// Everything that decides; the primary is asked.
@@ -185,7 +210,7 @@ impl Repair {
         let reached = own.as_ref().ok().map(|own| own.position.0).max(recovers.map(|start| start.0));
         let still = self.still(server.position().max(reached).unwrap_or_default(), now);
         let exact = own.as_ref().is_ok_and(|own| own.exact);
-        let last = Record::load(Path::new(RECORD_PATH)).known()?;
+        let last = Record::load(Path::new(RECORD_PATH)).known()?.map(|record| record.until(super::unix_now()));
         Ok(View {
             absent: self.absent.map(|since| now.duration_since(since)).unwrap_or_default(),
             still,
@@ -205,6 +230,40 @@ impl Repair {
             last: last.map(|record| Duration::from_secs(super::unix_now().saturating_sub(record.time))),
             order,
         })
+    }
+
+    /// Takes the mark from data that were to be replaced and never were: Patroni stops the server before it removes
+    /// anything, and is not started with half of them.
+    fn keep(&mut self, world: &World, now: Instant) -> Result<()> {
+        let path = Path::new(BEGUN_PATH);
+        let mark = || -> Result<Option<Begun>> {
+            let Some(begun) = Begun::load(path).known()?.filter(|begun| begun.replaces.is_some()) else {
+                return Ok(None);
+            };
+            let here = Replaced::of(&folder(world)?)?;
+            Ok((here.pg_version.is_some() && begun.replaces == Some(here)).then_some(begun))
+        };
+        let Some(begun) = mark()? else { return Ok(()) };
+        if self.kept_for(&begun, now) < KEPT_AFTER {
+            return Ok(());
+        }
+        let _held = lock::hold_now("agent")?;
+        if mark()? == Some(begun) {
+            log::warning!("Patroni has not replaced this node's database: it counts as whole again");
+            begun::forget(path)?;
+        }
+        Ok(())
+    }
+
+    /// For how long a server has run with the data of this mark.
+    fn kept_for(&mut self, mark: &Begun, now: Instant) -> Duration {
+        match &self.kept {
+            Some((known, since)) if known == mark => now.duration_since(*since),
+            _ => {
+                self.kept = Some((mark.clone(), now));
+                Duration::ZERO
+            }
+        }
     }
 
     /// For how long the replica has not come further.
@@ -265,6 +324,22 @@ impl Record {
         })
     }
 
+    /// The record at `path`. After the clock was set back, a time that is yet to come is written down as this moment,
+    /// so that nothing waits until the clock has caught up.
+    fn current(path: &Path) -> Result<Option<Record>> {
+        let Some(record) = Record::load(path).known()? else { return Ok(None) };
+        let dated = record.clone().until(super::unix_now());
+        if dated != record {
+            dated.store(path)?;
+        }
+        Ok(Some(dated))
+    }
+
+    /// The record with a time no later than `now`.
+    fn until(self, now: u64) -> Record {
+        Record { time: self.time.min(now), ..self }
+    }
+
     fn store(&self, path: &Path) -> Result<()> {
         let mut new = NewFile::beside(path)?;
         new.write_all(&serde_json::to_vec_pretty(self)?).with_context(|| format!("writing {}", path.display()))?;
@@ -287,7 +362,12 @@ impl Record {
 }
 
 /// What a repair that was cut off has stopped is started again, whatever it had come to: `init` finds out.
-fn resume(world: &World, record: &Record) -> Result<Vec<Attention>> {
+fn resume(world: &World) -> Result<Vec<Attention>> {
+    // Nobody has cut off what still has the lock.
+    let _held = lock::hold_now("agent")?;
+    world.ensure_not_ordered()?;
+    let record = Record::current(Path::new(RECORD_PATH))?;
+    let Some(record) = record.filter(|record| record.phase == Phase::Begun) else { return Ok(Vec::new()) };
     // After a boot it is at work anyway.
     if world.settled() {
         units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
@@ -304,6 +384,12 @@ fn finish(world: &World) -> Result<Vec<Attention>> {
     let path = Path::new(RECORD_PATH);
     let Some(record) = Record::load(path).known()? else { return Ok(Vec::new()) };
     if record.phase == Phase::Cloning {
+        // A moment ago Patroni was asked to replace the data, and these may be the old ones.
+        if let Some(begun) = Begun::load(Path::new(BEGUN_PATH)).known()?
+            && begun.may_be_half_gone(world.postgresql.unwrap_or_default(), &folder(world)?)
+        {
+            return Ok(Vec::new());
+        }
         Turns::of(world, "repair").give_back()?;
         Record { phase: Phase::Done, ..record.clone() }.store(path)?;
         let kept = record.aside.map(|path| format!("; its earlier data are in {}", path.display())).unwrap_or_default();
@@ -486,15 +572,23 @@ fn primary(world: &World, cluster: &Cluster) -> Result<(Primary, Extent), String
     let doubt = |error: anyhow::Error| format!("{name}, the primary, does not answer: {error:#}");
     let answer = world.query(At::Other(member.address), &question(&world.me().name)).map_err(doubt)?;
     let refuses = world.identify(At::OtherReplication(member.address)).err().map(|error| format!("{error:#}"));
-    read(&name, &world.me().name, &answer, refuses)
+    let members: Vec<&str> = world.node.spec.members.iter().map(|member| member.name.as_str()).collect();
+    read(&name, &world.me().name, &members, &answer, refuses)
 }
 
-/// Reads what the primary `name` answers to the member `me`'s [`question`]; also how large its data are. `refuses` is why a
-/// replication connection to it fails.
+/// Reads what the primary `name` answers to the member `me`'s [`question`]; also how large its data are. `refuses` is
+/// why a replication connection to it fails. Of those that stream, the document's `members` have a copy, whom Patroni
+/// has connect by their names; others receive WAL alone, or some tables.
 ///
 /// # Errors
 /// When the answer is not that of a primary; what it is then.
-pub fn read(name: &str, me: &str, answer: &str, refuses: Option<String>) -> Result<(Primary, Extent), String> {
+pub fn read(
+    name: &str,
+    me: &str,
+    members: &[&str],
+    answer: &str,
+    refuses: Option<String>,
+) -> Result<(Primary, Extent), String> {
     let not_understood = || format!("what {name} says of its WAL is not understood");
     let asked: Asked = serde_json::from_str(answer).map_err(|error| format!("{}: {error}", not_understood()))?;
     let extent = Extent { size: asked.size, segment: asked.segment };
@@ -514,7 +608,11 @@ pub fn read(name: &str, me: &str, answer: &str, refuses: Option<String>) -> Resu
             Some("lost") => Slot::Lost,
             Some(_) => Slot::Good,
         },
-        others: asked.streaming.iter().filter(|streaming| *streaming != me).count(),
+        others: members
+            .iter()
+            .filter(|member| **member != me && **member != name)
+            .filter(|member| asked.streaming.iter().any(|streaming| streaming == *member))
+            .count(),
         refuses,
     };
     Ok((primary, extent))
@@ -605,15 +703,41 @@ fn drop_lost_slot(world: &World, view: &View) -> Result<()> {
     Ok(())
 }
 
+/// Takes the node's lock for what was decided from `view`, and looks `again`: the first look may be a minute old, and
+/// only from now on does nobody else change this node.
+///
+/// # Errors
+/// When somebody else is at work on this node, or the second look leads to something else.
+fn hold(world: &World, verb: &str, view: &View, again: impl FnOnce() -> Result<View>) -> Result<(lock::Held, View)> {
+    let held = lock::hold_now(verb)?;
+    world.ensure_not_ordered()?;
+    let now = again()?;
+    // Both looks and what follows may each take minutes.
+    super::tell_systemd(&[sd_notify::NotifyState::Watchdog]);
+    verify_same(view, &now)?;
+    ensure_leads(world, &now)?;
+    Ok((held, now))
+}
+
+/// Whether two looks lead to the same step, with the same primary.
+fn verify_same(before: &View, now: &View) -> Result<(), UserError> {
+    let primary =
+        |view: &View| view.primary.as_ref().ok().map(|primary| (primary.name.clone(), primary.system.clone()));
+    if next(before) == next(now) && primary(before) == primary(now) {
+        return Ok(());
+    }
+    Err(UserError::runtime("this node or the primary has changed since it was decided what to do: nothing is done")
+        .hint("see `pgha-node status`, and try again"))
+}
+
 /// Clones this node again. What fails is not tried again for an hour.
-fn repair(world: &World, view: &View, why: Why, way: Way) -> Result<()> {
-    let primary = view.primary.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+fn repair(world: &World, view: &View, why: Why, way: Way, again: impl FnOnce() -> Result<View>) -> Result<()> {
     match Turns::of(world, "repair").take()? {
         turn::Turn::Ours(_) => {}
         turn::Turn::Free | turn::Turn::Taken(_) => bail!("another node is repaired first"),
     }
-    let _held = lock::hold_now("reclone")?;
-    ensure_leads(world, view)?;
+    let (held, view) = hold(world, "reclone", view, again)?;
+    let primary = view.primary.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
     let path = Path::new(RECORD_PATH);
     let mut record = Record {
         phase: Phase::Begun,
@@ -627,8 +751,8 @@ fn repair(world: &World, view: &View, why: Why, way: Way) -> Result<()> {
     record.store(path)?;
     log::warning!("this replica is cloned again from {}: {why}", primary.name);
     let done = match way {
-        Way::Aside => set_aside(world, view, &mut record),
-        Way::InPlace => replace(world, view),
+        Way::Aside => set_aside(world, &view, &mut record),
+        Way::InPlace => replace(world, &view),
     };
     match &done {
         Ok(()) => record.phase = Phase::Cloning,
@@ -639,7 +763,7 @@ fn repair(world: &World, view: &View, why: Why, way: Way) -> Result<()> {
         // The turn ends by itself if etcd does not answer.
         let _ = Turns::of(world, "repair").give_back();
     }
-    drop(_held);
+    drop(held);
     units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
     done.context("cloning this replica again")
 }
@@ -663,6 +787,10 @@ fn ensure_leads(world: &World, view: &View) -> Result<()> {
 
 fn set_aside(world: &World, view: &View, record: &mut Record) -> Result<()> {
     let folder = folder(world)?;
+    // Before anything stops: such data stay in their place.
+    if let Some(elsewhere) = aside::elsewhere(&folder)? {
+        return Err(elsewhere.into());
+    }
     units::stop(PATRONI_UNIT)?;
     ensure!(units::show(PATRONI_UNIT)?.active != "active", "{PATRONI_UNIT} does not stop");
     database::stop_server(&folder)?;
@@ -672,32 +800,34 @@ fn set_aside(world: &World, view: &View, record: &mut Record) -> Result<()> {
         log::warning!("{error:#}");
     }
     if Presence::of_folder(&folder).known()?.is_some() {
-        record.aside = Some(aside::set_aside(&folder, record.why.word())?);
+        record.aside = Some(aside::set_database_aside(&folder, record.why.word())?);
         record.store(Path::new(RECORD_PATH))?;
     }
     Ok(())
 }
 
-/// Lets Patroni replace the data. The mark tells the next boot that half a database in their place is a clone cut off.
+/// Lets Patroni replace the data. The mark tells the next boot that half a database in their place is a clone cut off,
+/// and that what is there may be half of the data that Patroni was removing.
 fn replace(world: &World, view: &View) -> Result<()> {
     let version = world.postgresql.context("the image has no PostgreSQL")?;
+    // Nothing is marked for a Patroni that cannot be asked.
+    world.server()?;
     if view.primary.as_ref().is_ok_and(|primary| primary.slot == Slot::Lost) {
         drop_lost_slot(world, view)?;
     }
     let revision = world.etcd.status(world.etcd.endpoint())?.header.revision;
     let time = super::unix_now() as i64;
-    Begun { what: What::Clone, version, revision, time }.store(Path::new(BEGUN_PATH))?;
-    let asked = world.tell_patroni("reinitialize", &serde_json::json!({"force": true})).map(drop);
-    if asked.is_err() {
-        begun::forget(Path::new(BEGUN_PATH))?;
-    }
-    asked
+    let replaces = Some(Replaced::of(&folder(world)?)?);
+    Begun { what: What::Clone, version, revision, time, replaces }.store(Path::new(BEGUN_PATH))?;
+    // Whatever it answers, it may have begun, so that the mark stays. [`Repair::keep`] removes it if it has not.
+    world.tell_patroni("reinitialize", &serde_json::json!({"force": true})).map(drop)
 }
 
 /// What a person's order would do.
 #[derive(Debug)]
 pub struct Plan {
     world: World,
+    order: CloneOrder,
     view: View,
     why: Why,
     way: Way,
@@ -713,19 +843,10 @@ impl Plan {
         if world.postgresql.is_none() {
             return Err(UserError::usage("the image of this node has no PostgreSQL").into());
         }
-        // Where Patroni does not run, the others know the cluster, and etcd who leads.
-        let stopped = || super::patroni::Server {
-            role: "replica".to_owned(),
-            state: "stopped".to_owned(),
-            ..super::patroni::Server::default()
-        };
-        let server = world.server().unwrap_or_else(|_| stopped());
-        let processes = Processes::look()?;
-        let place = place(&server, &processes);
-        let seen = Seen { server: &server, processes, place };
-        let view = Repair::default().gather(&world, seen, Instant::now(), Some(order))?;
+        world.ensure_not_ordered()?;
+        let view = Repair::default().look(&world, Some(order))?;
         match next(&view) {
-            Step::Repair(why, way) => Ok(Plan { world, view, why, way }),
+            Step::Repair(why, way) => Ok(Plan { world, order, view, why, way }),
             Step::Tell(why) => Err(UserError::usage(format!("this node is not cloned again: {why}")).into()),
             Step::Nothing | Step::DropSlot | Step::Restart => bail!("nothing is to be done"),
         }
@@ -759,7 +880,8 @@ impl Plan {
     /// # Errors
     /// When it cannot be begun.
     pub fn carry_out(&self) -> Result<()> {
-        repair(&self.world, &self.view, self.why, self.way)
+        let again = || Repair::default().look(&self.world, Some(self.order));
+        repair(&self.world, &self.view, self.why, self.way, again)
     }
 }
 
@@ -770,18 +892,121 @@ mod tests {
     #[test]
     fn the_primarys_answer_is_read() {
         let answer = r#"{"system" : "7712652082925278041", "recovery" : false, "timeline" : 3, "position" : "1/3000148",
-            "slot" : "lost", "streaming" : ["pg-3", "pg-2"], "size" : 31222784, "oldest" : "00000001000000FE",
+            "slot" : "lost", "streaming" : ["pg-3", "pg-2", "pg-3"], "size" : 31222784, "oldest" : "00000001000000FE",
             "segment" : 16777216, "history" : "1\t0/5000000\tno recovery target specified\n\n2\t1/20000A0\tx\n"}"#;
-        let (primary, extent) = read("pg-1", "pg-2", answer, None).unwrap();
+        let members = ["pg-1", "pg-2", "pg-3"];
+        let read = |answer: &str| read("pg-1", "pg-2", &members, answer, None);
+        let (primary, extent) = read(answer).unwrap();
         assert_eq!(primary.history, [(1, Lsn(0x500_0000)), (2, Lsn(0x1_0200_00a0))]);
         assert_eq!((primary.oldest, primary.slot, primary.others), (Lsn(0x1_fe00_0000), Slot::Lost, 1));
         assert_eq!(extent, Extent { size: 31222784, segment: 16 << 20 });
         let empty = r#"{"system": "7", "recovery": true, "timeline": null, "position": null, "slot": null,
             "streaming": [], "size": 1, "oldest": null, "segment": 16777216, "history": null}"#;
-        assert_eq!(read("pg-1", "pg-2", empty, None), Err("pg-1 is about to become the primary".to_owned()));
+        assert_eq!(read(empty), Err("pg-1 is about to become the primary".to_owned()));
         for odd in [&empty.replace("true", "false"), "", "{}"] {
-            assert!(read("pg-1", "pg-2", odd, None).unwrap_err().contains("is not understood"), "{odd}");
+            assert!(read(odd).unwrap_err().contains("is not understood"), "{odd}");
         }
+    }
+
+    #[test]
+    fn only_the_other_members_have_another_copy() {
+        let others = |streaming: &[&str]| {
+            let answer = serde_json::json!({"system": "7", "recovery": false, "timeline": 1, "position": "0/3000148",
+                "slot": null, "streaming": streaming, "size": 1, "oldest": "0000000000000001", "segment": 16777216,
+                "history": null});
+            read("pg-1", "pg-2", &["pg-1", "pg-2", "pg-3", "pg-4"], &answer.to_string(), None).unwrap().0.others
+        };
+        assert_eq!(others(&["pg-3", "pg-4"]), 2);
+        assert_eq!(others(&["pg-2", "pg_receivewal", "pg_basebackup", "a_subscription", "pg-9", "pg-1", ""]), 0);
+    }
+
+    #[test]
+    fn what_is_done_must_be_decided_twice() {
+        let primary = |name: &str| decide::Primary {
+            name: name.to_owned(),
+            system: "7".into(),
+            timeline: 3,
+            position: Lsn(0x9000),
+            history: Vec::new(),
+            oldest: Lsn(0x4000),
+            slot: Slot::Good,
+            others: 1,
+            refuses: None,
+        };
+        let hour = Duration::from_secs(3600);
+        let view = View {
+            server: Server::Apart("running".into()),
+            absent: hour,
+            still: hour,
+            paused: false,
+            primary: Ok(primary("pg-1")),
+            own: Ok(Own { system: "7".into(), timeline: 3, position: Lsn(0x3000), history: Some(vec![]), exact: true }),
+            waits: None,
+            rewind_failed: false,
+            restarted: false,
+            dropped: false,
+            room: Ok(()),
+            turn: Turn::Ours,
+            last: None,
+            order: None,
+        };
+        assert_eq!(next(&view), Step::Repair(Why::WalGone, Way::Aside));
+        let again = |change: fn(&mut View)| {
+            let mut now = view.clone();
+            change(&mut now);
+            verify_same(&view, &now)
+        };
+        assert!(again(|_| {}).is_ok());
+        assert!(again(|view| view.still += Duration::from_secs(60)).is_ok());
+        let changes: [fn(&mut View); 7] = [
+            |view| view.server = Server::Streaming,
+            |view| view.server = Server::Primary,
+            |view| view.still = Duration::ZERO,
+            |view| view.paused = true,
+            |view| view.primary = Err("there is no running primary".into()),
+            |view| view.room = Err("no room".into()),
+            |view| view.rewind_failed = true,
+        ];
+        for change in changes {
+            assert!(again(change).unwrap_err().to_string().contains("nothing is done"));
+        }
+        let other = View { primary: Ok(primary("pg-3")), ..view.clone() };
+        assert!(verify_same(&view, &other).is_err(), "another primary");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_stop_repairs_until_it_has_caught_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("repair.json");
+        let now = super::super::unix_now();
+        let record = Record {
+            phase: Phase::Done,
+            time: now + 86_400,
+            why: Why::WalGone,
+            way: Way::Aside,
+            from: "pg-1".into(),
+            aside: None,
+            error: None,
+        };
+        assert_eq!(record.clone().until(now).time, now);
+        assert_eq!(Record { time: now - 5, ..record.clone() }.until(now).time, now - 5);
+        record.store(&path).unwrap();
+        let written = Record::current(&path).unwrap().unwrap();
+        assert!((now..now + 60).contains(&written.time), "{}", written.time);
+        // It is on the disk, so that the hour passes.
+        assert_eq!(Record::load(&path), Presence::Present(written));
+    }
+
+    #[test]
+    fn a_mark_is_kept_as_long_as_patroni_may_be_about_to_begin() {
+        let mut repair = Repair::default();
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mark = |time| Begun { what: What::Clone, version: 17, revision: 9, time, replaces: None };
+        assert_eq!(repair.kept_for(&mark(1), after(0)), Duration::ZERO);
+        assert_eq!(repair.kept_for(&mark(1), after(60)), Duration::from_secs(60));
+        assert_eq!(repair.kept_for(&mark(2), after(75)), Duration::ZERO, "it was asked again");
+        assert_eq!(repair.kept_for(&mark(2), after(90)), Duration::from_secs(15));
     }
 
     #[test]

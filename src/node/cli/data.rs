@@ -7,7 +7,7 @@ use crate::{
     model::{MANIFEST_PATH, Manifest, Node, scope::client_url, status::Aside},
     node::{
         aside,
-        begun::{self, BEGUN_PATH},
+        begun::{self, BEGUN_PATH, Begun, HALF_GONE},
         claim::{Claim, Verdict},
         database::{self, Database},
         first::{self as first_database, Keys, Store, System},
@@ -314,6 +314,10 @@ fn take(node: &Node, store: &Store<'_>, keys: &Keys, yes: bool) -> Result<()> {
 fn keep(node: &Node, store: &Store<'_>, keys: &Keys, yes: bool) -> Result<()> {
     let (version, folder) = database_folder()?;
     let database = database::of_version(version, Database::look(&folder));
+    let database = match Begun::load(Path::new(BEGUN_PATH)).known()? {
+        Some(begun) if begun.may_be_half_gone(version, &folder) => Database::Damaged(HALF_GONE.to_owned()),
+        _ => database,
+    };
     let system = first_database::keeps(keys, &database)?;
     let me = &node.member().name;
     let question = format!(

@@ -58,8 +58,8 @@ pub fn status(arguments: Vec<OsString>) -> Result<ExitCode> {
 /// How `check` is described.
 pub fn check_command() -> Command {
     Command::new("check")
-        .about("Checks whether a service is healthy")
-        .arg(Arg::new("service").required(true).value_parser(["confd", "haproxy", "patroni"]))
+        .about("Checks whether a service is healthy, or whether this node's database may be started")
+        .arg(Arg::new("service").required(true).value_parser(["confd", "database", "haproxy", "patroni"]))
         .arg(
             Arg::new("within")
                 .long("within")
@@ -79,6 +79,7 @@ pub fn check(arguments: Vec<OsString>) -> Result<ExitCode> {
     let within = matches.get_one::<Time>("within").map_or(std::time::Duration::from_secs(2), |time| time.0);
     match matches.get_one::<String>("service").map(String::as_str) {
         Some("confd") => checks::confd(),
+        Some("database") => checks::database(),
         Some("haproxy") => checks::haproxy(within),
         _ => checks::patroni(&state()?),
     }

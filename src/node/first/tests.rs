@@ -22,7 +22,7 @@ fn present(system: &str, unstarted_copy: bool) -> Database {
 }
 
 fn mark(what: What, version: u32) -> Presence<Begun> {
-    Presence::Present(Begun { what, version, revision: 1, time: 0 })
+    Presence::Present(Begun { what, version, revision: 1, time: 0, replaces: None })
 }
 
 fn first(node: &str, system: Option<&str>, created: u64) -> Option<Key<First>> {
@@ -78,7 +78,7 @@ fn every_view() -> Vec<View> {
         for initialize in &initializes {
             for database in &databases {
                 for begun in &marks {
-                    for flags in 0..8 {
+                    for flags in 0..32 {
                         views.push(View {
                             me: "pg-1".into(),
                             forms: flags & 1 == 1,
@@ -88,6 +88,8 @@ fn every_view() -> Vec<View> {
                             begun: begun.clone(),
                             room: flags & 2 == 2,
                             started: flags & 4 == 4,
+                            half_gone: flags & 8 == 8,
+                            led: flags & 16 == 16,
                         });
                     }
                 }
@@ -114,10 +116,17 @@ fn whatever_a_node_sees_it_does_no_harm() {
             _ => None,
         };
         let doubt = matches!(view.begun, Presence::Unknown(_)) || matches!(view.database, Database::Unknown(_));
+        let unstarted = matches!(&view.database, Database::Present(facts) if facts.unstarted_copy) && !view.started;
+        let told = own.is_some() && initialize.map(|key| key.value.as_str()) == own;
+        let half = match marked {
+            Some(What::Clone) => view.half_gone || unstarted,
+            Some(What::Bootstrap) => false,
+            None => unstarted && told,
+        };
         match &step {
             _ if doubt => assert!(matches!(step, Step::Wait(_)), "an error decides nothing: {view:?}"),
             Step::Start(None) => {
-                assert!(own.is_some() && own == pinned, "{view:?}");
+                assert!(own.is_some() && own == pinned && !half, "{view:?}");
                 assert!(
                     initialize.is_none_or(|key| key.value.is_empty() || Some(key.value.as_str()) == own),
                     "{view:?}"
@@ -140,9 +149,9 @@ fn whatever_a_node_sees_it_does_no_harm() {
                 assert!(empty || initialize.is_some_and(|key| key.value == *system), "{view:?}");
             }
             Step::SetAsideThenLookAgain(_) => {
-                let unstarted = matches!(&view.database, Database::Present(facts) if facts.unstarted_copy);
                 let damaged = matches!(view.database, Database::Damaged(_));
                 match marked {
+                    Some(What::Clone) if view.half_gone => assert!(view.room && view.led, "{view:?}"),
                     Some(What::Clone) => {
                         assert!(view.room && !view.started && (damaged || unstarted), "{view:?}");
                     }
@@ -152,7 +161,7 @@ fn whatever_a_node_sees_it_does_no_harm() {
                         assert!(pinned.is_none() && empty, "{view:?}");
                         assert!((begun && (damaged || mine)) || (damaged && other), "{view:?}");
                     }
-                    None => panic!("it was not begun here: {view:?}"),
+                    None => assert!(half && view.room && view.led, "it was not begun here: {view:?}"),
                 }
             }
             Step::GiveUpOwnBeginning(revision) => {
@@ -179,6 +188,8 @@ fn step(change: impl FnOnce(&mut View)) -> Step {
         database: Database::Absent,
         begun: Presence::Absent,
         started: false,
+        half_gone: false,
+        led: false,
         room: true,
     };
     change(&mut view);
@@ -211,9 +222,11 @@ fn a_node_is_done_when_it_has_the_database_that_is_pinned() {
             Database::Present(facts) if !facts.unstarted_copy => Some(facts.system.clone()),
             _ => None,
         };
-        match completion(&view.keys, &view.database) {
-            Completion::Done => assert!(pinned.is_some() && pinned == whole, "{view:?}"),
-            Completion::Pin(system) => assert!(pinned.is_none() && whole == Some(system), "{view:?}"),
+        match completion(&view.keys, &view.database, view.half_gone) {
+            Completion::Done => assert!(pinned.is_some() && pinned == whole && !view.half_gone, "{view:?}"),
+            Completion::Pin(system) => {
+                assert!(pinned.is_none() && whole == Some(system) && !view.half_gone, "{view:?}");
+            }
             Completion::Wait(why) => assert!(!why.is_empty()),
         }
     }
@@ -257,6 +270,8 @@ fn a_patroni_that_was_let_in_and_may_not_begin_any_more_comes_back() {
         database: Database::Absent,
         begun: mark(What::Bootstrap, 17),
         started: false,
+        half_gone: false,
+        led: false,
         room: true,
     };
     assert!(is_in_vain(&taken("pg-2")));
@@ -331,6 +346,54 @@ fn only_what_this_node_began_and_did_not_finish_is_set_aside() {
     assert_eq!(clone(true, present(OURS, true)), aside, "it may not be on the disk as a whole");
     assert_eq!(clone(true, present(OURS, false)), Step::Start(None), "a server has started with it");
     assert!(matches!(clone(false, Database::Damaged("x".into())), Step::Wait(_)), "nothing is removed to make room");
+}
+
+#[test]
+fn a_database_of_which_half_may_be_gone_waits_for_a_primary_and_is_copied_again() {
+    let replaced = |database: Database, led: bool, room: bool| {
+        step(|view| {
+            view.keys.first = first("pg-2", Some(OURS), 3);
+            view.keys.initialize = initialize(OURS, 5);
+            view.begun = mark(What::Clone, 17);
+            // As it is with every database on which a server has run.
+            (view.started, view.half_gone, view.led, view.room) = (true, true, led, room);
+            view.database = database;
+        })
+    };
+    for database in [present(OURS, false), Database::Damaged("it has no PG_VERSION".into())] {
+        let aside = Step::SetAsideThenLookAgain("half-replaced");
+        assert_eq!(replaced(database.clone(), true, true), aside);
+        let Step::Wait(why) = replaced(database.clone(), false, true) else { panic!("{database:?}") };
+        assert!(why.contains("waits for a primary") && why.contains("aside restore"), "{why}");
+        let Step::Wait(why) = replaced(database, true, false) else { panic!("it needs room") };
+        assert!(why.contains("`pgha-node aside make database`"), "{why}");
+    }
+    assert_eq!(replaced(Database::Absent, true, true), Step::Start(Some(What::Clone)), "all of it is gone");
+}
+
+#[test]
+fn a_copy_that_somebody_else_began_is_made_again_and_a_replica_after_a_power_cut_is_not() {
+    let unmarked = |key: &str, database: Database, started: bool, led: bool| {
+        step(|view| {
+            view.keys.first = first("pg-2", Some(OURS), 3);
+            view.keys.initialize = initialize(key, 5);
+            (view.started, view.led) = (started, led);
+            view.database = database;
+        })
+    };
+    assert_eq!(
+        unmarked(OURS, present(OURS, true), false, true),
+        Step::SetAsideThenLookAgain("unfinished-clone"),
+        "`patronictl reinit`, cut off at its end"
+    );
+    assert!(matches!(unmarked(OURS, present(OURS, true), false, false), Step::Wait(why) if why.contains("pg_ctl")));
+    for led in [true, false] {
+        assert_eq!(unmarked(OURS, present(OURS, false), true, led), Step::Start(None), "a replica");
+        assert_eq!(unmarked(OURS, present(OURS, true), true, led), Step::Start(None), "it was rewound");
+        assert_eq!(unmarked("", present(OURS, true), false, led), Step::Start(None), "a backup, put there by a person");
+        let damaged = unmarked(OURS, Database::Damaged("it has no global/pg_control".into()), false, led);
+        assert!(matches!(damaged, Step::Refuse(..)));
+    }
 }
 
 #[test]
@@ -444,6 +507,8 @@ impl World {
                 Some(false) => mark(What::Clone, 17),
             },
             started: matches!(node.disk, Disk::Whole(_)),
+            half_gone: false,
+            led: self.nodes.iter().any(|node| node.phase == Phase::Patroni && matches!(node.disk, Disk::Whole(_))),
             room: true,
         }
     }

@@ -488,7 +488,7 @@ impl Decider {
 
     /// What is to be done where Patroni runs before what was begun is done; `None` as long as it is not.
     pub(super) fn completion(&self, keys: &Keys, db: Db, unread: bool) -> Option<Done> {
-        match first::completion(&translate::keys(keys), &database(db, unread)) {
+        match first::completion(&translate::keys(keys), &database(db, unread), false) {
             first::Completion::Pin(system) => Some(Done::Pin(number(&system))),
             first::Completion::Done => Some(Done::Done),
             first::Completion::Wait(_) => None,

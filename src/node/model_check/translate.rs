@@ -419,8 +419,11 @@ impl Decider {
                     version: VERSION,
                     revision: 1,
                     time: 0,
+                    replaces: None,
                 }),
             },
+            half_gone: false,
+            led: true,
             started: !half && matches!(view.db, Db::Whole(whole) | Db::Damaged(whole) if whole.use_ == Use::Used),
             room: true,
         }

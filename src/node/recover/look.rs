@@ -24,7 +24,7 @@ use crate::{
     },
     node::{
         aside,
-        begun::{BEGUN_PATH, Begun, What},
+        begun::{BEGUN_PATH, Begun, HALF_GONE, What},
         database,
         database::Lsn,
         etcd_data::EtcdData,
@@ -179,6 +179,9 @@ impl<'a> Here<'a> {
             Presence::Absent => {}
             Presence::Unknown(doubt) => return Database::Unknown { why: doubt.to_string() },
             Presence::Present(begun) if begun.version != self.version => {}
+            Presence::Present(begun) if begun.may_be_half_gone(self.version, &folder) => {
+                return Database::Unusable { why: HALF_GONE.to_owned() };
+            }
             Presence::Present(Begun { what: What::Bootstrap, .. }) => {
                 return Database::Unusable { why: "it was being made and may not be whole".to_owned() };
             }
@@ -537,6 +540,29 @@ fn read_answer(text: &str) -> Result<(Place, Option<i64>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        model::samples,
+        node::{begun::Replaced, database::samples::database},
+    };
+
+    #[test]
+    fn nothing_goes_on_from_half_of_a_database() {
+        let root = tempfile::tempdir().unwrap();
+        let node = Node::new(samples::three(), 0);
+        let here = Here { root: root.path().to_owned(), ..Here::of_the_node(&node, 17) };
+        let mark = here.below(BEGUN_PATH);
+        std::fs::create_dir_all(mark.parent().unwrap()).unwrap();
+        let look = || here.database_as_it_is(TOLD_WITHIN);
+        database(&here.data(), 7);
+        let begun = |version, replaces| Begun { what: What::Clone, version, revision: 9, time: 0, replaces };
+        let replaces = Some(Replaced::of(&here.data()).unwrap());
+        for other in [begun(17, None), begun(16, replaces)] {
+            other.store(&mark).unwrap();
+            assert!(!matches!(look(), Database::Unusable { .. }), "{other:?}");
+        }
+        begun(17, replaces).store(&mark).unwrap();
+        assert_eq!(look(), Database::Unusable { why: HALF_GONE.to_owned() });
+    }
 
     #[test]
     fn what_a_server_says_is_understood() {
