@@ -38,6 +38,7 @@ use std::{
 use test_cluster::TestCluster;
 
 /// One scenario.
+#[derive(Clone)]
 struct Scenario {
     /// What it proves, as a sentence.
     name: &'static str,
@@ -58,8 +59,11 @@ fn main() -> ExitCode {
         filters.is_empty() || filters.iter().any(matches)
     };
     let shared = Arc::new(Mutex::new(None));
-    let all = scenarios::all().into_iter().chain(safety::all()).chain(recovery::all()).chain(agent::all());
-    let trials = all.filter(is_named).map(|scenario| {
+    let all = [scenarios::all(), safety::all(), recovery::all(), agent::all()].concat();
+    for (at, scenario) in all.iter().enumerate() {
+        assert!(all[..at].iter().all(|other| other.name != scenario.name), "two scenarios are called {}", scenario.name);
+    }
+    let trials = all.into_iter().filter(is_named).map(|scenario| {
         let shared = Arc::clone(&shared);
         // `--ignored` alone means those that are ignored.
         let ignored = scenario.ignored && (filters.is_empty() || arguments.ignored);

@@ -38,7 +38,7 @@ pub fn all() -> Vec<Scenario> {
         asked("two_nodes_begin_without_the_third_by_an_order", third_is_late),
         asked("power_cuts_during_first_boot_do_no_harm", power_cuts),
         asked("documents_that_are_wrong_are_refused", wrong_documents),
-        asked("the_last_good_copy_is_not_taken_away", hosts::last_copy),
+        asked("verbs_on_the_host_leave_the_last_good_copy", hosts::last_copy),
         asked("the_compose_file_brings_up_the_same_cluster", compose),
     ]
 }
