@@ -61,7 +61,11 @@ fn main() -> ExitCode {
     let shared = Arc::new(Mutex::new(None));
     let all = [scenarios::all(), safety::all(), recovery::all(), agent::all()].concat();
     for (at, scenario) in all.iter().enumerate() {
-        assert!(all[..at].iter().all(|other| other.name != scenario.name), "two scenarios are called {}", scenario.name);
+        assert!(
+            all[..at].iter().all(|other| other.name != scenario.name),
+            "two scenarios are called {}",
+            scenario.name
+        );
     }
     let trials = all.into_iter().filter(is_named).map(|scenario| {
         let shared = Arc::clone(&shared);
