@@ -4,21 +4,25 @@
 //! finds half a database knows whether it was at work on it itself; without the mark a folder that no server can use is
 //! not half of a beginning but damage, and stays where it is.
 
-use crate::files::{Doubt, NewFile, Presence, sync_folder};
+use crate::{
+    files::{Doubt, NewFile, Presence, sync_folder},
+    model::Digest,
+};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs,
-    io::Write as _,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    fs::{self, File},
+    io::{self, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 /// Where the mark is.
 pub const BEGUN_PATH: &str = "/var/lib/pgha/begun.json";
 /// More than any mark has.
 const LONGEST: u64 = 4096;
+/// A manifest's end in bytes: the line with its checksum, and more.
+const MANIFEST_END: u64 = 128;
 
 /// What was begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,39 +51,14 @@ pub struct Begun {
     pub replaces: Option<Replaced>,
 }
 
-/// A database that is to be replaced, by its file `PG_VERSION`: as long as that is there, so may be half of the rest.
+/// A database that is to be replaced, by its backup manifest. `pg_basebackup` writes the manifest last, so that a copy
+/// that has arrived as a whole has one, and another than what it replaces had. Nothing else counts: numbers and times of
+/// files may change when a file system is mounted again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replaced {
-    /// The file; nothing if the database had none.
-    pub pg_version: Option<FileId>,
-}
-
-/// One file, as no other is: another that is made later may get its number, but not its time too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FileId {
-    /// Its inode's number.
-    pub inode: u64,
-    /// When it was made, in seconds since 1970; where the file system does not say so, when its inode changed last.
-    pub seconds: i64,
-    /// The rest of that time.
-    pub nanoseconds: i64,
-}
-
-impl FileId {
-    /// Of the file at `path`.
-    pub fn of(path: &Path) -> Presence<FileId> {
-        Presence::of(path).map(|found| {
-            // A change of its owner does not make it another file.
-            let made = found.created().ok().and_then(|time: SystemTime| time.duration_since(UNIX_EPOCH).ok());
-            let (seconds, nanoseconds) = match made {
-                Some(made) => (made.as_secs() as i64, i64::from(made.subsec_nanos())),
-                None => (found.ctime(), found.ctime_nsec()),
-            };
-            FileId { inode: found.ino(), seconds, nanoseconds }
-        })
-    }
+    /// The digest of the manifest's end, which holds its own checksum; nothing if the database had none.
+    pub manifest: Option<Digest>,
 }
 
 impl Replaced {
@@ -88,17 +67,32 @@ impl Replaced {
     /// # Errors
     /// When it is not known which it is.
     pub fn of(folder: &Path) -> Result<Replaced> {
-        Ok(Replaced { pg_version: FileId::of(&folder.join("PG_VERSION")).known()? })
+        Ok(Replaced { manifest: manifest(folder).known()? })
     }
 
     /// Whether what is in `folder` may be what is left of it.
     fn may_be_in(self, folder: &Path) -> bool {
-        match FileId::of(&folder.join("PG_VERSION")) {
-            Presence::Present(found) => self.pg_version == Some(found),
-            // Each file of it may be the first that goes.
+        match manifest(folder) {
+            Presence::Present(found) => self.manifest == Some(found),
+            // Each file of it may be the first that goes, and a copy may be cut off too.
             Presence::Absent | Presence::Unknown(_) => true,
         }
     }
+}
+
+/// The digest of the end of the manifest in `folder` (PostgreSQL, «Backup Manifest Format»).
+fn manifest(folder: &Path) -> Presence<Digest> {
+    let path = folder.join("backup_manifest");
+    let read = || -> io::Result<Digest> {
+        let mut file = File::open(&path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(MANIFEST_END)))?;
+        Digest::of_reader(file)
+    };
+    Presence::of(&path).and_then(|_| match read() {
+        Ok(digest) => Presence::Present(digest),
+        Err(error) => Presence::Unknown(Doubt::new(format!("reading {}: {error}", path.display()))),
+    })
 }
 
 /// What a person is told of a database that may be half gone.
@@ -168,30 +162,45 @@ mod tests {
     }
 
     #[test]
-    fn what_a_copy_replaces_is_told_from_the_copy_by_one_file() {
+    fn what_a_copy_replaces_is_told_from_the_copy_by_its_manifest() {
         let root = tempfile::tempdir().unwrap();
         let (main, path) = (root.path().join("main"), root.path().join("begun.json"));
-        samples::database(&main, 7);
-        let replaces = Some(Replaced::of(&main).unwrap());
-        Begun { what: What::Clone, version: 17, revision: 9, time: 0, replaces }.store(&path).unwrap();
+        let manifest = main.join("backup_manifest");
+        let arrives = |checksum: &str| {
+            samples::database(&main, 7);
+            let end = format!("\"Manifest-Checksum\": \"{checksum}\"}}\n");
+            fs::write(&manifest, format!("{{ \"Files\": [{}],\n{end}", " ".repeat(500))).unwrap();
+        };
+        let begin = || {
+            let replaces = Some(Replaced::of(&main).unwrap());
+            Begun { what: What::Clone, version: 17, revision: 9, time: 0, replaces }.store(&path).unwrap();
+        };
         let half = |version| Begun::load(&path).known().unwrap().unwrap().may_be_half_gone(version, &main);
-        assert!(half(17) && !half(16), "Patroni may not have begun, or may have removed half");
-        fs::set_permissions(main.join("PG_VERSION"), fs::Permissions::from_mode(0o600)).unwrap();
-        assert!(half(17), "it is the same file still");
-        fs::remove_file(main.join("PG_VERSION")).unwrap();
-        assert!(half(17), "it was the first that went");
-        std::os::unix::fs::symlink("PG_VERSION", main.join("PG_VERSION")).unwrap();
-        assert!(half(17), "a doubt");
-        fs::remove_dir_all(&main).unwrap();
-        // Longer than a clock of the kernel's that files are marked by rests.
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        // The cluster's first database is not a copy, a replica's is.
         samples::database(&main, 7);
-        assert!(!half(17), "the copy has a file of its own");
-        // A database without that file.
-        fs::remove_file(main.join("PG_VERSION")).unwrap();
-        let replaced = Replaced::of(&main).unwrap();
-        assert!(replaced.may_be_in(&main));
-        fs::write(main.join("PG_VERSION"), "17\n").unwrap();
-        assert!(!replaced.may_be_in(&main));
+        for is_copy in [false, true] {
+            if is_copy {
+                arrives("aa");
+            }
+            begin();
+            assert!(half(17) && !half(16), "Patroni may not have begun, or may have removed half");
+            // As after a restart on a file system that keeps neither numbers nor times.
+            let kept = root.path().join("kept");
+            assert!(std::process::Command::new("cp").arg("-r").args([&main, &kept]).status().unwrap().success());
+            fs::remove_dir_all(&main).unwrap();
+            fs::rename(&kept, &main).unwrap();
+            assert!(half(17), "it has the same manifest still, or none");
+            fs::remove_file(main.join("PG_VERSION")).unwrap();
+            assert!(half(17), "another file was the first that went");
+            let _ = fs::remove_file(&manifest);
+            assert!(half(17), "it was the first that went");
+            std::os::unix::fs::symlink("backup_manifest", &manifest).unwrap();
+            assert!(half(17), "a doubt");
+            fs::remove_dir_all(&main).unwrap();
+            samples::database(&main, 7);
+            assert!(half(17), "a copy without its manifest is not whole");
+            arrives("bb");
+            assert!(!half(17), "the copy is there");
+        }
     }
 }

@@ -123,7 +123,7 @@ impl Gate<'_> {
         let in_doubt = database != Database::Absent && (begun.is_present() || is_copy);
         let started = in_doubt && database::may_have_started(&folder);
         let room = !in_doubt || has_room(&folder);
-        let led = in_doubt && self.store().has_leader()?;
+        let led = in_doubt && self.store().leader()?.is_some_and(|leader| leader != self.me);
         let half_gone = self.is_half_gone(&begun);
         let (me, forms, version) = (self.me.to_owned(), self.forms, self.version);
         Ok(View { me, forms, version, keys, database, begun, started, half_gone, led, room })

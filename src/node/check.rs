@@ -124,10 +124,11 @@ pub fn patroni(state: &State) -> Result<()> {
 }
 
 /// Whether Patroni may start its server with this node's database. systemd starts a Patroni again that has ended, also
-/// while it was removing a database.
+/// while it was removing a database. Where a server runs, nothing is removed, and it needs its Patroni: without it, a
+/// primary would go on beside another.
 ///
 /// # Errors
-/// When half of the database may be gone, or that is not known.
+/// When no server runs, and half of the database may be gone or that is not known.
 pub fn database() -> Result<()> {
     let manifest: Manifest = serde_json::from_str(&read_text(Path::new(MANIFEST_PATH))?)
         .with_context(|| format!("reading {MANIFEST_PATH}"))?;
@@ -139,6 +140,9 @@ pub fn database() -> Result<()> {
 
 fn verify_whole(version: u32, mark: &Path, data: &Path) -> Result<()> {
     let folder = data.join(version.to_string()).join("main");
+    if matches!(super::database::server(&folder), Ok(Some(_))) {
+        return Ok(());
+    }
     match Begun::load(mark).known()? {
         Some(begun) if begun.may_be_half_gone(version, &folder) && Database::look(&folder) != Database::Absent => {
             Err(UserError::runtime(format!("the database in {} is not started: {HALF_GONE}", folder.display()))
@@ -183,6 +187,12 @@ mod tests {
         let error = crate::error::report(&check().unwrap_err());
         assert!(error.contains("17/main is not started") && error.contains("restart pgha-node"), "{error}");
         assert!(verify_whole(18, &mark, root.path()).is_ok(), "another version's");
+        let mut server = std::process::Command::new("sleep").arg("60").current_dir(&main).spawn().unwrap();
+        fs::write(main.join("postmaster.pid"), format!("{}\n", server.id())).unwrap();
+        assert!(check().is_ok(), "its server runs");
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert!(check().is_err(), "its server has ended");
         fs::remove_dir_all(&main).unwrap();
         assert!(check().is_ok(), "all of it is gone: Patroni copies");
         fs::write(&mark, "{").unwrap();

@@ -108,7 +108,8 @@ pub struct View {
     pub started: bool,
     /// Whether what is there may be half of what the copy that was begun replaces ([`Begun::may_be_half_gone`]).
     pub half_gone: bool,
-    /// Whether the cluster has a leader: it has the data then, whatever is here.
+    /// Whether another node leads the cluster: it has the data then, whatever is here. This node's own key may have
+    /// outlived its server.
     pub led: bool,
     /// Whether the disk is known to have room for one more copy that is as large as what is there.
     pub room: bool,
@@ -529,12 +530,13 @@ impl Store<'_> {
         Ok(self.client.txn(&self.unchanged(keys), &puts, &[])?.succeeded)
     }
 
-    /// Whether there is a leader.
+    /// The name of the node that leads, if one does.
     ///
     /// # Errors
     /// When etcd does not answer.
-    pub fn has_leader(&self) -> Result<bool, StoreError> {
-        Ok(self.client.get(&self.leader_key())?.is_some())
+    pub fn leader(&self) -> Result<Option<String>, StoreError> {
+        let found = self.client.get(&self.leader_key())?;
+        Ok(found.map(|key| String::from_utf8_lossy(&key.value).into_owned()))
     }
 
     /// Makes `initialize` say which database the cluster's is, as long as the keys are as they were read and there is no

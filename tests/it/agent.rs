@@ -145,7 +145,7 @@ fn a_key_that_is_gone_is_written_back_only_while_nobody_leads() {
     client.put("/pgha/demo/first", r#"{"node": "pg-1", "system": "7"}"#, 0).unwrap();
     let initialize = || client.get("/service/demo/initialize").unwrap().map(|key| key.value);
     client.put("/service/demo/leader", "pg-1", 0).unwrap();
-    assert!(store.has_leader().unwrap());
+    assert!(store.leader().unwrap().is_some());
     assert!(!store.restore(&store.read().unwrap(), "7").unwrap());
     client.delete(&RangeRequest::key("/service/demo/leader")).unwrap();
     // Somebody else writes between the look and the act.

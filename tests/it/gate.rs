@@ -189,6 +189,9 @@ fn a_copy_that_replaces_a_database_is_made_again_where_a_primary_runs() {
     let Outcome::Waits(why) = nodes.admit(0, false) else { panic!("does not wait") };
     assert!(why.contains("half of it may be gone") && nodes.asides(0).is_empty(), "{why}");
     assert!(nodes.missing(0).is_some());
+    // The key of a leader may outlive it.
+    nodes.client.put("/service/demo/leader", "pg-1", 0).unwrap();
+    assert!(matches!(nodes.admit(0, false), Outcome::Waits(_)));
     nodes.client.put("/service/demo/leader", "pg-2", 0).unwrap();
     assert_eq!(nodes.admit(0, false), Outcome::Admitted);
     assert_eq!((nodes.asides(0), nodes.mark(0)), (vec!["half-replaced".to_owned()], Some(What::Clone)));

@@ -38,7 +38,7 @@ impl Concern for Initialize {
     fn tick(&mut self, world: &World, _: Instant) -> Result<Vec<Attention>> {
         let Some(version) = world.postgresql.filter(|_| world.settled()) else { return Ok(Vec::new()) };
         let store = Store { client: &world.etcd, cluster: &world.node.spec.cluster };
-        if store.has_leader().context("asking etcd for the leader")? {
+        if store.leader().context("asking etcd for the leader")?.is_some() {
             return Ok(Vec::new());
         }
         let keys = store.read().context("asking etcd which database is the cluster's")?;

@@ -89,7 +89,7 @@ impl Members {
         let (place, record) = document::count(world, listed)?;
         self.listen(world, listed, now);
         let view = MembersView { place, listed: listed.iter().map(|member| self.seen(world, member, now)).collect() };
-        let left_out: Vec<String> =
+        let left_out: BTreeSet<String> =
             view.listed.iter().filter(|seen| !seen.named).map(|seen| seen.name.clone()).collect();
         let mut told: Vec<Attention> = out_of_date(place, &record, &left_out).into_iter().collect();
         if let Some(id) = ripe(&view)

@@ -241,7 +241,7 @@ impl Repair {
                 return Ok(None);
             };
             let here = Replaced::of(&folder(world)?)?;
-            Ok((here.pg_version.is_some() && begun.replaces == Some(here)).then_some(begun))
+            Ok((begun.replaces == Some(here)).then_some(begun))
         };
         let Some(begun) = mark()? else { return Ok(()) };
         if self.kept_for(&begun, now) < KEPT_AFTER {

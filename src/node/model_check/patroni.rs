@@ -248,8 +248,8 @@ impl Model {
                 });
                 world.node_mut(node).db = Db::Half(Mark::Bootstrap);
             }
-            // `post_bootstrap` fails on a node that was let in to copy: Patroni moves away what it has made.
-            Move::InitdbDone(_) if world.node(node).mark == Some(Mark::Clone) => {
+            // `post_bootstrap` fails on a node that was not let in to make a database: Patroni moves away what it has made.
+            Move::InitdbDone(_) if world.node(node).mark != Some(Mark::Bootstrap) => {
                 self.write_key(world, inc, |keys| (keys.initialize, keys.emptied) = (None, false));
                 world.node_mut(node).db = Db::Absent;
             }
