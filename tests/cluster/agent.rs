@@ -21,6 +21,7 @@ pub fn all() -> Vec<Scenario> {
     let asked = |name, run| Scenario { name, ignored: true, run };
     vec![
         asked("a_replica_that_missed_wal_is_cloned_anew_by_itself", missed_wal),
+        asked("a_clone_in_place_that_is_cut_off_is_made_again", clone_cut_off),
         asked("etcd_that_is_out_of_space_takes_writes_again_by_itself", out_of_space),
         asked("a_member_that_was_removed_from_etcd_comes_back_by_itself", removed_member),
         asked("an_older_document_removes_nobody", older_document),
@@ -38,6 +39,25 @@ fn sql(cluster: &TestCluster, node: &str, query: &str) -> String {
 /// The name of a replica.
 fn replica(cluster: &TestCluster) -> String {
     cluster.status().nodes.into_iter().find(|node| node.role == "replica").unwrap().name
+}
+
+/// Patroni removes the old data before it copies: whatever is left of them is never started.
+fn clone_cut_off(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let ledger = Ledger::write(cluster);
+    for cut_after in [200, 600, 1500, 4000] {
+        let node = replica(cluster);
+        cluster.on(&node, "pgha-node reclone --in-place --yes </dev/null >/root/said 2>&1 &");
+        thread::sleep(Duration::from_millis(cut_after));
+        cluster.verb("kill", &[&node]);
+        cluster.verb("start", &[&node]);
+        cluster.wait_healthy();
+        ledger.assert_kept(cluster);
+        let found = cluster.on(&node, "ls -d /var/lib/pgha/begun.json /var/lib/postgresql/*/main.aside-* 2>&1; true");
+        let said = cluster.on(&node, "cat /root/said");
+        println!("    cut off after {cut_after} ms: {} {}", said.trim(), found.trim().replace('\n', ", "));
+        cluster.on(&node, "rm -rf /var/lib/postgresql/*/main.aside-*");
+    }
 }
 
 fn missed_wal(cluster: &mut TestCluster) {

@@ -23,6 +23,7 @@ pub fn all() -> Vec<Scenario> {
         asked("recover_when_a_majority_is_lost_for_good", majority_lost),
         asked("recover_when_all_data_of_etcd_are_lost", etcd_lost),
         asked("recover_and_a_lost_node_that_has_more_comes_back", lost_node_returns),
+        asked("recover_and_the_old_majority_comes_back_while_the_cluster_is_cut_off", old_majority_returns),
         asked("recover_nothing_where_one_node_has_lost_its_volumes", volumes_lost),
         asked("recover_when_all_addresses_have_changed", addresses_changed),
     ]
@@ -271,6 +272,45 @@ fn volumes_lost(cluster: &mut TestCluster) {
     wait_with_one_primary(cluster, &primary);
     cluster.wait_healthy();
     ledger.assert_kept(cluster);
+}
+
+/// The nodes that were given up are a majority of the old etcd: without the recovered node in sight they are the old
+/// cluster again. They give way when they see it.
+fn old_majority_returns(cluster: &mut TestCluster) {
+    cluster.healthy();
+    let mut ledger = Ledger::write(cluster);
+    let [primary, synchronous, survivor] = roles(cluster);
+    cluster.verb("kill", &NODES);
+    cluster.verb("start", &[&survivor]);
+    wait_says(cluster, &survivor, "pgha-node recover", Duration::from_secs(180));
+    go_on_from(cluster, &survivor);
+    ledger.add(cluster, 100);
+    cluster.verb("partition", &[&survivor, "--wholly"]);
+    cluster.verb("start", &[&primary, &synchronous]);
+    let old = wait("the old cluster to take writes", cluster.patience(Duration::from_secs(180)), || {
+        primaries(cluster).into_iter().find(|node| *node != survivor).ok_or_else(|| says(cluster, &primary))
+    });
+    let written = ask(cluster, old, "app", "create table given_up as select generate_series(1, 300) id");
+    println!("    the old cluster has taken writes on {old}: {}", written.is_some());
+    cluster.verb("heal", &[]);
+    let began = Instant::now();
+    wait("the old cluster to give way", cluster.patience(Duration::from_secs(120)), || {
+        let found = primaries(cluster);
+        if found == [survivor.as_str()] {
+            Ok(())
+        } else {
+            Err(format!("{found:?} take writes: {}", says(cluster, old)))
+        }
+    });
+    println!("    it gives way {:.1} s after it sees the other", began.elapsed().as_secs_f64());
+    wait_with_one_primary(cluster, &survivor);
+    cluster.wait_healthy();
+    ledger.add(cluster, 100);
+    ledger.assert_kept(cluster);
+    assert_eq!(cluster.door(5000).ask("select coalesce(to_regclass('given_up')::text, 'none')").unwrap(), "none");
+    let kept = asides(cluster, old);
+    assert!(kept.iter().any(|aside| aside["why"] == "before-recovery"), "{kept:?}");
+    cluster.start_afresh();
 }
 
 fn addresses_changed(cluster: &mut TestCluster) {

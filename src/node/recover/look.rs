@@ -225,7 +225,10 @@ impl<'a> Here<'a> {
         let pg_waldump = self.programs().join("pg_waldump");
         let wal = Wal { folder: folder.join("pg_wal"), pg_waldump: &pg_waldump };
         if database::server(folder)?.is_some() {
-            let (end, commit) = self.ask_server(folder)?;
+            let Answer { mut end, commit, is_receiving } = self.ask_server(folder)?;
+            if !is_receiving {
+                end.timeline = end.timeline.max(wal.followed(facts, end.position)?);
+            }
             let history = Some(wal.history(end.timeline)?);
             let reach = Reach { system: facts.system.clone(), end, exact: true, history };
             return Ok(Copy { reach, last: commit.or(Some(facts.checkpoint_time)) });
@@ -239,7 +242,7 @@ impl<'a> Here<'a> {
 
     /// Where the WAL of the server that runs with the data in `folder` ends, and the time of the last commit that it has
     /// replayed.
-    fn ask_server(&self, folder: &Path) -> Result<(Place, Option<i64>)> {
+    fn ask_server(&self, folder: &Path) -> Result<Answer> {
         const ASK: &str = "select case when pg_is_in_recovery() \
             then coalesce((select max(received_tli) from pg_stat_wal_receiver), 0) \
             else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int end, \
@@ -520,19 +523,31 @@ fn time(text: &str) -> Option<i64> {
     Some(if zone.starts_with('-') { utc + offset } else { utc - offset })
 }
 
+/// How far a server has come.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    end: Place,
+    /// The time of the last commit that it has replayed, in seconds since 1970.
+    commit: Option<i64>,
+    /// Whether it writes or receives WAL, so that its timeline is known. A replica without a sender does not say which it
+    /// follows.
+    is_receiving: bool,
+}
+
 /// Reads a server's three timelines, its position, and the seconds of its last replayed commit or `none`.
-fn read_answer(text: &str) -> Result<(Place, Option<i64>)> {
-    let read = || -> Option<(Place, Option<i64>)> {
+fn read_answer(text: &str) -> Result<Answer> {
+    let read = || -> Option<Answer> {
         let [received, checkpoint, recovery, position, time] = text.split(' ').collect::<Vec<_>>()[..] else {
             return None;
         };
-        let timelines = [received, checkpoint, recovery].map(|word| word.parse::<u32>().ok());
-        let timeline = timelines.into_iter().collect::<Option<Vec<u32>>>()?.into_iter().max()?;
+        let [received, checkpoint, recovery] = [received, checkpoint, recovery].map(|word| word.parse::<u32>().ok());
+        let timeline = received?.max(checkpoint?).max(recovery?);
         let commit = match time {
             "none" => None,
             seconds => Some(seconds.parse().ok()?),
         };
-        Some((Place { timeline, position: parse_position(position)? }, commit))
+        let end = Place { timeline, position: parse_position(position)? };
+        Some(Answer { end, commit, is_receiving: received? > 0 })
     };
     read().with_context(|| format!("the server's answer is not understood: {text}"))
 }
@@ -566,10 +581,14 @@ mod tests {
 
     #[test]
     fn what_a_server_says_is_understood() {
-        let (end, commit) = read_answer("67 67 0 0/7001C40 none").unwrap();
-        assert_eq!((end.timeline, end.position, commit), (67, Lsn(0x700_1C40), None));
-        let (end, commit) = read_answer("0 1 2 1/0 1795741700").unwrap();
-        assert_eq!((end.timeline, end.position, commit), (2, Lsn(1 << 32), Some(1_795_741_700)));
+        let answer = |timeline, position, commit, is_receiving| Answer {
+            end: Place { timeline, position: Lsn(position) },
+            commit,
+            is_receiving,
+        };
+        let read = |text| read_answer(text).unwrap();
+        assert_eq!(read("67 67 0 0/7001C40 none"), answer(67, 0x700_1C40, None, true));
+        assert_eq!(read("0 1 2 1/0 1795741700"), answer(2, 1 << 32, Some(1_795_741_700), false));
         for wrong in
             ["", "67 67 0 0/7001C40", "67 67 0 0/7001C40 ", "1 x 0 0/0 none", "1 1 0 nowhere none", "1 1 1 0/0 soon"]
         {

@@ -112,6 +112,17 @@ impl Wal<'_> {
         Ok(found)
     }
 
+    /// The timeline on which a replica with these data has come as far as `position`: the newest with WAL that it follows
+    /// and whose beginning it has passed. Its last restartpoint may still be on an older one.
+    ///
+    /// # Errors
+    /// When the folder or a history cannot be read.
+    pub fn followed(&self, facts: &Facts, position: Lsn) -> Result<u32> {
+        let has_begun = |history: &History| history.0.last().is_some_and(|last| last.position <= position);
+        let newest = self.descendants(facts)?.into_iter().find(|(_, history)| has_begun(history));
+        Ok(newest.map_or(facts.timeline, |(timeline, _)| timeline))
+    }
+
     /// The newest timeline of which there is a history or WAL.
     ///
     /// # Errors
@@ -298,6 +309,30 @@ mod tests {
         assert_eq!(record((1 << 24) - 8, 16).end(1 << 24), Lsn((1 << 24) + 40 + 8));
         assert_eq!(record(8192 - 8, 8).end(1 << 24), Lsn(8192));
         assert_eq!(record(0, 8192 + 8168 + 1).end(1 << 24), Lsn(2 * 8192 + 24 + 8));
+    }
+
+    #[test]
+    fn a_replica_without_a_restartpoint_has_followed_the_newest_timeline_that_it_has_reached() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("main");
+        crate::node::database::samples::database(&data, 7);
+        let crate::node::database::Database::Present(facts) = crate::node::database::Database::look(&data) else {
+            panic!("the sample is a database")
+        };
+        let facts = Facts { timeline: 1, checkpoint: Lsn(0x600_0028), ..facts };
+        let wal = Wal { folder: folder.path().join("pg_wal"), pg_waldump: Path::new("pg_waldump") };
+        let file = |name: &str, text: &str| fs::write(wal.folder.join(name), text).unwrap();
+        fs::create_dir(&wal.folder).unwrap();
+        file("000000010000000000000006", "");
+        file("00000051.history", "1\t0/7000000\tno recovery target specified\n");
+        let followed = |position| wal.followed(&facts, Lsn(position)).unwrap();
+        assert_eq!(followed(0x700_2320), 1, "it knows of a timeline, and has no WAL of it");
+        file("000000510000000000000007", "");
+        assert_eq!((followed(0x6FF_FFF8), followed(0x700_0000), followed(0x700_2320)), (1, 81, 81));
+        // Left before the last checkpoint: the data are not a part of it.
+        file("00000091.history", "1\t0/6000000\tno recovery target specified\n");
+        file("000000910000000000000007", "");
+        assert_eq!(followed(0x700_2320), 81);
     }
 
     #[test]
