@@ -130,7 +130,7 @@ impl Cluster {
 
     /// Lets a running node leave its cluster.
     fn leave(&self, node: &str, forced: bool) -> Result<()> {
-        let mut command = ["pgha-node", "leave"].map(str::to_owned).to_vec();
+        let mut command = ["pgha-node", "leave", "--yes"].map(str::to_owned).to_vec();
         command.extend(forced.then(|| "--force".to_owned()));
         let done = self.driver.exec(node, &command, &[], self.driver.patience(LEAVE_WITHIN))?;
         if done.status == 0 {

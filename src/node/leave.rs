@@ -1,9 +1,9 @@
-//! `pgha-node leave`: removes a node from its cluster for good, so that the others need not find out that it is gone.
+//! `pgha-node leave`: removes a node from its cluster, so that the others need not find out that it is gone.
 //!
 //! It must not take the last good copy of the data with it. What counts is what Patroni's members know of each other, and
 //! what is not known is not good. [`decide`] says whether the node may go; a primary hands over first.
 
-use super::{lock, peers::TlsCredentials, state::State, this_node, units};
+use super::{lock, peers::TlsCredentials, progress::Reporter, state::State, this_node, units};
 use crate::{
     error::UserError,
     etcd::{Client, RangeRequest},
@@ -12,6 +12,7 @@ use crate::{
     model::{
         Node,
         scope::{client_url, host_port, peer_url, ports},
+        status::Phase,
     },
 };
 use anyhow::{Context as _, Result, anyhow};
@@ -274,7 +275,10 @@ pub fn leave(state: &State, force: bool) -> Result<()> {
         log::info!("leaving: removing {} from etcd", me.name);
         remove(&client, own.id, REMOVED_WITHIN, PAUSE).context("removing the node from etcd's members")?;
     }
-    stop(UNITS[UNITS.len() - 1])
+    stop(UNITS[UNITS.len() - 1])?;
+    let then = "it joins again at its next boot as long as its document names it";
+    Reporter::of_the_node().report(Phase::Waiting, "this node has left its cluster", then);
+    Ok(())
 }
 
 /// Removes a member of etcd, and asks again for as long as `within`.

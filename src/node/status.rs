@@ -62,7 +62,12 @@ pub fn look(services: bool) -> Result<NodeStatus> {
         postgresql: state.as_ref().and_then(|state| ask_patroni(state).ok()),
         etcd: state.as_ref().and_then(|state| ask_etcd(state).ok()),
         vip: vip(),
-        attention: if state.is_some() { attention(&agent) } else { Vec::new() },
+        // It is started last: before the node is ready, nobody misses it.
+        attention: if state.is_some() && (progress.phase == Phase::Ready || agent.active == "active") {
+            attention(&agent)
+        } else {
+            Vec::new()
+        },
         asides,
         progress,
     })

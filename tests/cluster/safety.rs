@@ -179,7 +179,7 @@ fn last_copy(cluster: &mut TestCluster) {
     fs::write(&smaller, rest).unwrap();
     let verb = |arguments: &[&str]| Ran::of(cluster.program().arg("cluster").args(arguments));
     for refused in [
-        cluster.try_on(&primary, "pgha-node leave"),
+        cluster.try_on(&primary, "pgha-node leave --yes"),
         verb(&["replace", NAME, &primary, "--within", "15s"]),
         verb(&["update", NAME, smaller.to_str().unwrap(), "--within", "15s"]),
     ] {

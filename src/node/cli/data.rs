@@ -353,7 +353,8 @@ pub(super) fn confirm(yes: bool, question: &str, word: &str) -> Result<()> {
         return Ok(());
     }
     if !io::stdin().is_terminal() {
-        return Err(UserError::usage(format!("{question} This must be confirmed"))
+        writeln!(io::stderr(), "{question}")?;
+        return Err(UserError::usage("nothing is changed: this must be confirmed")
             .hint("on a terminal, or by --yes")
             .into());
     }

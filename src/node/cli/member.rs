@@ -1,5 +1,6 @@
 //! The verbs that make a machine a member of its cluster and keep it one.
 
+use super::data::confirm;
 use crate::{
     error::UserError,
     model::Time,
@@ -120,14 +121,18 @@ pub fn move_etcd_leader(arguments: Vec<OsString>) -> Result<ExitCode> {
 /// How `leave` is described.
 pub fn leave_command() -> Command {
     Command::new("leave")
-        .about("Removes this node from its cluster for good: stops its services and informs the others; its data stay")
+        .about("Removes this node from its cluster: stops its services and informs the others; its data stay")
+        .arg(Arg::new("yes").long("yes").action(ArgAction::SetTrue).help("Does not ask"))
         .arg(
             Arg::new("force")
                 .long("force")
                 .action(ArgAction::SetTrue)
                 .help("Leaves even if no other member has a good copy of the data, or writes stop without this node"),
         )
-        .after_help("A primary hands over first. A node whose data no other member has does not leave without --force.")
+        .after_help(
+            "A primary hands over first. A node whose data no other member has does not leave without --force. A node that \
+             the document still names joins again at its next boot.",
+        )
 }
 
 /// Runs `leave`.
@@ -135,8 +140,18 @@ pub fn leave_command() -> Command {
 /// # Errors
 /// When nobody can be told, or a service does not stop.
 pub fn leave(arguments: Vec<OsString>) -> Result<ExitCode> {
-    let force = leave_command().try_get_matches_from(arguments)?.get_flag("force");
-    leaving::leave(&state()?, force).map(|()| ExitCode::SUCCESS)
+    let matches = leave_command().try_get_matches_from(arguments)?;
+    let state = state()?;
+    let (node, cluster) = (&state.node, &state.cluster);
+    let question = format!("{node} will leave the cluster {cluster}: its services stop, and its data stay here.");
+    confirm(matches.get_flag("yes"), &question, node)?;
+    leaving::leave(&state, matches.get_flag("force"))?;
+    writeln!(
+        std::io::stdout(),
+        "{node} has left the cluster {cluster}. It joins again at its next boot as long as its document names it: give the \
+         others a document without it, and switch it off."
+    )?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// How `save-haproxy-state` is described.
