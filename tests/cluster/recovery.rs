@@ -11,6 +11,7 @@ use crate::{
 use serde_json::Value;
 use std::{
     fs,
+    path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -196,6 +197,21 @@ fn etcd_lost(cluster: &mut TestCluster) {
     show(cluster, &behind);
 }
 
+/// How many rows of a table the manual's commands get out of a database that was set aside.
+fn dumped(cluster: &TestCluster, node: &str, aside: &str, table: &str, database: &str) -> usize {
+    let manual = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("overlays/node/RECOVERY.md")).unwrap();
+    let copy = manual.lines().skip_while(|line| !line.starts_with("    cp -a /var/lib/postgresql"));
+    let copy = copy.take_while(|line| !line.starts_with("    echo"));
+    let dump = manual.lines().skip_while(|line| !line.starts_with("    cd /var/lib/postgresql/look"));
+    let dump = dump.take_while(|line| line.is_empty() || line.starts_with("    "));
+    let script: Vec<&str> = copy.chain(dump).map(str::trim_start).collect();
+    let script = script.join("\n").replace("/var/lib/postgresql/17/main.aside-...-before-recovery", aside);
+    let script = script.replace("TABLE", table).replace("DATABASE", database);
+    cluster.on(node, &format!("set -e\n{script}\ncd / && rm -r /var/lib/postgresql/look"));
+    let rows = cluster.on(node, "cat /root/rows.sql");
+    rows.lines().filter(|line| line.parse::<u32>().is_ok()).count()
+}
+
 fn lost_node_returns(cluster: &mut TestCluster) {
     cluster.healthy();
     let mut ledger = Ledger::write(cluster);
@@ -251,6 +267,7 @@ fn lost_node_returns(cluster: &mut TestCluster) {
             ),
         );
         assert!(found.contains("count = \"300\""), "{node}: {found}");
+        assert_eq!(dumped(cluster, node, path, "tail", "app"), 300);
     }
 }
 
