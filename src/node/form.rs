@@ -19,6 +19,7 @@ use super::{
     recover::{
         keys::{Names, Recovered},
         lineage::{self, Lineage},
+        rival::{self, Past, Standing},
     },
     state::{ETCD_DATA, POSTGRESQL_DATA, STATE_PATH, State},
     units,
@@ -36,7 +37,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::ErrorKind,
     net::{SocketAddr, TcpStream},
@@ -72,7 +73,7 @@ const DOUBT: Duration = Duration::from_secs(3);
 const ENTERING: &str = "entering the cluster's etcd";
 const STARTING: &str = "starting etcd";
 const SETTLING: &str = "forming the cluster's etcd";
-const LEFT_BEHIND: &str = "the cluster went on in another etcd than this node's, which has no quorum";
+const LEFT_BEHIND: &str = "the cluster went on in another etcd than this node's";
 
 /// What this node has on its disks, and where it is decided about.
 #[derive(Debug)]
@@ -355,13 +356,7 @@ impl Forming {
         let me = desk.me();
         let others: Vec<&Member> = desk.node.peers().collect();
         let found = peers::ask(&others, request, &self.credentials)?;
-        let running: Vec<&Member> = others
-            .iter()
-            .zip(&found)
-            .filter(|(_, peer)| matches!(peer, Peer::Etcd { ever: true, .. }))
-            .map(|(member, _)| *member)
-            .collect();
-        let cluster = if running.is_empty() { None } else { peers::cluster(&running, me, &self.credentials) };
+        let cluster = self.cluster(&own, &others, &found);
         Ok(View {
             document: desk.document.clone(),
             me: me.name.clone(),
@@ -372,6 +367,41 @@ impl Forming {
             draw: draw()?,
             added: self.added,
         })
+    }
+
+    /// The cluster whose quorum answers; of several, the one that this node belongs to.
+    fn cluster(&self, own: &Own, others: &[&Member], found: &[Peer]) -> Option<Cluster> {
+        // A client hears the first that answers: members of another cluster must not hide this one's.
+        let mut running: BTreeMap<Option<u64>, Vec<&Member>> = BTreeMap::new();
+        for (member, peer) in others.iter().zip(found) {
+            if let Peer::Etcd { cluster, ever: true } = peer {
+                running.entry(*cluster).or_default().push(member);
+            }
+        }
+        let me = self.desk.me();
+        let mut clusters: Vec<(Cluster, Vec<&Member>)> = Vec::new();
+        for (_, members) in running {
+            if let Some(cluster) = peers::cluster(&members, me, &self.credentials)
+                && clusters.iter().all(|(known, _)| known.id != cluster.id)
+            {
+                clusters.push((cluster, members));
+            }
+        }
+        if clusters.len() < 2 {
+            return clusters.pop().map(|(cluster, _)| cluster);
+        }
+        let past = |(cluster, members): &(Cluster, Vec<&Member>)| self.past(cluster.id, members);
+        let known: Vec<Past> = clusters.iter().map(past).collect();
+        let own = match &own.etcd {
+            EtcdData::Data(ids) => Some(format!("{:x}", ids.cluster)),
+            EtcdData::Absent | EtcdData::Unborn | EtcdData::Unknown(_) => None,
+        };
+        rival::right(&known, own.as_deref()).map(|at| clusters.swap_remove(at).0)
+    }
+
+    /// What the cluster of etcd with the id `cluster`, which these members run, says of its last recovery.
+    fn past(&self, cluster: u64, members: &[&Member]) -> Past {
+        Past::ask(format!("{cluster:x}"), members, &self.desk.node.spec.cluster, &self.credentials)
     }
 
     /// Writes a person's order, which `pgha-node init` finds at its next look.
@@ -450,13 +480,7 @@ impl Forming {
         if Lineage::load(&path).known()?.is_none() {
             return Ok(None);
         }
-        // Another cluster's member would say something else.
-        let is_its =
-            |found: &Peer| matches!(found, Peer::Etcd { cluster, .. } if cluster.is_none_or(|id| id == other.id));
-        let its: BTreeSet<&String> =
-            view.peers.iter().filter(|(_, found)| is_its(found)).map(|(name, _)| name).collect();
-        let members = self.desk.node.spec.members.iter().filter(|member| its.contains(&member.name));
-        let client = self.credentials.etcd(members.map(client_url).collect())?;
+        let client = self.credentials.etcd(self.endpoints(view, other))?;
         match Recovered::ask(&client, Names(&self.desk.node.spec.cluster)) {
             Ok(theirs) => lineage::stays(&path, ids.cluster, theirs.as_ref()),
             Err(error) => {
@@ -465,12 +489,22 @@ impl Forming {
         }
     }
 
-    /// Whether this node's etcd, which runs, has no quorum while another cluster's answers: that one went on from another
-    /// node by a person's order.
+    /// Where the nodes are asked that run `cluster`: another cluster's member would say, or change, something else.
+    fn endpoints(&self, view: &View, cluster: &Cluster) -> Vec<String> {
+        let is_its =
+            |found: &Peer| matches!(found, Peer::Etcd { cluster: its, .. } if its.is_none_or(|id| id == cluster.id));
+        let its = |name: &String| view.peers.iter().any(|(known, found)| known == name && is_its(found));
+        self.desk.node.spec.members.iter().filter(|member| its(&member.name)).map(client_url).collect()
+    }
+
+    /// Whether the cluster went on from another node by a person's order, in another etcd than this node's, which runs:
+    /// another cluster's quorum answers. While this node's own has its quorum, too, the other must say that it has
+    /// replaced it.
     fn is_left_behind(&self) -> Result<bool> {
         let own = self.credentials.etcd(vec![client_url(self.desk.me())]);
-        if own.and_then(|client| client.cluster()).is_ok() {
-            return Ok(false);
+        if let Ok((cluster, _)) = own.and_then(|client| client.cluster()) {
+            let found = self.beside(cluster);
+            return Ok(found.iter().any(|beside| beside.standing == Standing::GivesWay));
         }
         let view = self.survey()?;
         let is_another = matches!(
@@ -478,6 +512,23 @@ impl Forming {
             (EtcdData::Data(ids), Some(other)) if ids.cluster != other.id
         );
         Ok(is_another && self.stays(&view)?.is_none())
+    }
+
+    /// The clusters of etcd whose quorum answers beside this node's own, which has the id `own` and a quorum.
+    fn beside(&self, own: u64) -> Vec<Beside> {
+        let others: Vec<&Member> = self.desk.node.peers().collect();
+        let mut found = rival::ask(&others, &self.credentials);
+        found.retain(|quorum| quorum.cluster != format!("{own:x}"));
+        if found.is_empty() {
+            return Vec::new();
+        }
+        let mine = self.past(own, &[self.desk.me()]);
+        let seen = |quorum: rival::Quorum| {
+            let its = others.iter().filter(|member| quorum.nodes.contains(&member.name)).copied().collect::<Vec<_>>();
+            let theirs = Past::ask(quorum.cluster.clone(), &its, &self.desk.node.spec.cluster, &self.credentials);
+            Beside { standing: rival::standing(&mine, &theirs), cluster: quorum.cluster, nodes: quorum.nodes }
+        };
+        found.into_iter().map(seen).collect()
     }
 
     /// Makes this node's etcd count, if it runs and was added as one that does not yet.
@@ -511,12 +562,12 @@ impl Forming {
     /// Changes the cluster's members.
     fn ask_cluster(&mut self, view: &View, step: &Step) -> Result<()> {
         let me = self.desk.me();
-        let others = self.desk.node.peers();
-        let client = self.credentials.etcd(others.map(client_url).collect())?;
+        let cluster = view.cluster.as_ref().context("no cluster answers")?;
+        let client = self.credentials.etcd(self.endpoints(view, cluster))?;
         match step {
             Step::Remove(id) => client.member_remove(*id)?,
             Step::Add => {
-                let learns = view.cluster.as_ref().is_some_and(join::must_learn);
+                let learns = join::must_learn(cluster);
                 self.added = Some(client.member_add(&[peer_url(me)], learns)?.id);
             }
             Step::Readdress(id) => client.member_update(*id, &[peer_url(me)])?,
@@ -573,13 +624,33 @@ fn words(step: &Step) -> String {
     }
 }
 
-/// Whether the etcd of `node`, this machine, has no quorum while another cluster's answers which it may follow: that
-/// one went on from another node by a person's order.
+/// Whether the cluster went on from another node by a person's order, in another etcd than that of `node`, this machine,
+/// which it may follow.
 ///
 /// # Errors
 /// When its own disks or certificates cannot be read.
 pub fn is_left_behind(node: &Node) -> Result<bool> {
     Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?.is_left_behind()
+}
+
+/// Another cluster of etcd with a quorum, beside this node's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beside {
+    /// Its id, in hexadecimal digits.
+    pub cluster: String,
+    /// The nodes of the document that run it and answer.
+    pub nodes: Vec<String>,
+    /// How this node's cluster stands to it.
+    pub standing: Standing,
+}
+
+/// The clusters of etcd whose quorum answers beside that of `node`, this machine, which has the id `own` and a quorum.
+/// Who does not answer is unknown, and not among them.
+///
+/// # Errors
+/// When the document has no digest.
+pub fn beside(node: &Node, own: u64) -> Result<Vec<Beside>> {
+    Ok(Forming::new(node, Path::new("/"), TlsCredentials::of_the_node())?.beside(own))
 }
 
 /// How this node's etcd starts. The other nodes are answered until this is dropped, which must be before etcd starts.
@@ -614,10 +685,16 @@ pub fn enter(node: &Node, reporter: &mut Reporter) -> Result<Entered> {
         stop(Stopped::Etcd)?;
     }
     let discovery = forming.receive()?;
-    let mut acts = 0;
+    let (mut acts, began) = (0, Instant::now());
     loop {
         let view = forming.look(false)?;
         let step = join::next(&view);
+        if join::listens(&view, &step, began.elapsed()) {
+            let why = format!("listening for the other members before etcd starts ({})", view.standing());
+            reporter.report(Phase::Waiting, ENTERING, &why);
+            lock::rest(PAUSE)?;
+            continue;
+        }
         let text = words(&step);
         if !text.is_empty() {
             reporter.report(Phase::Working, ENTERING, &text);

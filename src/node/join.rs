@@ -22,7 +22,7 @@ use crate::model::{
     scope::{EtcdStart, peer_url},
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 /// A person's order to form the cluster without some members.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -341,6 +341,17 @@ fn listed(document: &Document, cluster: &[Listed]) -> Vec<Place> {
         .collect();
     members.sort();
     members
+}
+
+/// How long a node that has etcd's data listens for members that do not answer before its etcd starts with them.
+pub const LISTENS: Duration = Duration::from_secs(10);
+
+/// Whether the node listens on before it carries out `step`, `since` its first look: a member that is silent may be the one
+/// from which the cluster went on, and with the others this node may be a quorum of what was given up. Where all members
+/// start together, all answer, and nobody waits.
+pub fn listens(view: &View, step: &Step, since: Duration) -> bool {
+    let is_silent = |(_, peer): &(String, Peer)| matches!(peer, Peer::Silent(_));
+    *step == Step::Resume && view.cluster.is_none() && since < LISTENS && view.peers.iter().any(is_silent)
 }
 
 /// With data and without a quorum.

@@ -120,7 +120,7 @@ fn all_addresses_change() {
     assert!(machines.iter().all(|machine| !machine.serves()), "their etcds look for the old addresses");
     machines[1].cut();
     let (view, _) = here(&machines[1]).view();
-    assert_eq!(view.quorum, None);
+    assert_eq!(view.quorums, []);
     assert!(view.nodes.iter().all(|node| node.silent.is_none()), "{view:?}");
     // The others do not tell what database they have: their etcds have the port, and no `init` runs here.
     recover(&machines[1]);

@@ -3,6 +3,9 @@
 //! A member is removed only by a node whose document is the newest, when that document does not name it, when this agent
 //! has not heard of it for minutes on end, and while all that it takes to lose another one is there. Every doubt (etcd
 //! without a quorum, a look that came late) begins those minutes again.
+//!
+//! The others are asked one by one whether they run another cluster's etcd, also while this node's own is well: members
+//! of a cluster that was given up may be a quorum of it. Who runs what another cluster has replaced gives way to that.
 
 use super::{
     Attention, Concern, World,
@@ -13,7 +16,15 @@ use crate::{
     etcd::{EtcdError, Member},
     log,
     model::scope::{client_url, peer_url},
-    node::{etcd_data::EtcdData, form, join::is_named, lock, state::ETCD_DATA, units},
+    node::{
+        etcd_data::EtcdData,
+        form::{self, Beside},
+        join::is_named,
+        lock,
+        recover::rival::Standing,
+        state::ETCD_DATA,
+        units,
+    },
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -69,10 +80,18 @@ impl Concern for Members {
             *self = Members { restarted: self.restarted, ..Members::default() };
             return Ok(Vec::new());
         }
-        match world.etcd.members() {
-            Ok(listed) => {
+        match world.etcd.cluster() {
+            Ok((cluster, listed)) => {
                 (self.away, self.removed) = (None, None);
-                self.look_after(world, &listed, now)
+                let beside = form::beside(&world.node, cluster)?;
+                if beside.iter().any(|beside| beside.standing == Standing::GivesWay) {
+                    // What this etcd says of its members does not matter any more.
+                    self.come_back(world, now, ComesBack::LeftBehind, || form::is_left_behind(&world.node))?;
+                    return Ok(vec![Attention::serious("members/left-behind", ComesBack::LeftBehind.words())]);
+                }
+                let mut told: Vec<Attention> = beside.iter().map(|beside| rival(cluster, beside)).collect();
+                told.extend(self.look_after(world, &listed, now)?);
+                Ok(told)
             }
             Err(error) => {
                 self.silent.clear();
@@ -145,6 +164,41 @@ impl Members {
         listed.iter().filter(|member| answers(world, member)).map(|member| member.id).collect()
     }
 
+    /// Lets `init` begin again, if `again` still says so when nobody else can change this node, and it was not made to do
+    /// so a moment ago.
+    fn come_back(
+        &mut self,
+        world: &World,
+        now: Instant,
+        why: ComesBack,
+        again: impl FnOnce() -> Result<bool>,
+    ) -> Result<()> {
+        if self.was_lately(now) {
+            return Ok(());
+        }
+        let held = lock::hold_now("agent")?;
+        world.ensure_not_ordered()?;
+        // Until the lock was ours, others may have changed this node.
+        if !world.settled() || !again()? {
+            return Ok(());
+        }
+        log::warning!("{}", why.words());
+        if why == ComesBack::LeftBehind {
+            units::stop(PATRONI_UNIT)?;
+        }
+        // One that was away when it was removed does not know of it, and waits for a leader; `init` does not ask what
+        // runs.
+        units::stop(ETCD_UNIT)?;
+        drop(held);
+        units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
+        self.restarted = Some(now);
+        Ok(())
+    }
+
+    fn was_lately(&self, now: Instant) -> bool {
+        self.restarted.is_some_and(|at| now.duration_since(at) < AGAIN)
+    }
+
     /// What a node whose etcd does not answer does: asks the others whether it is still a member.
     fn look_from_outside(
         &mut self,
@@ -165,25 +219,14 @@ impl Members {
             listed,
             left_behind,
             unlisted: self.removed.map(|since| now.duration_since(since)).unwrap_or_default(),
-            lately: self.restarted.is_some_and(|at| now.duration_since(at) < AGAIN),
+            lately: self.was_lately(now),
         };
         if let Some(why) = outside.comes_back() {
-            let held = lock::hold_now("agent")?;
-            world.ensure_not_ordered()?;
-            // Until the lock was ours, others may have changed this node, and etcd may be back.
-            let again = seen(&ask_others(world), &EtcdData::look(Path::new(ETCD_DATA)))?;
-            if world.settled() && world.etcd.members().is_err() && again == (listed, left_behind) {
-                log::warning!("{}", why.words());
-                if why == ComesBack::LeftBehind {
-                    units::stop(PATRONI_UNIT)?;
-                }
-                // One that was away when it was removed does not know of it, and waits for a leader; `init` does not
-                // ask what runs.
-                units::stop(ETCD_UNIT)?;
-                drop(held);
-                units::run_again(NODE_UNIT).with_context(|| format!("restarting {NODE_UNIT}"))?;
-                self.restarted = Some(now);
-            }
+            // etcd may be back.
+            self.come_back(world, now, why, || {
+                let again = seen(&ask_others(world), &EtcdData::look(Path::new(ETCD_DATA)))?;
+                Ok(world.etcd.members().is_err() && again == (listed, left_behind))
+            })?;
         }
         if listed == Some(false) {
             return Ok(vec![Attention::serious("members/removed", ComesBack::Removed.words())]);
@@ -206,6 +249,27 @@ impl Members {
     }
 }
 
+/// What is told of another cluster beside this node's, which has the id `own`, as long as this one does not give way.
+fn rival(own: u64, beside: &Beside) -> Attention {
+    let Beside { cluster, nodes, standing } = beside;
+    let both = format!(
+        "two clusters of one name run and may both take writes: this node is part of the etcd {own:x}, and {} of {cluster}, \
+         each with a quorum",
+        nodes.join(", ")
+    );
+    let way_out = match standing {
+        Standing::Stays => {
+            "This node's has replaced the other by a person's order, and those nodes give way by themselves within a \
+             minute. If they do not"
+        }
+        Standing::Open | Standing::GivesWay => "Nothing says which has replaced the other: decide which is right",
+    };
+    Attention::serious(
+        &format!("members/rival-{cluster}"),
+        format!("{both}. {way_out}: `pgha-node recover`, and the manual, `pgha-node help recover`"),
+    )
+}
+
 /// The cluster's id and its members as a quorum of the others lists them; nothing if none answers.
 fn ask_others(world: &World) -> Option<(u64, Vec<Member>)> {
     let others: Vec<String> = world.others().map(client_url).collect();
@@ -216,7 +280,7 @@ fn ask_others(world: &World) -> Option<(u64, Vec<Member>)> {
 }
 
 /// What is told of a document that is not the newest; `left_out` are the members of etcd that it does not name.
-fn out_of_date(place: Place, record: &Record, left_out: &BTreeSet<String>) -> Option<Attention> {
+fn out_of_date(place: Place, record: &Record, left_out: &[String]) -> Option<Attention> {
     let names = record.members.join(", ");
     let newest = match record.generation {
         0 => "no document is known that names all".to_owned(),
@@ -230,7 +294,7 @@ fn out_of_date(place: Place, record: &Record, left_out: &BTreeSet<String>) -> Op
         Place::Unknown => format!(
             "this node's document is not one that the cluster has seen, and does not name {}, members of etcd: if it is \
              right, `pgha-node init --changed`; {newest}",
-            left_out.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+            left_out.join(", ")
         ),
     };
     Some(Attention::notice("members/older-document", text))
@@ -321,8 +385,7 @@ impl ComesBack {
         match self {
             ComesBack::Removed => "the others have removed this node from etcd: it joins again",
             ComesBack::LeftBehind => {
-                "the cluster went on in another etcd than this node's, which has no quorum: Patroni is stopped, and \
-                 the node joins the cluster"
+                "the cluster went on in another etcd than this node's: Patroni is stopped, and the node joins the cluster"
             }
         }
     }
@@ -456,6 +519,19 @@ mod tests {
         assert_eq!(asked("https://10.0.0.11:2380", data(8, 7)), None);
         assert_eq!(asked("https://10.0.0.13:2380", EtcdData::Unknown("damaged".into())), None);
         assert!(is_other(9, &data(8, 1)) && !is_other(9, &data(9, 1)) && !is_other(9, &EtcdData::Absent));
+    }
+
+    #[test]
+    fn both_sides_of_two_clusters_are_told_which_nodes_run_the_other() {
+        let of = |standing| Beside { cluster: "2f".into(), nodes: vec!["pg-2".into(), "pg-3".into()], standing };
+        for standing in [Standing::Open, Standing::Stays] {
+            let told = rival(0x1f, &of(standing));
+            assert_eq!((told.key.as_str(), told.serious), ("members/rival-2f", true));
+            for part in ["etcd 1f", "pg-2, pg-3 of 2f", "`pgha-node recover`", "`pgha-node help recover`"] {
+                assert!(told.text.contains(part), "{part}: {}", told.text);
+            }
+            assert_eq!(told.text.contains("give way by themselves"), standing == Standing::Stays, "{}", told.text);
+        }
     }
 
     #[test]

@@ -374,6 +374,23 @@ fn who_was_left_out_is_let_go_at_once_and_others_when_it_is_time() {
 }
 
 #[test]
+fn who_has_data_listens_for_silent_members_before_it_is_a_quorum_with_others() {
+    let own = Own { etcd: EtcdData::Data(ids("a", "pg-1")), database: Found::Present, complete: true, ..fresh() };
+    let silent = || Peer::Silent("no answer".to_owned());
+    let listens_at = |view: &View, seconds| listens(view, &next(view), Duration::from_secs(seconds));
+    let one_away = view("pg-1", own.clone(), [told(&own), silent()]);
+    assert!(listens_at(&one_away, 0) && listens_at(&one_away, 9) && !listens_at(&one_away, 10));
+    // Where all start together, and where a quorum answers, nobody waits.
+    assert!(!listens_at(&view("pg-1", own.clone(), [told(&own), told(&own)]), 0));
+    let pg_1 = Listed { id: ids("a", "pg-1").member, peer_urls: vec![one_away.url()], ..Listed::default() };
+    let cluster = Some(Cluster { id: ids("a", "pg-1").cluster, members: vec![pg_1] });
+    let with_quorum = View { cluster, ..one_away.clone() };
+    assert_eq!(next(&with_quorum), Step::Resume);
+    assert!(!listens_at(&with_quorum, 0));
+    assert!(!listens(&one_away, &Step::Add, Duration::ZERO));
+}
+
+#[test]
 fn data_that_have_voted_are_put_aside_for_good() {
     // Its etcd has voted, and the power failed before it was written that it had answered; then its member was removed.
     let before = Own { etcd: EtcdData::Data(ids("a", "pg-2")), begun: Some(begun("a", "pg-2", false)), ..fresh() };

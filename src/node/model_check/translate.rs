@@ -14,7 +14,7 @@ use crate::{
         join::{self, Found, Listed, Own, Peer, View},
         promise::{self, Answer},
         recover::{
-            plan,
+            plan, rival,
             timeline::{self, Reach},
         },
         state::{self, Data as Disks, State},
@@ -231,11 +231,15 @@ impl Decider {
             }
         });
         let own = world.node(me);
-        let quorum = world.quorums_seen(me, self.nodes(doc)).iter().next();
+        let quorums = world.quorums_seen(me, self.nodes(doc));
+        let quorum = |inc: u8| {
+            let members: Vec<String> = nodes_of(&world.incs[inc as usize].members).iter().map(name).collect();
+            rival::Quorum { cluster: format!("{inc:x}"), nodes: members.clone(), members }
+        };
         plan::View {
             me: name(me),
             nodes: nodes.collect(),
-            quorum: quorum.map(|inc| nodes_of(&world.incs[inc as usize].members).iter().map(name).collect()),
+            quorums: quorums.iter().map(quorum).collect(),
             obstacle: None,
             keys: match own.data() {
                 None => plan::Keys::Absent,

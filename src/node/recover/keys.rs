@@ -291,7 +291,10 @@ impl Beginning<'_> {
         }
         let system = recovered.database.as_ref().map(|origin| origin.system.clone()).or_else(|| old.system(names));
         entries.push(Entry::new(names.first(), json(json!({"node": node, "system": system}))?));
-        entries.push(Entry::new(names.recovered(), json(json!(recovered))?));
+        // Where only etcd goes on, an earlier recovery still says which databases belong to the cluster.
+        let earlier = || old.recovered(names).and_then(|earlier| earlier.database);
+        let written = Recovered { database: recovered.database.clone().or_else(earlier), ..recovered.clone() };
+        entries.push(Entry::new(names.recovered(), json(json!(written))?));
         entries.sort();
         Ok(entries)
     }
@@ -471,6 +474,23 @@ mod tests {
         let mut begun = old();
         begun.entries.retain(|entry| !entry.key.ends_with("/initialize"));
         assert_eq!(begun.system(names).as_deref(), Some("77"));
+    }
+
+    #[test]
+    fn where_only_etcd_goes_on_the_database_of_the_recovery_before_counts() {
+        let names = Names("demo");
+        let earlier = Recovered { incarnation: "before".into(), ..recovered(true) };
+        let mut old = old();
+        old.entries.push(Entry::new(names.recovered(), serde_json::to_string(&earlier).unwrap()));
+        let written = |recovered: &Recovered| {
+            let entries = beginning(recovered).entries(&old).unwrap();
+            Contents { revision: 1, entries }.recovered(names).unwrap()
+        };
+        let etcd = recovered(false);
+        assert_eq!(written(&etcd), Recovered { database: earlier.database.clone(), ..etcd });
+        let mut new = recovered(true);
+        new.database.as_mut().unwrap().timeline = 131;
+        assert_eq!(written(&new), new);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{
     lineage::{self, Lineage},
     order::{self, RecoveryOrder},
     plan::{Copy, Database, Etcd, Keys, KnownNode, Obstacle, View},
+    rival::{self, Quorum},
     timeline::{History, Place, Reach, parse_position},
     wal::Wal,
 };
@@ -269,15 +270,15 @@ impl<'a> Here<'a> {
             Ok(Some(contents)) => Keys::Read(contents.kept(names)),
             Err(error) => Keys::Unknown(format!("{error:#}")),
         };
-        let (mut nodes, quorum) = thread::scope(|scope| {
+        let (mut nodes, quorums) = thread::scope(|scope| {
             let nodes: Vec<_> =
                 self.node.spec.members.iter().map(|member| (member, scope.spawn(|| self.ask(member)))).collect();
-            let quorum = scope.spawn(|| self.quorum());
+            let quorums = scope.spawn(|| self.quorums());
             let nodes = nodes
                 .into_iter()
                 .map(|(member, asked)| asked.join().unwrap_or_else(|_| silent(member, "asking it failed".to_owned())));
             let nodes: Vec<KnownNode> = nodes.collect();
-            (nodes, quorum.join().unwrap_or_default())
+            (nodes, quorums.join().unwrap_or_default())
         });
         // What Patroni does not say of a timeline, its key may.
         for copy in nodes.iter_mut().filter_map(|node| match &mut node.database {
@@ -288,7 +289,7 @@ impl<'a> Here<'a> {
                 copy.reach.history = contents.history(names, copy.reach.end.timeline);
             }
         }
-        (View { me: self.me().name.clone(), nodes, quorum, keys, obstacle: self.obstacle() }, contents)
+        (View { me: self.me().name.clone(), nodes, quorums, keys, obstacle: self.obstacle() }, contents)
     }
 
     /// Why etcd's data here cannot change places with others.
@@ -334,25 +335,10 @@ impl<'a> Here<'a> {
         Ok(contents)
     }
 
-    /// The members of etcd, if a quorum of any of its clusters answers.
-    fn quorum(&self) -> Option<Vec<String>> {
-        // One at a time: another cluster's member that has no quorum must not hide one that has.
-        let all: Vec<_> = self.node.spec.members.iter().map(client_url).collect();
-        thread::scope(|scope| {
-            let asked: Vec<_> = all
-                .into_iter()
-                .map(|url| {
-                    scope.spawn(move || self.credentials.etcd(vec![url]).and_then(|client| client.cluster()).ok())
-                })
-                .collect();
-            let found = asked.into_iter().filter_map(|asked| asked.join().ok().flatten()).next();
-            found.map(|(_, members)| {
-                let name = |member: crate::etcd::Member| {
-                    if member.name.is_empty() { format!("{:x}", member.id) } else { member.name }
-                };
-                members.into_iter().map(name).collect()
-            })
-        })
+    /// The clusters of etcd whose quorum answers.
+    fn quorums(&self) -> Vec<Quorum> {
+        let all: Vec<&Member> = self.node.spec.members.iter().collect();
+        rival::ask(&all, &self.credentials)
     }
 
     /// What is known of a node of the document.

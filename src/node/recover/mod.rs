@@ -17,6 +17,7 @@ pub mod look;
 pub mod order;
 pub mod plan;
 pub mod returning;
+pub mod rival;
 pub mod show;
 pub mod timeline;
 pub mod wal;

@@ -13,6 +13,7 @@
 
 use super::{
     lineage::Lineage,
+    rival::Quorum,
     timeline::{Parting, Place, Reach, Relation, relation},
 };
 use crate::{clock, node::database::Lsn};
@@ -26,8 +27,8 @@ pub struct View {
     pub me: String,
     /// The nodes of the document, in its order, this one among them.
     pub nodes: Vec<KnownNode>,
-    /// The members of etcd's cluster, if a quorum of it answers.
-    pub quorum: Option<Vec<String>>,
+    /// The clusters of etcd whose quorum answers. More than one is two clusters of one name.
+    pub quorums: Vec<Quorum>,
     /// What this node's etcd has kept.
     pub keys: Keys,
     /// Why this node's etcd cannot get other data in its place.
@@ -211,6 +212,8 @@ pub enum Remark {
 pub enum Refusal {
     /// A quorum answers; its members.
     Quorum(Vec<String>),
+    /// The quorums of several clusters of etcd answer.
+    Split(Vec<Quorum>),
     /// Another node has such an order.
     Pending(String),
     /// The cluster went on from elsewhere, and that node is part of it: which that is.
@@ -300,8 +303,10 @@ fn compare(view: &View, name: &str, copy: &Copy) -> (Vec<Loss>, Vec<Remark>) {
 /// # Errors
 /// Why it does not.
 pub fn plan(view: &View, force: bool) -> Result<Plan, Refusal> {
-    if let Some(members) = &view.quorum {
-        return Err(Refusal::Quorum(members.clone()));
+    match view.quorums.as_slice() {
+        [] => {}
+        [quorum] => return Err(Refusal::Quorum(quorum.members.clone())),
+        several => return Err(Refusal::Split(several.to_vec())),
     }
     if let Some(node) = view.others(&view.me).find(|node| node.order.is_some()) {
         return Err(Refusal::Pending(node.name.clone()));
@@ -462,6 +467,8 @@ fn has_acknowledged(view: &View, copy: &Copy, synchronous: &[String]) -> bool {
 pub enum Advice {
     /// Nothing is to be done: a quorum answers.
     Quorum(Vec<String>),
+    /// The quorums of several clusters of etcd answer: a person stops all but one of them.
+    Clusters(Vec<Quorum>),
     /// An order was given on this node already.
     Pending(String),
     /// Two of these nodes, which answer, are each part of a cluster that went on without the other.
@@ -487,8 +494,10 @@ pub struct Choice {
 
 /// From which node the cluster should go on, of those that answer.
 pub fn advise(view: &View) -> Advice {
-    if let Some(members) = &view.quorum {
-        return Advice::Quorum(members.clone());
+    match view.quorums.as_slice() {
+        [] => {}
+        [quorum] => return Advice::Quorum(quorum.members.clone()),
+        several => return Advice::Clusters(several.to_vec()),
     }
     if let Some(node) = view.nodes.iter().find(|node| node.order.is_some()) {
         return Advice::Pending(node.name.clone());
@@ -602,6 +611,9 @@ impl fmt::Display for Refusal {
             Refusal::Quorum(names) => {
                 write!(f, "there is nothing to recover: a quorum of the cluster's etcd answers ({})", names.join(", "))
             }
+            Refusal::Split(quorums) => {
+                write!(f, "{}", SeveralClusters(quorums))
+            }
             Refusal::Pending(node) => write!(f, "{node} has an order to go on from it: two nodes must not"),
             Refusal::Elsewhere(node, which) => write!(f, "{node} answers and is part of {which}"),
             Refusal::Unreadable(why) => write!(f, "what this node has is not known: {why}"),
@@ -636,6 +648,7 @@ impl Refusal {
     pub fn hint(&self, me: &str) -> String {
         match self {
             Refusal::Quorum(_) => "see what this node waits for: pgha-node status".to_owned(),
+            Refusal::Split(_) => END_THE_SPLIT.to_owned(),
             Refusal::Pending(node) => format!(
                 "see `pgha-node recover`, on {node}. If {node} cannot go on: pgha-node recover --cancel, there"
             ),
@@ -670,6 +683,23 @@ impl Refusal {
                  others set aside where they are: --force"
             ),
         }
+    }
+}
+
+/// What a person does where two clusters of one name answer.
+pub const END_THE_SPLIT: &str = "decide which is right; on all nodes that are to give way: systemctl stop pgha-node patroni \
+                                 etcd; then on each of them: pgha-node aside make etcd && systemctl start pgha-node. The \
+                                 manual, under «A node that was given up comes back»: pgha-node help recover";
+
+/// Which nodes run which cluster, in words.
+#[derive(Debug)]
+pub struct SeveralClusters<'a>(pub &'a [Quorum]);
+
+impl fmt::Display for SeveralClusters<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let one = |Quorum { cluster, nodes, .. }: &Quorum| format!("{cluster} on {}", nodes.join(", "));
+        let all = self.0.iter().map(one).collect::<Vec<_>>().join("; ");
+        write!(f, "clusters of one name run, each with a quorum of its own etcd, and may each take writes: {all}")
     }
 }
 

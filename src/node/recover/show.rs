@@ -2,7 +2,8 @@
 
 use super::{
     order::RecoveryOrder,
-    plan::{Advice, Choice, Database, Etcd, Keys, KnownNode, Loss, Obstacle, Plan, Remark, View, plan},
+    plan::{Advice, Choice, Database, END_THE_SPLIT, Etcd, Keys, KnownNode, Loss, Obstacle, Plan, Remark, View, plan},
+    rival::Quorum,
 };
 use crate::clock;
 use serde::Serialize;
@@ -27,7 +28,12 @@ pub struct Report<'a> {
 impl Report<'_> {
     /// As JSON.
     pub fn json(&self) -> serde_json::Value {
-        let View { me, nodes, quorum, keys, obstacle: _ } = self.view;
+        let View { me, nodes, quorums, keys, obstacle: _ } = self.view;
+        // One cluster's members are nobody's quorum beside another's.
+        let quorum = match quorums.as_slice() {
+            [quorum] => Some(&quorum.members),
+            _ => None,
+        };
         let kept = match keys {
             Keys::Absent => json!({"is": "absent"}),
             Keys::Unknown(why) => json!({"is": "unknown", "why": why}),
@@ -46,6 +52,7 @@ impl Report<'_> {
             "node": me,
             "nodes": nodes,
             "quorum": quorum,
+            "quorums": quorums,
             "kept": kept,
             "advice": Advised::of(self.advice),
             "refusal": refusal,
@@ -63,6 +70,7 @@ impl Report<'_> {
 #[serde(rename_all = "kebab-case", tag = "is")]
 enum Advised<'a> {
     Quorum { members: &'a [String] },
+    Clusters { clusters: &'a [Quorum], way_out: &'static str },
     Pending { node: &'a str },
     Split { nodes: Vec<&'a str> },
     From { nodes: &'a [String], order: String },
@@ -74,6 +82,7 @@ impl Advised<'_> {
     fn of(advice: &Advice) -> Advised<'_> {
         match advice {
             Advice::Quorum(members) => Advised::Quorum { members },
+            Advice::Clusters(clusters) => Advised::Clusters { clusters, way_out: END_THE_SPLIT },
             Advice::Pending(node) => Advised::Pending { node },
             Advice::Split(parts) => Advised::Split { nodes: parts.iter().map(|(node, _)| node.as_str()).collect() },
             Advice::From(nodes) => {
@@ -176,6 +185,22 @@ impl Report<'_> {
         match self.advice {
             Advice::Quorum(names) => {
                 return writeln!(f, "A quorum of etcd answers ({}): there is nothing to recover.", names.join(", "));
+            }
+            Advice::Clusters(clusters) => {
+                writeln!(
+                    f,
+                    "ATTENTION: {} clusters of one name run, each with a quorum of its own etcd:",
+                    clusters.len()
+                )?;
+                for Quorum { cluster, members, nodes } in clusters {
+                    writeln!(f, "  {cluster}, of the members {}, on {}", members.join(", "), nodes.join(", "))?;
+                }
+                writeln!(f, "Each may take writes that the other has not.")?;
+                return writeln!(
+                    f,
+                    "Where one has replaced the other by a person's order, the nodes of the old one give way by themselves \
+                     within a minute. Else {END_THE_SPLIT}"
+                );
             }
             Advice::Pending(node) => {
                 return writeln!(
@@ -315,7 +340,7 @@ mod tests {
         View {
             me: "pg-1".into(),
             nodes: vec![node("pg-1", Some(0x3000148)), node("pg-2", None), node("pg-3", Some(0x3000000))],
-            quorum: None,
+            quorums: Vec::new(),
             keys: Keys::Read(Kept {
                 system: Some("7712652082925278041".into()),
                 synchronous: vec!["pg-2".into()],
@@ -370,6 +395,36 @@ mod tests {
                 "Nothing is known of pg-2 (no answer).",
             ],
         );
+    }
+
+    #[test]
+    fn two_clusters_are_never_one_quorum() {
+        let of = |cluster: &str, nodes: &[&str]| Quorum {
+            cluster: cluster.into(),
+            members: ["pg-1", "pg-2", "pg-3"].map(ToOwned::to_owned).to_vec(),
+            nodes: nodes.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let view = View { quorums: vec![of("1f", &["pg-1", "pg-2"]), of("2f", &["pg-3"])], ..view() };
+        let text = shown(&view);
+        contains(
+            &text,
+            &[
+                "ATTENTION: 2 clusters of one name run",
+                "  1f, of the members pg-1, pg-2, pg-3, on pg-1, pg-2\n",
+                "  2f, of the members pg-1, pg-2, pg-3, on pg-3\n",
+                "pgha-node aside make etcd",
+                "pgha-node help recover",
+            ],
+        );
+        assert!(!text.contains("nothing to recover"), "{text}");
+        let json = Report { cluster: "demo", view: &view, advice: &advise(&view), done: None, dropped: None }.json();
+        assert_eq!(json["advice"]["is"], "clusters");
+        assert_eq!(
+            json["advice"]["clusters"][1],
+            json!({"cluster": "2f", "members": ["pg-1", "pg-2", "pg-3"], "nodes": ["pg-3"]})
+        );
+        assert_eq!((&json["quorum"], json["quorums"][0]["cluster"].as_str()), (&serde_json::Value::Null, Some("1f")));
+        assert!(json["refusal"].as_str().unwrap().contains("1f on pg-1, pg-2; 2f on pg-3"), "{json}");
     }
 
     #[test]

@@ -85,7 +85,12 @@ fn view(nodes: Vec<KnownNode>) -> View {
         Etcd::Present { .. } => Keys::Read(Kept { system: Some("7".into()), revision: 9, ..Kept::default() }),
         _ => Keys::Absent,
     };
-    View { me: "pg-1".into(), nodes, quorum: None, keys, obstacle: None }
+    View { me: "pg-1".into(), nodes, quorums: Vec::new(), keys, obstacle: None }
+}
+
+fn quorum_of(cluster: &str, names: &[&str]) -> Quorum {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    Quorum { cluster: cluster.into(), members: names.clone(), nodes: names }
 }
 
 /// The view of each node on itself that answers, of the same nodes.
@@ -125,9 +130,13 @@ fn check(has: &[Has], view: View) {
 
     // What is not needed and what would fork is never done, whoever insists.
     for force in [false, true] {
-        let quorum = View { quorum: Some(vec!["pg-2".into()]), ..view.clone() };
+        let quorum = View { quorums: vec![quorum_of("c", &["pg-2"])], ..view.clone() };
         assert!(matches!(plan(&quorum, force), Err(Refusal::Quorum(_))));
         assert!(matches!(advise(&quorum), Advice::Quorum(_)));
+        let several = vec![quorum_of("c", &["pg-2"]), quorum_of("d", &["pg-1"])];
+        let split = View { quorums: several.clone(), ..view.clone() };
+        assert_eq!(plan(&split, force), Err(Refusal::Split(several.clone())));
+        assert_eq!(advise(&split), Advice::Clusters(several));
         let obstructed = View { obstacle: Some(link()), ..view.clone() };
         assert_eq!(plan(&obstructed, force), Err(Refusal::Obstructed(link())));
         let mut ordered = view.clone();
@@ -357,7 +366,8 @@ fn refusals_say_what_is_wrong_and_the_way_out() {
     let mut primary = two(B, A);
     primary.nodes[1].primary = true;
     let texts = [
-        told(View { quorum: Some(vec!["pg-2".into(), "pg-3".into()]), ..two(A, A) }, false),
+        told(View { quorums: vec![quorum_of("c", &["pg-2", "pg-3"])], ..two(A, A) }, false),
+        told(View { quorums: vec![quorum_of("c", &["pg-2"]), quorum_of("d", &["pg-3"])], ..two(A, A) }, true),
         told(ordered, true),
         told(primary, true),
         told(two(Unknown, A), true),
