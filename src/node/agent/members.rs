@@ -280,7 +280,7 @@ fn ask_others(world: &World) -> Option<(u64, Vec<Member>)> {
 }
 
 /// What is told of a document that is not the newest; `left_out` are the members of etcd that it does not name.
-fn out_of_date(place: Place, record: &Record, left_out: &[String]) -> Option<Attention> {
+fn out_of_date(place: Place, record: &Record, left_out: &BTreeSet<String>) -> Option<Attention> {
     let names = record.members.join(", ");
     let newest = match record.generation {
         0 => "no document is known that names all".to_owned(),
@@ -294,7 +294,7 @@ fn out_of_date(place: Place, record: &Record, left_out: &[String]) -> Option<Att
         Place::Unknown => format!(
             "this node's document is not one that the cluster has seen, and does not name {}, members of etcd: if it is \
              right, `pgha-node init --changed`; {newest}",
-            left_out.join(", ")
+            left_out.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
         ),
     };
     Some(Attention::notice("members/older-document", text))

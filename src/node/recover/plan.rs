@@ -207,6 +207,13 @@ pub enum Remark {
     },
 }
 
+impl Remark {
+    /// Whether commits that clients took for safe may be lost.
+    pub fn is_warning(&self) -> bool {
+        matches!(self, Remark::NotSynchronous(_))
+    }
+}
+
 /// Why the cluster does not go on from this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {

@@ -119,7 +119,15 @@ impl fmt::Display for Report<'_> {
                 let system = kept.system.as_deref().unwrap_or("none yet");
                 writeln!(f, "\nThis node's etcd has kept revision {}: system identifier {system}", kept.revision)?;
                 if !kept.synchronous.is_empty() {
-                    writeln!(f, "All that was acknowledged was on each of: {}", kept.synchronous.join(", "))?;
+                    let names = kept.synchronous.join(", ");
+                    writeln!(
+                        f,
+                        "As far as this node's etcd knows, each of these has every acknowledged commit: {names}."
+                    )?;
+                    writeln!(
+                        f,
+                        "If others went on without this node after that, they may have commits that are missing here."
+                    )?;
                 }
                 if kept.paused {
                     writeln!(f, "Patroni was in maintenance mode")?;
@@ -236,6 +244,7 @@ impl Report<'_> {
             }
             Advice::NoDatabase(names) if names.is_empty() => {
                 writeln!(f, "No quorum of etcd answers, and nobody who answers has data.")?;
+                writeln!(f, "If no node has ever had data, the cluster has not begun yet: pgha-node help form")?;
             }
             Advice::NoDatabase(names) => {
                 writeln!(
@@ -256,23 +265,26 @@ impl Report<'_> {
 
 /// What it means that a node does not answer.
 const UNKNOWN: &str = "If one of them can come back, let it come first: it may have more. A node that comes back later \
-                       joins; what it has more is set aside there, and is not in the cluster. If it still runs and is only \
+                       joins; whatever only it has is set aside there, and is not in the cluster. If it still runs and is only \
                        cut off, switch it off first.";
 
 /// What happens by an order, before it is confirmed.
 pub fn told(plan: &Plan, me: &str) -> String {
     let mut text = String::new();
+    for remark in plan.remarks.iter().filter(|remark| remark.is_warning()) {
+        let _ = writeln!(text, "WARNING: {remark}.");
+    }
     match &plan.database {
         Some(copy) => {
-            let _ = writeln!(text, "The cluster goes on from {me}, with its database up to {}.", copy.reach.end);
+            let _ = writeln!(text, "The cluster will go on from {me}, with its database up to {}.", copy.reach.end);
         }
         None => {
-            let _ = writeln!(text, "The cluster's etcd goes on from {me}.");
+            let _ = writeln!(text, "The cluster's etcd will go on from {me}.");
         }
     }
     let _ = writeln!(
         text,
-        "{me} becomes the only member of a new etcd; {}. The others join it when they come, with their own etcd data set \
+        "{me} will be the only member of a new etcd; {}. The others join it when they come, with their own etcd data set \
          aside. Nobody is synchronous with {me} until one of them has caught up.",
         if plan.keys { "the keys of the old one are kept" } else { "its keys are made again" }
     );
@@ -288,7 +300,7 @@ pub fn told(plan: &Plan, me: &str) -> String {
     let given_up: Vec<&Loss> = plan.losses.iter().filter(|loss| loss.given_up).collect();
     list(&mut text, "Not in the cluster any more, and set aside where it is:", &lost);
     list(&mut text, "Given up by a promotion before, and set aside where it is:", &given_up);
-    for remark in &plan.remarks {
+    for remark in plan.remarks.iter().filter(|remark| !remark.is_warning()) {
         let _ = writeln!(text, "Note: {remark}.");
     }
     if !plan.unknown.is_empty() {
@@ -390,7 +402,7 @@ mod tests {
             &[
                 "with its database up to 0/3000148 on timeline 1.",
                 "the keys of the old one are kept",
-                "Note: replication was synchronous",
+                "WARNING: replication was synchronous",
                 "Note: Patroni was in maintenance mode (`pause`), in which it starts no server: that mode ends",
                 "Nothing is known of pg-2 (no answer).",
             ],
