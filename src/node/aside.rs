@@ -144,22 +144,39 @@ pub struct Elsewhere {
     pub data: PathBuf,
     /// Where they are; at least one.
     pub tablespaces: Vec<PathBuf>,
+    /// Whether Patroni was to replace the database, not this program to set it aside.
+    pub in_place: bool,
+}
+
+impl Elsewhere {
+    /// The same where Patroni was to replace the database in its place.
+    pub fn in_place(self) -> Elsewhere {
+        Elsewhere { in_place: true, ..self }
+    }
 }
 
 impl fmt::Display for Elsewhere {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Elsewhere { data, tablespaces } = self;
+        let Elsewhere { data, tablespaces, in_place } = self;
+        let one = tablespaces.len() == 1;
         let names: Vec<String> = tablespaces.iter().map(|path| path.display().to_string()).collect();
         let first = names.first().map_or("", String::as_str);
         write!(
             f,
-            "{} is not set aside, as it has data outside that do not move with it and that the next copy would \
-             overwrite: the tablespace{} {}. Rename {} by hand, such as `mv {first} {first}.kept`, and then: \
+            "{} is not {}: the tablespace{} {}. Rename {} by hand, such as `mv {first} {first}.kept`, and then: \
              pgha-node aside make database",
             data.display(),
-            if names.len() == 1 { "" } else { "s" },
+            match (in_place, one) {
+                (false, _) =>
+                    "set aside, as it has data outside that do not move with it and that the next copy would overwrite",
+                (true, true) =>
+                    "replaced in its place, as it has a folder outside that Patroni would remove with all that is in it",
+                (true, false) =>
+                    "replaced in its place, as it has folders outside that Patroni would remove with all that is in them",
+            },
+            if one { "" } else { "s" },
             names.join(", "),
-            if names.len() == 1 { "it" } else { "each" },
+            if one { "it" } else { "each" },
         )
     }
 }
@@ -181,7 +198,7 @@ pub fn elsewhere(data: &Path) -> Result<Option<Elsewhere>> {
         }
     }
     let tablespaces = outside(data, &targets);
-    Ok((!tablespaces.is_empty()).then(|| Elsewhere { data: data.to_owned(), tablespaces }))
+    Ok((!tablespaces.is_empty()).then(|| Elsewhere { data: data.to_owned(), tablespaces, in_place: false }))
 }
 
 /// Those of the links' `targets` in the `pg_tblspc` of `data` that do not lie in `data`, whether they are there or not:
@@ -225,7 +242,7 @@ pub fn set_database_aside(folder: &Path, why: &str) -> Result<PathBuf> {
 /// # Errors
 /// [`Elsewhere`] when there is still something where they were, and as [`set_aside`].
 pub fn set_database_aside_by_hand(folder: &Path) -> Result<PathBuf> {
-    if let Some(Elsewhere { data, tablespaces }) = elsewhere(folder)? {
+    if let Some(Elsewhere { data, tablespaces, in_place }) = elsewhere(folder)? {
         let mut left = Vec::new();
         for path in tablespaces {
             if Presence::of_folder(&path).known()?.is_some() {
@@ -233,7 +250,7 @@ pub fn set_database_aside_by_hand(folder: &Path) -> Result<PathBuf> {
             }
         }
         if !left.is_empty() {
-            return Err(Elsewhere { data, tablespaces: left }.into());
+            return Err(Elsewhere { data, tablespaces: left, in_place }.into());
         }
     }
     set_aside(folder, "by-hand")
