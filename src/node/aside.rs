@@ -12,7 +12,7 @@
 //! Tablespaces do not move with the data folder: `pg_tblspc` leads to them, and a copy of the database has them at the
 //! same places. So a database with tablespaces elsewhere is not set aside for a copy until a person has seen to them.
 
-use super::database::Database;
+use super::{begun::HALF_GONE, database::Database};
 use crate::{
     clock,
     error::UserError,
@@ -40,7 +40,32 @@ const COUNTED: u64 = 50_000;
 /// An aside in a line, for people.
 pub fn line(aside: &Aside) -> String {
     let Aside { path, since, why, size, .. } = aside;
-    format!("{} ({size}, {why}, since {})", path.display(), clock::utc(*since))
+    let half = if half(aside).is_some() { ", may be half of a database" } else { "" };
+    format!("{} ({size}, {why}, since {}{half})", path.display(), clock::utc(*since))
+}
+
+/// The word for half of a database in the place of which a copy was being made.
+pub const HALF_REPLACED: &str = "half-replaced";
+/// The word for a first database that was not finished.
+pub const UNFINISHED: &str = "unfinished";
+/// The word for a copy that was not finished.
+pub const UNFINISHED_CLONE: &str = "unfinished-clone";
+/// The word for what Patroni has renamed.
+const FAILED: &str = "failed";
+
+/// Why an aside may be half of a database, if it may.
+pub fn half(aside: &Aside) -> Option<&'static str> {
+    // etcd's data have such words too, and never held anything then.
+    if !aside.was.ends_with("main") {
+        return None;
+    }
+    match aside.why.as_str() {
+        HALF_REPLACED => Some(HALF_GONE),
+        UNFINISHED => Some("the first database was being made there, and was not finished"),
+        UNFINISHED_CLONE => Some("a copy was being made there, and was not finished"),
+        FAILED => Some("Patroni has renamed it when it could not make or remove it"),
+        _ => None,
+    }
 }
 
 /// The disk space of everything below `folder`; no more than `most` files are counted. What cannot be read is left out.
@@ -237,11 +262,11 @@ pub fn set_database_aside(folder: &Path, why: &str) -> Result<PathBuf> {
     }
 }
 
-/// The same by a person's order, who has renamed the tablespaces before.
+/// The same by a person's order, who has renamed the tablespaces before; `why` as in [`set_aside`].
 ///
 /// # Errors
 /// [`Elsewhere`] when there is still something where they were, and as [`set_aside`].
-pub fn set_database_aside_by_hand(folder: &Path) -> Result<PathBuf> {
+pub fn set_database_aside_by_hand(folder: &Path, why: &str) -> Result<PathBuf> {
     if let Some(Elsewhere { data, tablespaces, in_place }) = elsewhere(folder)? {
         let mut left = Vec::new();
         for path in tablespaces {
@@ -253,7 +278,7 @@ pub fn set_database_aside_by_hand(folder: &Path) -> Result<PathBuf> {
             return Err(Elsewhere { data, tablespaces: left, in_place }.into());
         }
     }
-    set_aside(folder, "by-hand")
+    set_aside(folder, why)
 }
 
 /// Renames `folder` to `wanted`, or to `wanted` with a number where that is taken.
@@ -600,13 +625,13 @@ mod tests {
         for part in [format!("mv {0} {0}.kept", space.display()), "pgha-node aside make database".to_owned()] {
             assert!(told.contains(&part), "`{part}` is not in {told}");
         }
-        assert_eq!(set_database_aside_by_hand(&main).unwrap_err().to_string(), told);
+        assert_eq!(set_database_aside_by_hand(&main, "by-hand").unwrap_err().to_string(), told);
         assert!(matches!(Database::look(&main), Database::Present(_)));
 
         // Where the link leads to nothing, its volume may not be mounted: only a person knows.
         fs::rename(&space, space.with_extension("kept")).unwrap();
         assert!(set_database_aside(&main, "diverged").unwrap_err().is::<Elsewhere>());
-        set_database_aside_by_hand(&main).unwrap();
+        set_database_aside_by_hand(&main, "by-hand").unwrap();
         assert_eq!(Database::look(&main), Database::Absent);
         assert!(space.with_extension("kept").join("PG_17_202406281").exists());
 
@@ -614,6 +639,26 @@ mod tests {
         samples::database(&main, 77);
         fs::write(main.join("pg_tblspc"), "").unwrap();
         assert!(set_database_aside(&main, "diverged").is_err());
+    }
+
+    #[test]
+    fn what_may_be_half_of_a_database_is_told() {
+        let root = root();
+        let (main, etcd) = (root.path().join("var/lib/postgresql/17/main"), root.path().join("var/lib/etcd/default"));
+        for why in [HALF_REPLACED, UNFINISHED, UNFINISHED_CLONE, "diverged", "by-hand"] {
+            samples::database(&main, 77);
+            set_aside(&main, why).unwrap();
+        }
+        fs::create_dir_all(root.path().join("var/lib/postgresql/17/main.failed")).unwrap();
+        fs::create_dir(&etcd).unwrap();
+        set_aside(&etcd, UNFINISHED).unwrap();
+        let listed = list(root.path()).unwrap();
+        assert_eq!(listed.len(), 7);
+        for aside in &listed {
+            let whole = aside.was == etcd || ["diverged", "by-hand"].contains(&aside.why.as_str());
+            assert_eq!(half(aside).is_none(), whole, "{aside:?}");
+            assert_eq!(line(aside).ends_with(", may be half of a database)"), !whole, "{}", line(aside));
+        }
     }
 
     #[test]
