@@ -279,22 +279,31 @@ impl Presence<()> {
 impl Presence<Vec<u8>> {
     /// The bytes of the file at `path`, which has no more than `most`.
     pub fn of_bytes(path: &Path, most: u64) -> Presence<Vec<u8>> {
-        let read = || -> io::Result<Vec<u8>> {
+        Presence::of_bytes_by(path, most, || {
             let mut bytes = Vec::new();
-            File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+            File::open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
             Ok(bytes)
-        };
-        match Presence::of(path) {
-            Presence::Present(_) => match read() {
+        })
+    }
+
+    /// The same, where `read` reads the file.
+    fn of_bytes_by(path: &Path, most: u64, mut read: impl FnMut() -> io::Result<Vec<u8>>) -> Presence<Vec<u8>> {
+        let mut looks = 1;
+        loop {
+            match Presence::of(path) {
+                Presence::Present(_) => {}
+                Presence::Absent => return Presence::Absent,
+                Presence::Unknown(doubt) => return Presence::Unknown(doubt),
+            }
+            match read() {
                 Ok(bytes) if bytes.len() as u64 > most => {
-                    Presence::Unknown(Doubt(format!("{} is larger than {most} bytes", path.display())))
+                    return Presence::Unknown(Doubt(format!("{} is larger than {most} bytes", path.display())));
                 }
-                Ok(bytes) => Presence::Present(bytes),
-                // It was there a moment ago: another process changes it.
-                Err(error) => Presence::Unknown(Doubt::of("reading", path, &error)),
-            },
-            Presence::Absent => Presence::Absent,
-            Presence::Unknown(doubt) => Presence::Unknown(doubt),
+                Ok(bytes) => return Presence::Present(bytes),
+                // It was there a moment ago: another process takes it away, or replaces it. The next look tells.
+                Err(error) if is_absence(&error) && looks < LOOKS => looks += 1,
+                Err(error) => return Presence::Unknown(Doubt::of("reading", path, &error)),
+            }
         }
     }
 }
@@ -346,6 +355,9 @@ impl<T> Presence<T> {
         }
     }
 }
+
+/// How often it is looked again for a file that goes between the look and the reading.
+const LOOKS: u32 = 3;
 
 /// Whether the error means that there is no such file, or that a folder above it is not a folder.
 fn is_absence(error: &io::Error) -> bool {
@@ -457,6 +469,27 @@ mod tests {
         for (name, most) in [("file", 3), ("bytes", 4), ("folder", 4)] {
             assert!(matches!(Presence::of_text(&at(name), most), Presence::Unknown(_)), "{name}");
         }
+    }
+
+    #[test]
+    fn a_file_that_goes_before_it_is_read_is_absent() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("file");
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        fs::write(&path, "text").unwrap();
+        let mut reads = 0;
+        let replaced = Presence::of_bytes_by(&path, 4, || {
+            reads += 1;
+            if reads == 1 { Err(gone()) } else { fs::read(&path) }
+        });
+        assert_eq!((replaced, reads), (Presence::Present(b"text".to_vec()), 2));
+        let never = Presence::of_bytes_by(&path, 4, || Err(gone()));
+        assert!(matches!(never, Presence::Unknown(_)), "it is there, and is not");
+        let removed = Presence::of_bytes_by(&path, 4, || {
+            fs::remove_file(&path).unwrap();
+            Err(gone())
+        });
+        assert_eq!(removed, Presence::Absent);
     }
 
     #[test]

@@ -376,7 +376,10 @@ fn down(state_dir: &StateDir, name: &str, yes: bool, force: bool) -> Result<()> 
             return Err(UserError::usage(format!("`{name}` was not removed: the answer was not its name")).into());
         }
     }
-    removal.carry_out(force)
+    for path in removal.carry_out(force)? {
+        progress.note(&format!("{} stays: it may be another cluster's", path.display()));
+    }
+    Ok(())
 }
 
 impl Up {
@@ -408,6 +411,7 @@ impl Up {
             making.is_whole()?;
             cluster
         } else {
+            let left = state_dir.left_document(&name)?;
             let request = Request {
                 document: wishes.document,
                 name,
@@ -417,7 +421,13 @@ impl Up {
                 image: wishes.image.unwrap_or_else(|| IMAGE.to_owned()),
                 memory: wishes.memory,
             };
-            Cluster::create(state_dir, &lock, request, &making)?
+            let cluster = Cluster::create(state_dir, &lock, request, &making)?;
+            if let Some(path) = left {
+                let path = path.display();
+                progress
+                    .note(&format!("{path} was left of another cluster: it is kept beside the new one, as `.before`"));
+            }
+            cluster
         };
         for warning in cluster.seeds().warnings.iter().chain(&cluster.driver().warning()) {
             progress.warn(warning);

@@ -6,7 +6,7 @@ use super::{
     driver::Driver as _,
     owner::{CLUSTER_LABEL, CREATION_LABEL, NODE_LABEL, made_by},
     qemu::{self, QemuDriver},
-    record::{DOCUMENT, is_there},
+    record::{self, DOCUMENT, is_there},
     seeds_of,
 };
 use crate::{
@@ -48,11 +48,9 @@ pub fn adopt(state_dir: &StateDir, _: &Lock, name: &str, image: Option<&str>, pr
         Some(found) => of_machines(state_dir, name, image, &found)?,
         None => of_containers(state_dir, name, image, progress)?,
     };
-    // A document that is still there may be the last one with its secret.
-    let known = state_dir.folder(name).join(DOCUMENT);
-    if is_there(&known)? && read_text(&known)? != document.text {
-        state_dir.put(name, "cluster.yaml.before", &read_text(&known)?)?;
-        progress.note(&format!("{} was another one: it is kept as cluster.yaml.before", known.display()));
+    if let Some(kept) = state_dir.keep_document(name, &document)? {
+        let known = state_dir.folder(name).join(DOCUMENT);
+        progress.note(&format!("{} was another one: it is kept as {}", known.display(), kept.display()));
     }
     state_dir.store(&record, &document)?;
     Cluster::open(state_dir, name)
@@ -284,7 +282,7 @@ fn image_of_machines(folder: &Path, found: &qemu::Found) -> Result<PathBuf> {
             .hint("give --image FILE")
             .into());
     };
-    let kept = folder.join("image");
+    let kept = folder.join(record::IMAGE);
     if !is_there(&kept)? {
         std::fs::hard_link(image, &kept).with_context(|| format!("giving {} a second name", image.display()))?;
     }

@@ -1,8 +1,10 @@
 //! Creates a cluster with its network and nodes; if a step fails, nothing of it is left.
 
 use super::{
-    Cluster, DriverKind, Lock, Prepared, Record, StateDir, addresses, driver_of, owner::fresh_creation,
-    qemu::QemuDriver, seeds_of,
+    Cluster, DriverKind, Lock, Prepared, Record, StateDir, addresses, driver_of,
+    owner::fresh_creation,
+    qemu::{self, QemuDriver},
+    seeds_of,
 };
 use crate::{
     container_engine::{Engine, Which},
@@ -231,6 +233,8 @@ impl Cluster {
                 ))
                 .into());
         }
+        // Whatever is to run its nodes: the folder may be that of machines.
+        qemu::vacant(&state_dir.folder(name), name)?;
         let driver = driver_of(state_dir, &record, &seeds)?;
         let cluster = Cluster { state_dir: state_dir.clone(), record, seeds, driver };
         making.act(|| cluster.driver.vacant())?;
@@ -339,8 +343,11 @@ fn taken(driver: DriverKind) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seed::Extras;
-    use std::sync::atomic::AtomicU32;
+    use crate::{
+        progress::{Progress, Style},
+        seed::Extras,
+    };
+    use std::{fs, sync::atomic::AtomicU32};
 
     const TEXT: &str = "schema: 1\ncluster: demo\nmembers: [{name: a, address: 10.0.0.11}, {name: b, address: \
                         10.0.0.12}]\nvip: {address: 10.0.0.10/24}\ntiming: fast\n";
@@ -382,6 +389,27 @@ mod tests {
             memory: Some(100 << 20),
         };
         insta::assert_snapshot!(differences(&record, &seeds, &other).unwrap().join("\n"));
+    }
+
+    #[test]
+    fn no_driver_makes_a_cluster_where_machines_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::at(folder.path().to_owned());
+        let own = state_dir.folder("demo");
+        fs::create_dir_all(own.join("qemu/pg-1")).unwrap();
+        fs::write(own.join("qemu/pg-1/disk.qcow2"), "disk").unwrap();
+        fs::write(own.join("cluster.yaml"), "the only copy of their secret").unwrap();
+        let (record, seeds) = demo();
+        let lock = Lock::take(&state_dir, "demo", "up", &Progress::new(Style::Silent)).unwrap();
+        for driver in [DriverKind::Docker, DriverKind::Qemu] {
+            let record = Record { driver, ..record.clone() };
+            let refused = Cluster::attempt(&state_dir, &lock, record, seeds.clone(), &Making::default()).unwrap_err();
+            let told = crate::error::report(&refused);
+            for part in ["qemu has machines of a cluster whose record is lost", "another name", "cluster adopt demo"] {
+                assert!(told.contains(part), "`{part}` is not in {told}");
+            }
+        }
+        assert_eq!(fs::read_to_string(own.join("cluster.yaml")).unwrap(), "the only copy of their secret");
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Removes a cluster: prints what will be removed, and asks before it removes what may be another's.
 
 use super::{
-    Cluster, ClusterNetwork, Lock, StateDir, Thing, Title, docker,
+    Cluster, ClusterNetwork, DriverKind, Lock, StateDir, Thing, Title, docker,
     driver::Driver as _,
     qemu::{self, QemuDriver},
-    record::is_plain,
+    record::{IMAGE, is_plain},
 };
 use crate::{
     container_engine::{Engine, Which},
@@ -15,6 +15,7 @@ use anyhow::Result;
 use std::{
     fmt::{self, Write as _},
     net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -99,11 +100,13 @@ impl Removal {
         consent(self.known, matches!(self.source, Source::Machines(_)), &titles)
     }
 
-    /// Removes what is the cluster's, and forgets the cluster; with force everything that has its name.
+    /// Removes what is the cluster's, and forgets the cluster; with force everything that has its name. Returns what
+    /// stays in the cluster's folder, as it may be another cluster's.
     ///
     /// # Errors
-    /// When something stays.
-    pub fn carry_out(self, force: bool) -> Result<()> {
+    /// When something stays that should not.
+    pub fn carry_out(self, force: bool) -> Result<Vec<PathBuf>> {
+        let has_folder = self.has_folder();
         let things: Vec<Thing> = self.things.into_iter().map(|(thing, _)| thing).collect();
         let going: Vec<Thing> = things.into_iter().filter(|thing| goes(self.known, force, thing.title)).collect();
         match self.source {
@@ -111,7 +114,23 @@ impl Removal {
             Source::Engine(engine) => docker::discard(&engine, &going)?,
             Source::Machines(machines) => machines.discard(&going)?,
         }
-        self.state_dir.forget(&self.name)
+        // Nothing shows that a document is that of what was found in the engine alone.
+        if has_folder { self.state_dir.forget(&self.name) } else { Ok(Vec::new()) }
+    }
+
+    /// Whether the cluster's folder is a part of it.
+    fn has_folder(&self) -> bool {
+        self.known || matches!(self.source, Source::Machines(_))
+    }
+
+    /// What stays in the cluster's folder, by name, as far as that can be told.
+    fn staying(&self) -> Vec<String> {
+        let machines = match &self.source {
+            Source::Cluster(cluster) => cluster.record.driver == DriverKind::Qemu,
+            Source::Machines(_) => true,
+            Source::Engine(_) => false,
+        };
+        staying(&self.state_dir.strange(&self.name).unwrap_or_default(), machines)
     }
 
     /// The question for a person, who answers with the cluster's name.
@@ -142,6 +161,12 @@ fn consent(known: bool, machines: bool, titles: &[Title]) -> Consent {
         true if titles.iter().all(|title| *title == Title::Mine) => Consent::NotNeeded,
         true => Consent::Needed,
     }
+}
+
+/// The names of `strange` that stay. Machines go if they are among the things that were listed.
+fn staying(strange: &[PathBuf], machines: bool) -> Vec<String> {
+    let names = strange.iter().filter_map(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
+    names.filter(|name| !machines || ![qemu::FOLDER, IMAGE].contains(&name.as_str())).collect()
 }
 
 /// Whether a thing goes once that is agreed.
@@ -179,8 +204,12 @@ impl fmt::Display for Removal {
             }
             writeln!(f, "{line}")?;
         }
-        if self.known || matches!(self.source, Source::Machines(_)) {
-            writeln!(f, "folder {}", self.state_dir.folder(&self.name).display())?;
+        if self.has_folder() {
+            write!(f, "folder {}", self.state_dir.folder(&self.name).display())?;
+            match self.staying()[..] {
+                [] => writeln!(f)?,
+                ref staying => writeln!(f, " without {}, which may be another cluster's", staying.join(", "))?,
+            }
         }
         Ok(())
     }
@@ -203,6 +232,13 @@ mod tests {
             }
         }
         assert_eq!(consent(true, false, &[]), Consent::NotNeeded, "a record of a cluster that is gone");
+    }
+
+    #[test]
+    fn machines_go_only_where_they_were_listed() {
+        let strange = ["/c/cluster.yaml.before", "/c/image", "/c/qemu"].map(PathBuf::from);
+        assert_eq!(staying(&strange, true), ["cluster.yaml.before"]);
+        assert_eq!(staying(&strange, false), ["cluster.yaml.before", "image", "qemu"]);
     }
 
     #[test]

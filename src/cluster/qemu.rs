@@ -38,7 +38,7 @@ const MEMORY: u64 = 1 << 30;
 /// The size of a node's disk, in bytes, unless the image's is larger; it takes no more room than what is written to it.
 const DISK: u64 = 20 << 30;
 /// The folder of machines and their network, in the cluster's own.
-const FOLDER: &str = "qemu";
+pub(super) const FOLDER: &str = "qemu";
 const CONTROL: &str = "switch.sock";
 const NETWORK: &str = "network.json";
 /// What a machine's folder has when a machine was made there, and its disk.
@@ -205,6 +205,28 @@ pub fn found(folder: &Path) -> Result<Option<Found>> {
     Ok(Some(found))
 }
 
+/// Refuses a new cluster `cluster` where machines are in its folder `folder`: what it writes there is theirs, whatever
+/// runs its own nodes. A folder of machines that cannot be read has some, too.
+///
+/// # Errors
+/// A wrong request when there are any, with the ways out; when that cannot be told.
+pub fn vacant(folder: &Path, cluster: &str) -> Result<()> {
+    refuse_machines(&folder.join(FOLDER), cluster)
+}
+
+fn refuse_machines(machines: &Path, cluster: &str) -> Result<()> {
+    if !is_there(machines)? {
+        return Ok(());
+    }
+    let message = format!("{} has machines of a cluster whose record is lost", machines.display());
+    Err(UserError::usage(message)
+        .hint(format!(
+            "take another name; or, if it is needed: pgha-image cluster adopt {cluster}; or else: pgha-image cluster \
+             down {cluster}"
+        ))
+        .into())
+}
+
 /// Forwards from free ports of the host to all ports of `address` that a node serves.
 fn forwards(address: IpAddr) -> impl Iterator<Item = Forward> {
     let host = (Ipv4Addr::LOCALHOST, 0).into();
@@ -213,17 +235,7 @@ fn forwards(address: IpAddr) -> impl Iterator<Item = Forward> {
 
 impl Driver for QemuDriver {
     fn vacant(&self) -> Result<()> {
-        if is_there(&self.folder)? {
-            let cluster = &self.network.cluster;
-            let message = format!("{} has machines of a cluster whose record is lost", self.folder.display());
-            return Err(UserError::usage(message)
-                .hint(format!(
-                    "take another name; or, if it is needed: pgha-image cluster adopt {cluster}; or else: pgha-image \
-                     cluster down {cluster}"
-                ))
-                .into());
-        }
-        Ok(())
+        refuse_machines(&self.folder, &self.network.cluster)
     }
 
     fn prepare(&self) -> Result<Prepared> {

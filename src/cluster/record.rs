@@ -1,6 +1,10 @@
 //! The record of a cluster, kept between runs of the program.
 
-use super::driver::{ClusterNetwork, DriverKind};
+use super::{
+    AUTHORITY,
+    driver::{ClusterNetwork, DriverKind},
+    qemu,
+};
 use crate::{
     document::Document,
     error::UserError,
@@ -48,6 +52,8 @@ impl Record {
 /// The document, in the cluster's folder.
 pub(super) const DOCUMENT: &str = "cluster.yaml";
 const RECORD: &str = "record.json";
+/// An image of machines for new ones, in the cluster's folder.
+pub(super) const IMAGE: &str = "image";
 /// The lock, in the cluster's folder. Its text says who holds it.
 pub(super) const LOCK: &str = "lock";
 
@@ -148,6 +154,9 @@ impl StateDir {
     /// When it cannot be written.
     pub fn store(&self, record: &Record, document: &Document) -> Result<()> {
         private_folder(&self.folder(&record.network.cluster))?;
+        if !self.has(&record.network.cluster)? {
+            self.keep_document(&record.network.cluster, document)?;
+        }
         self.put(&record.network.cluster, DOCUMENT, &document.text)?;
         // Last, as it is what says that the cluster is there.
         self.put(&record.network.cluster, RECORD, &serde_json::to_string_pretty(record)?).map(drop)
@@ -163,31 +172,103 @@ impl StateDir {
         Ok(path)
     }
 
-    /// Forgets the cluster `name`: removes everything in its folder but the lock, which whoever holds it removes.
+    /// Keeps a document in the folder of the cluster `name` that is another than `document`, which is to replace it: the
+    /// old one may be the last that has its cluster's secret. Returns where it is kept.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn keep_document(&self, name: &str, document: &Document) -> Result<Option<PathBuf>> {
+        let folder = self.folder(name);
+        if !is_there(&folder.join(DOCUMENT))? {
+            return Ok(None);
+        }
+        let known = read_text(&folder.join(DOCUMENT))?;
+        if known == document.text {
+            return Ok(None);
+        }
+        let mut kept = format!("{DOCUMENT}.before");
+        for number in 2.. {
+            if !is_there(&folder.join(&kept))? {
+                self.put(name, &kept, &known)?;
+                break;
+            }
+            if read_text(&folder.join(&kept))? == known {
+                break;
+            }
+            kept = format!("{DOCUMENT}.before-{number}");
+        }
+        Ok(Some(folder.join(kept)))
+    }
+
+    /// The document of a cluster `name` that is there without a record; whoever makes such a cluster keeps it.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub fn left_document(&self, name: &str) -> Result<Option<PathBuf>> {
+        let path = self.folder(name).join(DOCUMENT);
+        Ok((is_plain(name) && !self.has(name)? && is_there(&path)?).then_some(path))
+    }
+
+    /// Forgets the cluster `name`: removes what this program has written of it to its folder. The lock stays, which
+    /// whoever holds it removes, and so does what may be another cluster's: machines, which only their driver removes,
+    /// and documents that were kept. Returns that.
     ///
     /// # Errors
     /// When something cannot be removed.
-    pub fn forget(&self, name: &str) -> Result<()> {
+    pub fn forget(&self, name: &str) -> Result<Vec<PathBuf>> {
         let folder = self.folder(name);
         let removing = || format!("removing {}", folder.display());
         // First, as it is what says that the cluster is there.
         unless_gone(fs::remove_file(folder.join(RECORD))).with_context(removing)?;
+        for path in self.listed(name)?.0 {
+            unless_gone(fs::remove_file(&path)).with_context(|| format!("removing {}", path.display()))?;
+        }
+        Ok(self.listed(name)?.1)
+    }
+
+    /// What stays in the folder of the cluster `name` when it is forgotten.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn strange(&self, name: &str) -> Result<Vec<PathBuf>> {
+        Ok(self.listed(name)?.1)
+    }
+
+    /// What is in the folder of the cluster `name` besides the lock: its own files, and what is not known to be its own.
+    fn listed(&self, name: &str) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+        let folder = self.folder(name);
+        let reading = || format!("reading {}", folder.display());
         let entries = match fs::read_dir(&folder) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            other => other.with_context(removing)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Default::default()),
+            other => other.with_context(reading)?,
         };
+        let machines = is_there(&folder.join(qemu::FOLDER))?;
+        let (mut own, mut strange) = (Vec::new(), Vec::new());
         for entry in entries {
-            let entry = entry.with_context(removing)?;
-            let path = entry.path();
-            if entry.file_name() == LOCK {
+            let entry = entry.with_context(reading)?;
+            let name = entry.file_name();
+            if name == LOCK {
                 continue;
             }
-            let is_folder = entry.file_type().with_context(removing)?.is_dir();
-            let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            unless_gone(removed).with_context(|| format!("removing {}", path.display()))?;
+            let is_folder = entry.file_type().with_context(reading)?.is_dir();
+            let is_own = !is_folder && name.to_str().is_some_and(|name| is_own(name, machines));
+            if is_own { &mut own } else { &mut strange }.push(entry.path());
         }
-        Ok(())
+        strange.sort();
+        Ok((own, strange))
     }
+}
+
+/// Whether a file of this name in a cluster's folder is the cluster's own. Where there are `machines`, their image is
+/// theirs.
+fn is_own(name: &str, machines: bool) -> bool {
+    // A file that was being written when the program was cut off is hidden, and has an end that nobody knows.
+    let written = |file: &str| name == file || name.strip_prefix('.').is_some_and(|name| begins(name, file));
+    [RECORD, DOCUMENT, AUTHORITY].into_iter().any(written) || (name == IMAGE && !machines)
+}
+
+fn begins(name: &str, file: &str) -> bool {
+    name.strip_prefix(file).is_some_and(|end| end.starts_with('.'))
 }
 
 fn unless_gone(outcome: std::io::Result<()>) -> std::io::Result<()> {
@@ -236,6 +317,56 @@ mod tests {
         fs::write(own.join(RECORD), OLD.replace(r#""schema": 1"#, r#""schema": 3"#)).unwrap();
         let error = state_dir.load("demo").unwrap_err();
         assert!(error.root_cause().to_string().contains("schema 3 is newer than 2"), "{error:#}");
+    }
+
+    #[test]
+    fn a_document_without_a_record_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::at(folder.path().to_owned());
+        let own = state_dir.folder("demo");
+        fs::create_dir(&own).unwrap();
+        fs::write(own.join(DOCUMENT), "first\n").unwrap();
+        assert_eq!(state_dir.left_document("demo").unwrap(), Some(own.join(DOCUMENT)));
+        let record: Record = serde_json::from_str(OLD).unwrap();
+        let store = |text: &str| state_dir.store(&record, &Document::new("demo", text)).unwrap();
+        let read = |name: &str| fs::read_to_string(own.join(name)).ok();
+        store("second\n");
+        assert_eq!(read("cluster.yaml.before").as_deref(), Some("first\n"));
+        assert_eq!((read(DOCUMENT).as_deref(), state_dir.left_document("demo").unwrap()), (Some("second\n"), None));
+        store("third\n");
+        assert_eq!(read("cluster.yaml.before-2"), None, "the cluster's own document has changed");
+        fs::remove_file(own.join(RECORD)).unwrap();
+        store("third\n");
+        assert_eq!(read("cluster.yaml.before-2"), None);
+        fs::remove_file(own.join(RECORD)).unwrap();
+        store("fourth\n");
+        assert_eq!(read("cluster.yaml.before").as_deref(), Some("first\n"));
+        assert_eq!(read("cluster.yaml.before-2").as_deref(), Some("third\n"));
+    }
+
+    #[test]
+    fn only_the_clusters_own_files_are_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::at(folder.path().to_owned());
+        let own = state_dir.folder("demo");
+        fs::create_dir_all(own.join("qemu/pg-1")).unwrap();
+        fs::create_dir(own.join(".cluster.yaml.folder")).unwrap();
+        let files = ["qemu/pg-1/disk.qcow2", "qemu/network.json", "cluster.yaml.before", "image", "notes.txt"];
+        let gone = [RECORD, DOCUMENT, AUTHORITY, ".cluster.yaml.Xy12", ".record.json.a"];
+        for file in files.iter().chain(&gone).chain(&[LOCK]) {
+            fs::write(own.join(file), "text").unwrap();
+        }
+        let stays = [".cluster.yaml.folder", "cluster.yaml.before", "image", "notes.txt", "qemu"];
+        let stays: Vec<PathBuf> = stays.iter().map(|name| own.join(name)).collect();
+        assert_eq!(state_dir.strange("demo").unwrap(), stays);
+        assert_eq!(state_dir.forget("demo").unwrap(), stays);
+        assert!(files.iter().chain(&[LOCK]).all(|file| own.join(file).exists()));
+        assert!(gone.iter().all(|file| !own.join(file).exists()));
+        // Their driver has removed the machines.
+        fs::remove_dir_all(own.join("qemu")).unwrap();
+        state_dir.forget("demo").unwrap();
+        assert!(!own.join("image").exists() && own.join("cluster.yaml.before").exists());
+        assert_eq!(state_dir.forget("none").unwrap(), Vec::<PathBuf>::new());
     }
 
     #[test]

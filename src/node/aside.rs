@@ -12,7 +12,7 @@
 //! Tablespaces do not move with the data folder: `pg_tblspc` leads to them, and a copy of the database has them at the
 //! same places. So a database with tablespaces elsewhere is not set aside for a copy until a person has seen to them.
 
-use super::database::Database;
+use super::{begun::HALF_GONE, database::Database};
 use crate::{
     clock,
     error::UserError,
@@ -40,7 +40,32 @@ const COUNTED: u64 = 50_000;
 /// An aside in a line, for people.
 pub fn line(aside: &Aside) -> String {
     let Aside { path, since, why, size, .. } = aside;
-    format!("{} ({size}, {why}, since {})", path.display(), clock::utc(*since))
+    let half = if half(aside).is_some() { ", may be half of a database" } else { "" };
+    format!("{} ({size}, {why}, since {}{half})", path.display(), clock::utc(*since))
+}
+
+/// The word for half of a database in the place of which a copy was being made.
+pub const HALF_REPLACED: &str = "half-replaced";
+/// The word for a first database that was not finished.
+pub const UNFINISHED: &str = "unfinished";
+/// The word for a copy that was not finished.
+pub const UNFINISHED_CLONE: &str = "unfinished-clone";
+/// The word for what Patroni has renamed.
+const FAILED: &str = "failed";
+
+/// Why an aside may be half of a database, if it may.
+pub fn half(aside: &Aside) -> Option<&'static str> {
+    // etcd's data have such words too, and never held anything then.
+    if !aside.was.ends_with("main") {
+        return None;
+    }
+    match aside.why.as_str() {
+        HALF_REPLACED => Some(HALF_GONE),
+        UNFINISHED => Some("the first database was being made there, and was not finished"),
+        UNFINISHED_CLONE => Some("a copy was being made there, and was not finished"),
+        FAILED => Some("Patroni has renamed it when it could not make or remove it"),
+        _ => None,
+    }
 }
 
 /// The disk space of everything below `folder`; no more than `most` files are counted. What cannot be read is left out.
@@ -144,22 +169,39 @@ pub struct Elsewhere {
     pub data: PathBuf,
     /// Where they are; at least one.
     pub tablespaces: Vec<PathBuf>,
+    /// Whether Patroni was to replace the database, not this program to set it aside.
+    pub in_place: bool,
+}
+
+impl Elsewhere {
+    /// The same where Patroni was to replace the database in its place.
+    pub fn in_place(self) -> Elsewhere {
+        Elsewhere { in_place: true, ..self }
+    }
 }
 
 impl fmt::Display for Elsewhere {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Elsewhere { data, tablespaces } = self;
+        let Elsewhere { data, tablespaces, in_place } = self;
+        let one = tablespaces.len() == 1;
         let names: Vec<String> = tablespaces.iter().map(|path| path.display().to_string()).collect();
         let first = names.first().map_or("", String::as_str);
         write!(
             f,
-            "{} is not set aside, as it has data outside that do not move with it and that the next copy would \
-             overwrite: the tablespace{} {}. Rename {} by hand, such as `mv {first} {first}.kept`, and then: \
+            "{} is not {}: the tablespace{} {}. Rename {} by hand, such as `mv {first} {first}.kept`, and then: \
              pgha-node aside make database",
             data.display(),
-            if names.len() == 1 { "" } else { "s" },
+            match (in_place, one) {
+                (false, _) =>
+                    "set aside, as it has data outside that do not move with it and that the next copy would overwrite",
+                (true, true) =>
+                    "replaced in its place, as it has a folder outside that Patroni would remove with all that is in it",
+                (true, false) =>
+                    "replaced in its place, as it has folders outside that Patroni would remove with all that is in them",
+            },
+            if one { "" } else { "s" },
             names.join(", "),
-            if names.len() == 1 { "it" } else { "each" },
+            if one { "it" } else { "each" },
         )
     }
 }
@@ -181,7 +223,7 @@ pub fn elsewhere(data: &Path) -> Result<Option<Elsewhere>> {
         }
     }
     let tablespaces = outside(data, &targets);
-    Ok((!tablespaces.is_empty()).then(|| Elsewhere { data: data.to_owned(), tablespaces }))
+    Ok((!tablespaces.is_empty()).then(|| Elsewhere { data: data.to_owned(), tablespaces, in_place: false }))
 }
 
 /// Those of the links' `targets` in the `pg_tblspc` of `data` that do not lie in `data`, whether they are there or not:
@@ -220,12 +262,12 @@ pub fn set_database_aside(folder: &Path, why: &str) -> Result<PathBuf> {
     }
 }
 
-/// The same by a person's order, who has renamed the tablespaces before.
+/// The same by a person's order, who has renamed the tablespaces before; `why` as in [`set_aside`].
 ///
 /// # Errors
 /// [`Elsewhere`] when there is still something where they were, and as [`set_aside`].
-pub fn set_database_aside_by_hand(folder: &Path) -> Result<PathBuf> {
-    if let Some(Elsewhere { data, tablespaces }) = elsewhere(folder)? {
+pub fn set_database_aside_by_hand(folder: &Path, why: &str) -> Result<PathBuf> {
+    if let Some(Elsewhere { data, tablespaces, in_place }) = elsewhere(folder)? {
         let mut left = Vec::new();
         for path in tablespaces {
             if Presence::of_folder(&path).known()?.is_some() {
@@ -233,10 +275,10 @@ pub fn set_database_aside_by_hand(folder: &Path) -> Result<PathBuf> {
             }
         }
         if !left.is_empty() {
-            return Err(Elsewhere { data, tablespaces: left }.into());
+            return Err(Elsewhere { data, tablespaces: left, in_place }.into());
         }
     }
-    set_aside(folder, "by-hand")
+    set_aside(folder, why)
 }
 
 /// Renames `folder` to `wanted`, or to `wanted` with a number where that is taken.
@@ -583,13 +625,13 @@ mod tests {
         for part in [format!("mv {0} {0}.kept", space.display()), "pgha-node aside make database".to_owned()] {
             assert!(told.contains(&part), "`{part}` is not in {told}");
         }
-        assert_eq!(set_database_aside_by_hand(&main).unwrap_err().to_string(), told);
+        assert_eq!(set_database_aside_by_hand(&main, "by-hand").unwrap_err().to_string(), told);
         assert!(matches!(Database::look(&main), Database::Present(_)));
 
         // Where the link leads to nothing, its volume may not be mounted: only a person knows.
         fs::rename(&space, space.with_extension("kept")).unwrap();
         assert!(set_database_aside(&main, "diverged").unwrap_err().is::<Elsewhere>());
-        set_database_aside_by_hand(&main).unwrap();
+        set_database_aside_by_hand(&main, "by-hand").unwrap();
         assert_eq!(Database::look(&main), Database::Absent);
         assert!(space.with_extension("kept").join("PG_17_202406281").exists());
 
@@ -597,6 +639,26 @@ mod tests {
         samples::database(&main, 77);
         fs::write(main.join("pg_tblspc"), "").unwrap();
         assert!(set_database_aside(&main, "diverged").is_err());
+    }
+
+    #[test]
+    fn what_may_be_half_of_a_database_is_told() {
+        let root = root();
+        let (main, etcd) = (root.path().join("var/lib/postgresql/17/main"), root.path().join("var/lib/etcd/default"));
+        for why in [HALF_REPLACED, UNFINISHED, UNFINISHED_CLONE, "diverged", "by-hand"] {
+            samples::database(&main, 77);
+            set_aside(&main, why).unwrap();
+        }
+        fs::create_dir_all(root.path().join("var/lib/postgresql/17/main.failed")).unwrap();
+        fs::create_dir(&etcd).unwrap();
+        set_aside(&etcd, UNFINISHED).unwrap();
+        let listed = list(root.path()).unwrap();
+        assert_eq!(listed.len(), 7);
+        for aside in &listed {
+            let whole = aside.was == etcd || ["diverged", "by-hand"].contains(&aside.why.as_str());
+            assert_eq!(half(aside).is_none(), whole, "{aside:?}");
+            assert_eq!(line(aside).ends_with(", may be half of a database)"), !whole, "{}", line(aside));
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::{
     },
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use decide::{Own, Primary, Server, Slot, Step, Turn, View, Way, Why, next};
+use decide::{NoRoom, Own, Primary, Server, Slot, Step, Turn, View, Way, Why, next};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -665,7 +665,7 @@ fn segment_start(name: &str, size: u64) -> Option<Lsn> {
 }
 
 /// Whether there is room for `size` bytes beside the data in `folder`; or what is missing.
-fn room(folder: &Path, size: u64) -> Result<Result<(), String>> {
+fn room(folder: &Path, size: u64) -> Result<Result<(), NoRoom>> {
     let above = folder.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     let disk =
         rustix::fs::statvfs(above).with_context(|| format!("measuring the free space of {}", above.display()))?;
@@ -674,19 +674,18 @@ fn room(folder: &Path, size: u64) -> Result<Result<(), String>> {
     let mib = |bytes: u64| bytes >> 20;
     let asides = aside::count(folder)?;
     if asides >= ASIDES {
-        return Ok(Err(format!(
-            "{asides} databases are set aside on this node already: remove what is not needed (`pgha-node aside list`)"
-        )));
+        return Ok(Err(NoRoom {
+            why: format!("{asides} databases are set aside on this node already"),
+            hint: "remove what is not needed (`pgha-node aside list`)".to_owned(),
+        }));
     }
     Ok(if free >= wanted {
         Ok(())
     } else {
-        Err(format!(
-            "a clone beside its data needs {} MiB, {} are free: make room (`pgha-node aside list`), or `pgha-node reclone \
-             --in-place`",
-            mib(wanted),
-            mib(free)
-        ))
+        Err(NoRoom {
+            why: format!("a clone beside its data needs {} MiB, {} are free", mib(wanted), mib(free)),
+            hint: "make room (`pgha-node aside list`), or `pgha-node reclone --in-place`".to_owned(),
+        })
     })
 }
 
@@ -788,9 +787,7 @@ fn ensure_leads(world: &World, view: &View) -> Result<()> {
 fn set_aside(world: &World, view: &View, record: &mut Record) -> Result<()> {
     let folder = folder(world)?;
     // Before anything stops: such data stay in their place.
-    if let Some(elsewhere) = aside::elsewhere(&folder)? {
-        return Err(elsewhere.into());
-    }
+    verify_movable(&folder, Way::Aside)?;
     units::stop(PATRONI_UNIT)?;
     ensure!(units::show(PATRONI_UNIT)?.active != "active", "{PATRONI_UNIT} does not stop");
     database::stop_server(&folder)?;
@@ -806,10 +803,30 @@ fn set_aside(world: &World, view: &View, record: &mut Record) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a database with tablespaces elsewhere. Beside a clone they would be overwritten; in place, Patroni
+/// (`remove_data_directory`) removes the folders that they lead to with all that is in them, other data too.
+fn verify_movable(folder: &Path, way: Way) -> Result<()> {
+    match (aside::elsewhere(folder)?, way) {
+        (None, _) => Ok(()),
+        (Some(elsewhere), Way::Aside) => Err(elsewhere.into()),
+        (Some(elsewhere), Way::InPlace) => Err(elsewhere.in_place().into()),
+    }
+}
+
+/// What becomes of our data, for a person; `room` is whether there is some beside a clone.
+fn kept(way: Way, room: &Result<(), NoRoom>) -> String {
+    match (way, room) {
+        (Way::Aside, _) => "they are set aside and kept (`pgha-node aside list`)".to_owned(),
+        (Way::InPlace, Ok(())) => "they are REMOVED".to_owned(),
+        (Way::InPlace, Err(NoRoom { why, .. })) => format!("they are REMOVED, not set aside, because {why}"),
+    }
+}
+
 /// Lets Patroni replace the data. The mark tells the next boot that half a database in their place is a clone cut off,
 /// and that what is there may be half of the data that Patroni was removing.
 fn replace(world: &World, view: &View) -> Result<()> {
     let version = world.postgresql.context("the image has no PostgreSQL")?;
+    verify_movable(&folder(world)?, Way::InPlace)?;
     // Nothing is marked for a Patroni that cannot be asked.
     world.server()?;
     if view.primary.as_ref().is_ok_and(|primary| primary.slot == Slot::Lost) {
@@ -846,7 +863,10 @@ impl Plan {
         world.ensure_not_ordered()?;
         let view = Repair::default().look(&world, Some(order))?;
         match next(&view) {
-            Step::Repair(why, way) => Ok(Plan { world, order, view, why, way }),
+            Step::Repair(why, way) => {
+                verify_movable(&folder(&world)?, way)?;
+                Ok(Plan { world, order, view, why, way })
+            }
             Step::Tell(why) => Err(UserError::usage(format!("this node is not cloned again: {why}")).into()),
             Step::Nothing | Step::DropSlot | Step::Restart => bail!("nothing is to be done"),
         }
@@ -868,10 +888,7 @@ impl Plan {
             Ok(own) => format!("system {}, timeline {}, {}", own.system, own.timeline, own.position),
             Err(why) => why.clone(),
         };
-        let kept = match self.way {
-            Way::Aside => "they are set aside and kept (`pgha-node aside list`)",
-            Way::InPlace => "they are REMOVED, for there is no room for both",
-        };
+        let kept = kept(self.way, &self.view.room);
         Ok(format!("{} has {own}: {kept}. Then the database of {from} is cloned.", folder.display()))
     }
 
@@ -964,7 +981,7 @@ mod tests {
             |view| view.still = Duration::ZERO,
             |view| view.paused = true,
             |view| view.primary = Err("there is no running primary".into()),
-            |view| view.room = Err("no room".into()),
+            |view| view.room = Err(NoRoom { why: "no room".into(), hint: "make some".into() }),
             |view| view.rewind_failed = true,
         ];
         for change in changes {
@@ -972,6 +989,42 @@ mod tests {
         }
         let other = View { primary: Ok(primary("pg-3")), ..view.clone() };
         assert!(verify_same(&view, &other).is_err(), "another primary");
+    }
+
+    #[test]
+    fn a_person_is_told_why_data_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let main = root.path().join("main");
+        fs::create_dir(&main).unwrap();
+        let why = |size| kept(Way::InPlace, &room(&main, size).unwrap());
+        assert_eq!(room(&main, 0).unwrap(), Ok(()));
+        assert!(why(u64::MAX).contains("REMOVED, not set aside, because a clone beside its data needs"));
+        assert!(!why(u64::MAX).contains("--in-place"), "that is what was ordered");
+        for number in 1..=ASIDES {
+            fs::create_dir(root.path().join(format!("main.aside-20261127T01090{number}Z-x"))).unwrap();
+        }
+        assert!(why(0).ends_with("because 2 databases are set aside on this node already"), "{}", why(0));
+        let told = room(&main, 0).unwrap().unwrap_err().to_string();
+        assert!(told.ends_with("already: remove what is not needed (`pgha-node aside list`)"), "{told}");
+        assert!(kept(Way::Aside, &Ok(())).contains("kept"));
+    }
+
+    #[test]
+    fn tablespaces_elsewhere_stop_both_ways() {
+        let root = tempfile::tempdir().unwrap();
+        let (main, space) = (root.path().join("main"), root.path().join("ts"));
+        fs::create_dir_all(main.join("pg_tblspc")).unwrap();
+        for way in [Way::Aside, Way::InPlace] {
+            verify_movable(&main, way).unwrap();
+        }
+        fs::create_dir(&space).unwrap();
+        std::os::unix::fs::symlink(&space, main.join("pg_tblspc/16384")).unwrap();
+        let told = |way| verify_movable(&main, way).unwrap_err().to_string();
+        assert!(told(Way::Aside).contains("is not set aside"), "{}", told(Way::Aside));
+        let told = told(Way::InPlace);
+        for part in ["is not replaced in its place", "remove with all that is in it", "pgha-node aside make database"] {
+            assert!(told.contains(part), "`{part}` is not in {told}");
+        }
     }
 
     #[test]

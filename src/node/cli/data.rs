@@ -3,11 +3,11 @@
 use crate::{
     error::UserError,
     etcd::Client,
-    files::read_text,
+    files::{Presence, read_text},
     model::{MANIFEST_PATH, Manifest, Node, scope::client_url, status::Aside},
     node::{
         aside,
-        begun::{self, BEGUN_PATH, Begun, HALF_GONE},
+        begun::{self, BEGUN_PATH, Begun, HALF_GONE, What},
         claim::{Claim, Verdict},
         database::{self, Database},
         first::{self as first_database, Keys, Store, System},
@@ -51,7 +51,14 @@ pub fn aside_command() -> Command {
                     .help("The database of the image's PostgreSQL, etcd's data, or the folder of another database"),
             ),
         )
-        .subcommand(Command::new("restore").about("Puts it back where it was, where nothing is now").arg(name()))
+        .subcommand(
+            Command::new("restore").about("Puts it back where it was, where nothing is now").arg(name()).arg(
+                Arg::new("force")
+                    .long("force")
+                    .action(ArgAction::SetTrue)
+                    .help("Also if it may be half of a database; it counts as whole from then on"),
+            ),
+        )
         .subcommand(Command::new("remove").about("Removes it for good").arg(name()).arg(yes()))
         .after_help("Services are stopped by `systemctl stop pgha-node patroni` (or `etcd`), and started by `systemctl restart pgha-node`.")
 }
@@ -64,7 +71,7 @@ pub fn aside(arguments: Vec<OsString>) -> Result<ExitCode> {
     let root = Path::new("/");
     match aside_command().try_get_matches_from(arguments)?.subcommand() {
         Some(("make", matches)) => make(root, &text(matches, "what"))?,
-        Some(("restore", matches)) => restore(root, &text(matches, "name"))?,
+        Some(("restore", matches)) => restore(root, &text(matches, "name"), matches.get_flag("force"))?,
         Some(("remove", matches)) => remove(root, &text(matches, "name"), matches.get_flag("yes"))?,
         Some((_, matches)) => list(root, matches.get_flag("json"))?,
         None => {}
@@ -118,7 +125,8 @@ fn make(root: &Path, what: &str) -> Result<()> {
     let path = if folder == Path::new(ETCD_DATA) {
         aside::set_aside(&below, "by-hand")?
     } else {
-        aside::set_database_aside_by_hand(&below)?
+        let begun = Begun::load(&root.join(BEGUN_PATH.trim_start_matches('/')));
+        aside::set_database_aside_by_hand(&below, reason(&begun, version_of(&folder).unwrap_or_default(), &below))?
     };
     forget(&folder)?;
     said(&format!("set aside: it is {} now", path.display()))
@@ -135,12 +143,45 @@ fn database_folder() -> Result<(u32, PathBuf)> {
 
 /// Whether it is a folder that a service of this node uses for data.
 fn is_data(folder: &Path) -> bool {
-    let version = || folder.strip_prefix(POSTGRESQL_DATA).ok()?.parent()?.to_str()?.parse::<u32>().ok();
-    folder == Path::new(ETCD_DATA) || (folder.ends_with("main") && version().is_some())
+    folder == Path::new(ETCD_DATA) || (folder.ends_with("main") && version_of(folder).is_some())
 }
 
-fn restore(root: &Path, name: &str) -> Result<()> {
+/// The major version of PostgreSQL whose data lie in `folder`, by its path.
+fn version_of(folder: &Path) -> Option<u32> {
+    folder.strip_prefix(POSTGRESQL_DATA).ok()?.parent()?.to_str()?.parse().ok()
+}
+
+/// Why the database in `folder` is set aside, in the words that go into its name: with that the mark of what was `begun`
+/// goes, which alone says that it may be half of one.
+fn reason(begun: &Presence<Begun>, version: u32, folder: &Path) -> &'static str {
+    match begun {
+        Presence::Present(begun) if begun.may_be_half_gone(version, folder) => aside::HALF_REPLACED,
+        Presence::Present(Begun { version: of, what, .. }) if *of == version => match what {
+            What::Bootstrap => aside::UNFINISHED,
+            What::Clone => aside::UNFINISHED_CLONE,
+        },
+        Presence::Present(_) | Presence::Absent => "by-hand",
+        // The mark is there, and what it says is lost.
+        Presence::Unknown(_) => aside::HALF_REPLACED,
+    }
+}
+
+/// Refuses to put back what may be half of a database, unless with `force`.
+fn must_be_whole(aside: &Aside, force: bool) -> Result<(), UserError> {
+    match aside::half(aside) {
+        Some(why) if !force => {
+            Err(UserError::usage(format!("{} may be half of a database: {why}", aside.path.display())).hint(
+                "put back, it would count as whole. A node without a database gets a whole one: systemctl restart \
+                 pgha-node. If you know that this one is whole, or nothing better is left: --force",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn restore(root: &Path, name: &str, force: bool) -> Result<()> {
     let aside = aside::find(root, name)?;
+    must_be_whole(&aside, force)?;
     let _held = lock::hold("aside restore", told)?;
     unused(&aside.was)?;
     aside::restore(&aside)?;
@@ -367,6 +408,10 @@ pub(super) fn confirm(yes: bool, question: &str, word: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        files::Doubt,
+        node::{begun::Replaced, database::samples},
+    };
 
     #[test]
     fn only_folders_of_data_are_set_aside() {
@@ -385,6 +430,32 @@ mod tests {
         ] {
             assert!(!is_data(Path::new(path)), "{path}");
         }
+    }
+
+    #[test]
+    fn a_database_that_may_be_half_keeps_that_in_its_name() {
+        let root = tempfile::tempdir().unwrap();
+        let main = root.path().join("var/lib/postgresql/17/main");
+        samples::database(&main, 77);
+        let begun =
+            |what, replaces| Presence::Present(Begun { what, version: 17, revision: 9, time: 1_795_741_749, replaces });
+        let replaced = begun(What::Clone, Some(Replaced::of(&main).unwrap()));
+        assert_eq!(reason(&replaced, 17, &main), "half-replaced");
+        assert_eq!(reason(&replaced, 16, &main), "by-hand", "the mark is of another database");
+        assert_eq!(reason(&begun(What::Clone, None), 17, &main), "unfinished-clone");
+        assert_eq!(reason(&begun(What::Bootstrap, None), 17, &main), "unfinished");
+        assert_eq!(reason(&Presence::Absent, 17, &main), "by-hand");
+        assert_eq!(reason(&Presence::Unknown(Doubt::new("a disk")), 17, &main), "half-replaced");
+
+        let path = aside::set_database_aside_by_hand(&main, reason(&replaced, 17, &main)).unwrap();
+        let found = aside::find(root.path(), path.to_str().unwrap()).unwrap();
+        let told = crate::error::report(&restore(root.path(), &found.name(), false).unwrap_err());
+        for part in ["may be half of a database", "half of it may be gone", "--force"] {
+            assert!(told.contains(part), "`{part}` is not in {told}");
+        }
+        assert!(path.exists() && !main.exists());
+        assert!(must_be_whole(&found, true).is_ok());
+        assert!(must_be_whole(&Aside { why: "diverged".to_owned(), ..found }, false).is_ok());
     }
 
     #[test]

@@ -41,6 +41,8 @@ const MANUAL: &str = include_str!("../../../overlays/node/RECOVERY.md");
 const NODE_UNIT: &str = "pgha-node.service";
 /// How long that may be away: systemd starts it again five seconds after it has failed.
 const RUNS_WITHIN: Duration = Duration::from_secs(30);
+/// How long it may be unknown how an order stands, as its files cannot be read.
+const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is looked how far an order is.
 const PAUSE: Duration = Duration::from_millis(300);
 
@@ -156,27 +158,57 @@ fn stop_init() -> Result<()> {
     Ok(())
 }
 
+/// How an order stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    /// It is not carried out yet.
+    Given,
+    /// It is carried out.
+    Done,
+    /// It is dropped; why.
+    Dropped(String),
+}
+
+/// How the order for `incarnation` stands, by the files that `load` reads.
+fn standing<E>(
+    mut load: impl FnMut(&str) -> Result<Option<RecoveryOrder>, E>,
+    incarnation: &str,
+) -> Result<Standing, E> {
+    let mut load = |path| Ok(load(path)?.filter(|order| order.incarnation == incarnation));
+    if load(order::DONE_PATH)?.is_some() {
+        return Ok(Standing::Done);
+    }
+    if load(order::PATH)?.is_some() {
+        return Ok(Standing::Given);
+    }
+    // It becomes the order that is done by a rename, which may lie between the two looks.
+    if load(order::DONE_PATH)?.is_some() {
+        return Ok(Standing::Done);
+    }
+    let dropped = load(order::DROPPED_PATH)?.and_then(|order| order.dropped);
+    Ok(Standing::Dropped(dropped.unwrap_or_else(|| "it is not there any more".to_owned())))
+}
+
 /// Tells how the order is carried out, until it is, or is dropped, or fails.
 fn follow(here: &Here<'_>, order: &RecoveryOrder, began: u64) -> Result<()> {
-    let is_this = |path: &str| {
-        Ok::<_, anyhow::Error>(
-            RecoveryOrder::load(&here.below(path)).known()?.filter(|it| it.incarnation == order.incarnation),
-        )
-    };
     let stays = "the order stays, and is gone on with by itself. How it stands: pgha-node recover. To drop it: pgha-node \
                  recover --cancel";
-    let (mut told, mut ran) = (String::new(), Instant::now());
+    let (mut told, mut ran, mut known) = (String::new(), Instant::now(), Instant::now());
     loop {
-        if is_this(order::DONE_PATH)?.is_some() {
-            log::info!("the cluster goes on from this node, and the others join when they come: pgha-node status");
-            return Ok(());
-        }
-        if is_this(order::PATH)?.is_none() {
-            let dropped = is_this(order::DROPPED_PATH)?.and_then(|order| order.dropped);
-            let why = dropped.unwrap_or_else(|| "it is not there any more".to_owned());
-            return Err(UserError::runtime(format!("the order is dropped, and nothing has changed: {why}"))
-                .hint("see `pgha-node recover`")
-                .into());
+        match standing(|path| RecoveryOrder::load(&here.below(path)).known(), &order.incarnation) {
+            Ok(Standing::Done) => {
+                log::info!("the cluster goes on from this node, and the others join when they come: pgha-node status");
+                return Ok(());
+            }
+            Ok(Standing::Dropped(why)) => {
+                return Err(UserError::runtime(format!("the order is dropped, and nothing has changed: {why}"))
+                    .hint("see `pgha-node recover`")
+                    .into());
+            }
+            Ok(Standing::Given) => known = Instant::now(),
+            // Another process writes these files: the next look may tell.
+            Err(_) if known.elapsed() < KNOWN_WITHIN => {}
+            Err(error) => return Err(UserError::runtime(error.message).hint(stays).into()),
         }
         let BootProgress { phase, step, reason, since, .. } = progress::load(Path::new(PROGRESS_PATH));
         let text = if reason.is_empty() { step } else { format!("{step}: {reason}") };
@@ -218,4 +250,43 @@ fn cancel(here: &Here<'_>) -> Result<()> {
     dropped?;
     log::info!("the order is dropped, and this node goes on as before: pgha-node status");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(incarnation: &str, dropped: Option<&str>) -> RecoveryOrder {
+        let json = serde_json::json!({"schema": 1, "cluster": "demo", "identity": "a1", "node": "pg-1", "time": 7,
+            "force": false, "accepts": [], "phase": "made", "incarnation": incarnation, "system": null, "keys": true,
+            "newest": 1, "replaces": [], "dropped": dropped});
+        serde_json::from_value(json).unwrap()
+    }
+
+    /// How the order `1` stands where each look finds the next of `looks`: a file, and which order is in it.
+    fn seen(looks: &[(&str, Option<RecoveryOrder>)]) -> Standing {
+        let mut looks = looks.iter();
+        let look = |path: &str| {
+            let (expected, found) = looks.next().unwrap();
+            assert_eq!(path, *expected);
+            Ok::<_, UserError>(found.clone())
+        };
+        standing(look, "1").unwrap()
+    }
+
+    #[test]
+    fn an_order_that_is_done_between_two_looks_is_done() {
+        let this = || Some(order("1", None));
+        assert_eq!(seen(&[(order::DONE_PATH, this())]), Standing::Done);
+        let other = || Some(order("2", None));
+        assert_eq!(seen(&[(order::DONE_PATH, other()), (order::PATH, this())]), Standing::Given);
+        assert_eq!(seen(&[(order::DONE_PATH, None), (order::PATH, None), (order::DONE_PATH, this())]), Standing::Done);
+        let gone = [(order::DONE_PATH, None), (order::PATH, other()), (order::DONE_PATH, None)];
+        let dropped = [&gone[..], &[(order::DROPPED_PATH, Some(order("1", Some("a person dropped it"))))]].concat();
+        assert_eq!(seen(&dropped), Standing::Dropped("a person dropped it".to_owned()));
+        let nowhere = [&gone[..], &[(order::DROPPED_PATH, other())]].concat();
+        assert_eq!(seen(&nowhere), Standing::Dropped("it is not there any more".to_owned()));
+        let unknown: Result<Standing, &str> = standing(|_| Err("a disk"), "1");
+        assert_eq!(unknown, Err("a disk"), "that is no end of the order");
+    }
 }

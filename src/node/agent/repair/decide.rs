@@ -124,13 +124,28 @@ pub struct View {
     /// The lost slot was dropped since it last moved.
     pub dropped: bool,
     /// Room for the primary's data beside ours; or what is missing.
-    pub room: Result<(), String>,
+    pub room: Result<(), NoRoom>,
     /// Whose turn it is.
     pub turn: Turn,
     /// How long ago this node was repaired last.
     pub last: Option<Duration>,
     /// A person's order.
     pub order: Option<CloneOrder>,
+}
+
+/// Why our data cannot stay beside a clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoRoom {
+    /// What is in the way.
+    pub why: String,
+    /// What a person can do.
+    pub hint: String,
+}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.why, self.hint)
+    }
 }
 
 /// Why a replica is cloned again.
@@ -275,7 +290,7 @@ fn obey(view: &View, order: CloneOrder) -> Step {
     match &view.room {
         Ok(()) => Step::Repair(Why::Ordered, Way::Aside),
         Err(_) if order.in_place => Step::Repair(Why::Ordered, Way::InPlace),
-        Err(missing) => Step::Tell(missing.clone()),
+        Err(missing) => Step::Tell(missing.to_string()),
     }
 }
 

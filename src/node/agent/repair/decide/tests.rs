@@ -58,6 +58,10 @@ const PLACES: [(u32, u64, Kin, bool); 8] = [
     (4, 0x9000, Kin::Stranger, false),
 ];
 
+fn no_room() -> NoRoom {
+    NoRoom { why: "no room".to_owned(), hint: "make some".to_owned() }
+}
+
 #[test]
 fn timelines_of_one_number_are_not_the_same_way() {
     let with = |timeline, history: Option<Vec<(u32, Lsn)>>| kin(&primary(), &Own { history, ..own(timeline, 0x1000) });
@@ -71,7 +75,7 @@ fn timelines_of_one_number_are_not_the_same_way() {
     let mut view = view();
     view.own = Ok(Own { history: None, ..own(3, 0x3000) });
     assert_eq!(next(&view), Step::Repair(Why::WalGone, Way::Aside));
-    view.room = Err("no room".into());
+    view.room = Err(no_room());
     assert!(matches!(next(&view), Step::Tell(_)), "not enough to replace them");
 }
 
@@ -126,7 +130,7 @@ fn all() -> impl Iterator<Item = (View, Kin, bool)> {
                                         rewind_failed,
                                         restarted: !fresh,
                                         dropped: !fresh,
-                                        room: if room { Ok(()) } else { Err("no room".into()) },
+                                        room: if room { Ok(()) } else { Err(no_room()) },
                                         turn: turn.clone(),
                                         last,
                                         order,
