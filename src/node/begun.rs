@@ -142,7 +142,12 @@ pub fn forget(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::database::samples;
+
+    /// What the mark asks of a database: a file, and no manifest.
+    fn database(main: &Path) {
+        fs::create_dir_all(main).unwrap();
+        fs::write(main.join("PG_VERSION"), "17\n").unwrap();
+    }
 
     #[test]
     fn a_mark_is_read_back_and_half_a_mark_is_unknown() {
@@ -167,7 +172,7 @@ mod tests {
         let (main, path) = (root.path().join("main"), root.path().join("begun.json"));
         let manifest = main.join("backup_manifest");
         let arrives = |checksum: &str| {
-            samples::database(&main, 7);
+            database(&main);
             let end = format!("\"Manifest-Checksum\": \"{checksum}\"}}\n");
             fs::write(&manifest, format!("{{ \"Files\": [{}],\n{end}", " ".repeat(500))).unwrap();
         };
@@ -177,7 +182,7 @@ mod tests {
         };
         let half = |version| Begun::load(&path).known().unwrap().unwrap().may_be_half_gone(version, &main);
         // The cluster's first database is not a copy, a replica's is.
-        samples::database(&main, 7);
+        database(&main);
         for is_copy in [false, true] {
             if is_copy {
                 arrives("aa");
@@ -197,7 +202,7 @@ mod tests {
             std::os::unix::fs::symlink("backup_manifest", &manifest).unwrap();
             assert!(half(17), "a doubt");
             fs::remove_dir_all(&main).unwrap();
-            samples::database(&main, 7);
+            database(&main);
             assert!(half(17), "a copy without its manifest is not whole");
             arrives("bb");
             assert!(!half(17), "the copy is there");

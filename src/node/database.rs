@@ -130,7 +130,7 @@ impl fmt::Display for Facts {
         let (timeline, position) = self.reached();
         write!(
             f,
-            "PostgreSQL {}, system {}, timeline {timeline}, {position}, {}, last checkpoint {}",
+            "PostgreSQL {}, system {}, timeline {timeline}, at least up to {position}, {}, last checkpoint {}",
             self.version,
             self.system,
             self.state.words(),
@@ -437,7 +437,7 @@ mod tests {
         let facts = Facts { version: 17, ..parse(&real()).unwrap() };
         assert_eq!(
             facts.to_string(),
-            "PostgreSQL 17, system 7712652082925278041, timeline 1, 0/17497C0, shut down, \
+            "PostgreSQL 17, system 7712652082925278041, timeline 1, at least up to 0/17497C0, shut down, \
              last checkpoint 2026-11-27T01:09:09Z"
         );
         assert_eq!((facts.recovery_end, facts.recovery_timeline), (Lsn(0), 0));

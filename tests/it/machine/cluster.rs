@@ -67,7 +67,7 @@ fn machines_of_a_cluster_are_started_broken_healed_and_removed() {
     bench.well(&["kill", "vm", "pg-2"]);
     assert_eq!(bench.powers(), powers(&[("pg-1", "paused"), ("pg-2", "off")]));
     let killed = bench.ran(&["kill", "vm", "pg-2"]);
-    assert!(killed.status == Some(1) && killed.stderr.contains("pg-2 does not run"), "{}", killed.stderr);
+    assert!(killed.status == Some(1) && killed.stderr.contains("pg-2 is not running"), "{}", killed.stderr);
 
     bench.well(&["partition", "vm", "pg-1", "--wholly"]);
     let links = || {

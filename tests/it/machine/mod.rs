@@ -109,7 +109,7 @@ fn a_machine_is_paused_found_again_and_ended() {
     let machine = Machine::start(&qemu, &place, Lifetime::Detached, &launcher).unwrap();
     wait_for_console(&machine, "ready");
     let again = Machine::start(&qemu, &place, Lifetime::Detached, &launcher).unwrap_err();
-    assert_eq!(format!("{again:#}"), "starting the machine pg-1: it runs already");
+    assert_eq!(format!("{again:#}"), "starting the machine pg-1: it is running already");
     machine.pause().unwrap();
     // As a later call of the program does.
     drop(machine);
@@ -285,7 +285,7 @@ fn requests_for_impossible_machines_are_refused() {
         return;
     }
     let told = refuse(&["no/such.qcow2"], "");
-    assert!(told.contains("there is no image no/such.qcow2") && told.contains("hint: make one"), "{told}");
+    assert!(told.contains("there is no image no/such.qcow2") && told.contains("hint: build one"), "{told}");
     let told = refuse(&["no-such-recipe"], "");
     assert!(told.contains("pgha-image build no-such-recipe --format qcow2"), "{told}");
     let told = refuse(&[&image, "--seed", "no-seed"], "");
