@@ -287,6 +287,6 @@ mod tests {
         let nowhere = [&gone[..], &[(order::DROPPED_PATH, other())]].concat();
         assert_eq!(seen(&nowhere), Standing::Dropped("it is not there any more".to_owned()));
         let unknown: Result<Standing, &str> = standing(|_| Err("a disk"), "1");
-        assert_eq!(unknown, Err("a disk"), "that is no end of the order");
+        assert_eq!(unknown, Err("a disk"), "that does not end the order");
     }
 }

@@ -118,7 +118,7 @@ fn a_machine_is_paused_found_again_and_ended() {
     machine.resume().unwrap();
     assert_eq!(machine.monitor().unwrap().status().unwrap(), "running");
     let error = format!("{:#}", machine.agent(Instant::now() + Duration::from_millis(200)).unwrap_err());
-    assert!(error.contains("no guest agent answers"), "{error}");
+    assert!(error.contains("the guest agent does not answer"), "{error}");
     machine.cut_power().unwrap();
     assert!(Machine::open(&place).unwrap().is_none());
     assert_eq!(processes_in(&place), [""; 0]);
