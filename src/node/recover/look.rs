@@ -278,7 +278,8 @@ impl<'a> Here<'a> {
                 .into_iter()
                 .map(|(member, asked)| asked.join().unwrap_or_else(|_| silent(member, "asking it failed".to_owned())));
             let nodes: Vec<KnownNode> = nodes.collect();
-            (nodes, quorums.join().unwrap_or_default())
+            // That none answered must have been asked.
+            (nodes, quorums.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         // What Patroni does not say of a timeline, its key may.
         for copy in nodes.iter_mut().filter_map(|node| match &mut node.database {

@@ -385,7 +385,7 @@ mod tests {
                 "  etcd        cluster 20f7d2aea1a7a31f, member 7\n",
                 "\npg-2\n  unknown     no answer\n",
                 "kept revision 812: system identifier 7712652082925278041\n",
-                "was on each of: pg-2\n",
+                "each of these has every acknowledged commit: pg-2.\n",
                 "Nobody who answers has more than pg-1.\n",
                 "    on pg-1: pgha-node recover --from-this-node\n",
                 "Nothing is known of pg-2.",

@@ -99,6 +99,17 @@ fn wait_for_console(machine: &Machine, text: &str) {
     });
 }
 
+/// Ends a detached machine when its test ends, however that is.
+struct EndAtLast(std::path::PathBuf);
+
+impl Drop for EndAtLast {
+    fn drop(&mut self) {
+        if let Ok(Some(machine)) = Machine::open(&self.0) {
+            let _ = machine.cut_power();
+        }
+    }
+}
+
 #[test]
 fn a_machine_is_paused_found_again_and_ended() {
     let Some(qemu) = qemu() else { return };
@@ -107,6 +118,7 @@ fn a_machine_is_paused_found_again_and_ended() {
     let place = folder.path().join("machine");
     config(folder.path(), "pg-1").prepare(Accel::Tcg, &place).unwrap();
     let machine = Machine::start(&qemu, &place, Lifetime::Detached, &launcher).unwrap();
+    let _end = EndAtLast(place.clone());
     wait_for_console(&machine, "ready");
     let again = Machine::start(&qemu, &place, Lifetime::Detached, &launcher).unwrap_err();
     assert_eq!(format!("{again:#}"), "starting the machine pg-1: it is running already");
